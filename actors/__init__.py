@@ -1,0 +1,1 @@
+"""Many of them: environments, the NumPy policy, rollouts. Never imports MLX."""

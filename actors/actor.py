@@ -1,0 +1,86 @@
+"""An actor: joins the learner, and collects the rollouts it is granted until it is told to stop."""
+
+import os
+from collections import deque
+
+from actors.environment import describe_spaces, make_environment
+from actors.fingerprint import fingerprint
+from actors.lane import Lane
+from actors.policy import Policy
+from actors.rollout import collect_rollout
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.messages import Grant, Hello, Ready, Refusal, Stop, Welcome
+from protocol.snapshot import PolicySnapshot
+from protocol.spaces import Spaces
+from protocol.trajectory import Trajectory
+from protocol.transport import ActorSocket
+
+HELLO_INTERVAL = 1.0  # seconds after which an unanswered hello is repeated
+
+
+class Actor:
+    """One actor, alone in a process or as a thread among others."""
+
+    def __init__(self, index: int, address: str) -> None:
+        self._hello = Hello(index, os.getpid(), fingerprint())
+        self._socket = ActorSocket(address)
+        self._experiment: Experiment | None = None
+        self._spaces: Spaces | None = None
+        self._policies: dict[int, Policy] = {}  # by version
+        self._lanes: dict[int, Lane] = {}
+        self._serials: dict[int, int] = {}  # of the grants that each lane was built for
+        self._grants: deque[Grant] = deque()
+
+    def run(self) -> None:
+        """Join, and act until told to stop. Raises `UserError` when refused."""
+        try:
+            self._socket.send(self._hello)
+            while True:
+                message = self._socket.receive(timeout=0 if self._grants else HELLO_INTERVAL)
+                if isinstance(message, Stop):
+                    return
+                if isinstance(message, Refusal):
+                    raise UserError(message.reason)
+                if isinstance(message, Welcome):
+                    self._prepare(message.experiment)
+                elif isinstance(message, PolicySnapshot):
+                    self._receive_policy(message)
+                elif isinstance(message, Grant):
+                    self._grants.append(message)
+                elif self._grants:
+                    self._socket.send(self._fulfil(self._grants.popleft()))
+                elif self._experiment is None:
+                    self._socket.send(self._hello)
+        finally:
+            for lane in self._lanes.values():
+                lane.close()
+            self._socket.close()
+
+    def _prepare(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        env = make_environment(experiment)
+        self._spaces = describe_spaces(env)
+        env.close()
+        self._socket.send(Ready(self._spaces))
+
+    def _receive_policy(self, snapshot: PolicySnapshot) -> None:
+        assert self._experiment is not None and self._spaces is not None
+        version = snapshot.policy_version
+        # Grants name the newest version or the one before it, and no other.
+        self._policies = {v: policy for v, policy in self._policies.items() if v >= version - 1}
+        self._policies[version] = Policy(snapshot, self._spaces, self._experiment.normalize_observations)
+
+    def _fulfil(self, grant: Grant) -> Trajectory:
+        assert self._experiment is not None and self._spaces is not None
+        lane = self._lanes.get(grant.lane)
+        if lane is None or self._serials[grant.lane] != grant.serial:
+            if lane is not None:
+                lane.close()
+            lane = self._lanes[grant.lane] = Lane(grant.lane, self._experiment, self._spaces)
+            self._serials[grant.lane] = grant.serial
+            if grant.state is None:
+                lane.begin()
+            else:
+                lane.rebuild(grant.state)
+        return collect_rollout(lane, self._policies[grant.policy_version], grant, self._experiment, self._spaces)

@@ -1,0 +1,57 @@
+"""Collecting a rollout: one lane stepped T times with one policy, into one trajectory."""
+
+import numpy as np
+
+from actors.lane import Lane
+from actors.policy import Policy
+from protocol.experiment import Experiment
+from protocol.messages import Grant
+from protocol.randomness import Purpose, generator
+from protocol.spaces import Spaces
+from protocol.trajectory import Trajectory
+
+
+def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experiment, spaces: Spaces) -> Trajectory:
+    """Step `lane` for a whole rollout as granted; it is left at the rollout's end, ready for the next."""
+    t, n = experiment.rollout_length, experiment.lane_size
+    observations = np.empty((t, n, *spaces.observation.shape), spaces.observation.dtype)
+    actions = np.empty((t, n, *spaces.action.shape), spaces.action.dtype)
+    parameters = np.empty((t, n, spaces.distribution_size), np.float32)
+    rewards = np.empty((t, n), np.float32)
+    terminated = np.empty((t, n), bool)
+    truncated = np.empty((t, n), bool)
+    final_observations, episode_returns, episode_lengths = [], [], []
+    noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
+    for step in range(t):
+        observations[step] = lane.observations
+        actions[step], parameters[step] = policy.act(lane.observations, noise[step])
+        lane.step(actions[step], rewards[step], terminated[step], truncated[step])
+        for env in np.flatnonzero(terminated[step] | truncated[step]).tolist():
+            if truncated[step, env]:
+                final_observations.append(lane.observations[env].copy())
+            episode_returns.append(lane.episode_returns[env])
+            episode_lengths.append(lane.episode_lengths[env])
+            lane.next_episode(env)
+    restarted, lane.restarted = lane.restarted, np.zeros(n, bool)
+    return Trajectory(
+        run_id=grant.run_id,
+        lane=lane.index,
+        rollout_index=grant.rollout_index,
+        policy_version=policy.version,
+        serial=grant.serial,
+        observations=observations,
+        last_observations=lane.observations.copy(),
+        actions=actions,
+        behaviour_log_probs=policy.log_prob(parameters, actions),
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        final_observations=np.array(final_observations, spaces.observation.dtype).reshape(
+            -1, *spaces.observation.shape
+        ),
+        episode_returns=np.array(episode_returns, np.float64),
+        episode_lengths=np.array(episode_lengths, np.int64),
+        episode_indices=lane.episode_indices.copy(),
+        restarted=restarted,
+        digests=np.frombuffer(b"".join(lane.digest(i) for i in range(n)), np.uint8).reshape(n, -1),
+    )

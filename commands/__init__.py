@@ -1,0 +1,1 @@
+"""What a user can ask of launch.py, one file each."""

@@ -1,0 +1,185 @@
+"""`train`: settles what is to be run and where, and hands it to the supervisor."""
+
+import dataclasses
+import fcntl
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from actors.environment import check_registered
+from commands.supervisor import supervise
+from learner.config import PPOConfig, RunConfig, TrainingConfig
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the work is done. Nothing here changes the numbers."""
+
+    actors: int = 0
+    """Actor processes; 0 takes one for each performance core but one, and at least 1."""
+    transport: Literal["ipc", "tcp"] = "ipc"
+    """How actors reach the learner: a socket file, or TCP on 127.0.0.1."""
+    port: int = 0
+    """TCP port of the learner; 0 takes any that is free."""
+    in_process: bool = False
+    """Run the learner and the actors as threads of this process."""
+    run_dir: Path | None = None
+    """Directory for the results; by default a fresh one under runs/."""
+    resume: Path | None = None
+    """Continue the run in this directory, with its own settings."""
+
+
+Flat = tyro.conf.OmitArgPrefixes
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a PPO policy: many actors step environments, one learner improves the policy on MLX.
+
+    Examples:
+      python launch.py --actors 8
+      python launch.py --env Pendulum-v1 --seed 1
+      python launch.py --resume runs/CartPole-v1-seed0
+      python launch.py eval runs/CartPole-v1-seed0
+    """
+
+    execution: Flat[ExecutionConfig]
+    experiment: Flat[Experiment]
+    training: Flat[TrainingConfig]
+    ppo: Flat[PPOConfig]
+
+
+def main(arguments: list[str]) -> int:
+    """Train as the command line says; returns the exit code."""
+    resumed = _value_of("--resume", arguments)
+    if resumed is not None:
+        path = Path(resumed)
+        if not (path / "config.json").exists():
+            raise UserError(f"--resume {resumed}: there is no run here (no config.json)")
+        defaults = RunConfig.load(path / "config.json")
+    else:
+        env = _value_of("--env", arguments) or Experiment.env
+        defaults = with_preset(RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig()))
+    command = tyro.cli(
+        TrainCommand,
+        prog="launch.py",
+        args=arguments,
+        default=TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo),
+    )
+    config = RunConfig(command.experiment, command.ppo, command.training)
+    execution = command.execution
+    if resumed is not None:
+        _refuse_changes(defaults, config)
+    config.check()
+    check_registered(config.experiment.env)
+    if execution.actors < 0 or not 0 <= execution.port < 65_536:
+        raise UserError("--actors must be at least 0, and --port between 0 and 65535")
+    num_actors = execution.actors or default_actors(config.experiment.num_lanes)
+    run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
+    with _claimed(run_dir, fresh=resumed is None, config=config):
+        return supervise(config, run_dir, num_actors, execution.transport, execution.port, execution.in_process)
+
+
+def with_preset(config: RunConfig) -> RunConfig:
+    """`config` with the settings that `presets/` holds for its environment, if any."""
+    for path in sorted(PRESETS.glob("*.toml")):
+        settings = dict(tomllib.loads(path.read_text()).get(config.experiment.env, {}))
+        if not settings:
+            continue
+        parts = {}
+        for name in ("experiment", "ppo", "training"):
+            part = getattr(config, name)
+            own = {field.name for field in dataclasses.fields(part)} & settings.keys()
+            parts[name] = dataclasses.replace(part, **{key: settings.pop(key) for key in own})
+        if settings:
+            raise UserError(f"{path}: {config.experiment.env} has unknown settings {', '.join(settings)}")
+        return RunConfig(**parts)
+    return config
+
+
+def default_actors(num_lanes: int) -> int:
+    """One actor for each performance core but one, which the learner takes; no more than there are lanes."""
+    return max(1, min(performance_cores() - 1, num_lanes))
+
+
+def performance_cores() -> int:
+    """Cores worth an actor: on Apple silicon the performance cores, elsewhere all that this process may use."""
+    if sys.platform == "darwin":
+        import subprocess
+
+        answer = subprocess.run(["sysctl", "-n", "hw.perflevel0.physicalcpu"], capture_output=True, check=False)
+        if answer.returncode == 0:
+            return int(answer.stdout)
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    """The value given to `flag`, needed before the other flags have their defaults."""
+    for i, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == flag:
+            return value if separator else next(iter(arguments[i + 1 :]), None)
+    return None
+
+
+def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:
+    for part in ("experiment", "ppo", "training"):
+        old, new = dataclasses.asdict(getattr(saved, part)), dataclasses.asdict(getattr(given, part))
+        for name in old:
+            if old[name] != new[name]:
+                raise UserError(
+                    f"--resume continues a run with its own settings: --{name.replace('_', '-')} is {old[name]} there"
+                    f" and cannot become {new[name]}; leave the flag out, or start a new run"
+                )
+
+
+def _fresh_run_dir(experiment: Experiment) -> Path:
+    name = f"{experiment.env.replace('/', '-')}-seed{experiment.seed}"
+    taken = 1
+    path = Path("runs") / name
+    while path.exists():
+        taken += 1
+        path = Path("runs") / f"{name}-{taken}"
+    return path
+
+
+@contextmanager
+def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]:
+    """Hold the run directory for this process alone; a new one that comes to nothing is removed again."""
+    created = not run_dir.exists()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / ".lock", "a")  # noqa: SIM115 - held until the run is over
+    except OSError as error:
+        raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"the run directory {run_dir} is in use by another launch.py") from None
+        if fresh:
+            if (run_dir / "config.json").exists():
+                raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
+            config.save(run_dir / "config.json")
+        try:
+            yield
+        except UserError:
+            if fresh and not (run_dir / "checkpoints").exists():
+                (run_dir / "config.json").unlink()
+                if created:
+                    shutil.rmtree(run_dir)
+            raise

@@ -1,0 +1,35 @@
+"""The entry point: `python launch.py --actors 8` trains, `python launch.py eval RUN_DIR` evaluates."""
+
+import os
+import sys
+
+from protocol.threads import use_one_thread
+
+use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eval
+
+from protocol.errors import UserError  # noqa: E402
+from protocol.lifeline import USER_ERROR  # noqa: E402
+
+COMMANDS = ("train", "eval")
+
+
+def main(arguments: list[str]) -> int:
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
+    try:
+        if command == "eval":
+            from commands.eval import main as evaluate
+
+            return evaluate(arguments)
+        from commands.train import main as train
+
+        return train(arguments)
+    except UserError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of --in-process may be deep in MLX or in an environment; nothing is left to save

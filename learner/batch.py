@@ -1,0 +1,58 @@
+"""The rollout buffer: one iteration's trajectories side by side, in the order of their lanes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocol.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All lanes' experience of one iteration: [T, num_envs, …], environments in the order of their index."""
+
+    observations: np.ndarray  # [T, num_envs, *observation], raw
+    last_observations: np.ndarray  # [num_envs, *observation]
+    final_observations: np.ndarray  # [K, *observation], of the truncated episodes, in the order (t, environment)
+    actions: np.ndarray  # [T, num_envs, *action]
+    behaviour_log_probs: np.ndarray  # float32 [T, num_envs]
+    rewards: np.ndarray  # float32 [T, num_envs]
+    terminated: np.ndarray  # bool [T, num_envs]
+    truncated: np.ndarray  # bool [T, num_envs]
+    episode_returns: np.ndarray  # float64 [E], of the finished episodes, in the order (t, environment)
+    episode_lengths: np.ndarray  # int64 [E]
+    policy_version: int  # that all of it was acted with
+
+    @property
+    def size(self) -> int:
+        return self.rewards.size
+
+    @classmethod
+    def stack(cls, trajectories: list[Trajectory]) -> "Batch":
+        """The batch of one trajectory from each lane, given in lane order."""
+
+        def side_by_side(name: str) -> np.ndarray:
+            return np.concatenate([getattr(trajectory, name) for trajectory in trajectories], axis=1)
+
+        def in_order(flag: str, name: str) -> np.ndarray:
+            """What each trajectory lists by (t, n) where `flag` is set, listed by (t, environment)."""
+            steps = [np.argwhere(getattr(trajectory, flag)) for trajectory in trajectories]
+            lane_size = trajectories[0].rewards.shape[1]
+            t = np.concatenate([s[:, 0] for s in steps])
+            env = np.concatenate([s[:, 1] + i * lane_size for i, s in enumerate(steps)])
+            values = np.concatenate([getattr(trajectory, name) for trajectory in trajectories])
+            return values[np.lexsort((env, t))]
+
+        return cls(
+            observations=side_by_side("observations"),
+            last_observations=np.concatenate([t.last_observations for t in trajectories]),
+            final_observations=in_order("truncated", "final_observations"),
+            actions=side_by_side("actions"),
+            behaviour_log_probs=side_by_side("behaviour_log_probs"),
+            rewards=side_by_side("rewards"),
+            terminated=side_by_side("terminated"),
+            truncated=side_by_side("truncated"),
+            episode_returns=in_order("done", "episode_returns"),
+            episode_lengths=in_order("done", "episode_lengths"),
+            policy_version=trajectories[0].policy_version,
+        )

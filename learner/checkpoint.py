@@ -1,0 +1,132 @@
+"""Checkpoints that cannot be torn: written under another name, synced, renamed; verified by checksum when loaded.
+
+A run directory's `checkpoints/` holds one directory a version: `arrays.safetensors` and `manifest.json`.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+FORMAT = 1
+KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
+ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a learner needs to continue from the border before rollout `policy_version`, on the host."""
+
+    policy_version: int
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]  # what is not an array, as JSON
+
+
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` below `directory`, all or nothing, and remove those no longer kept. Raises `OSError`."""
+    directory.mkdir(exist_ok=True)
+    target = directory / f"{checkpoint.policy_version:08d}"
+    temporary = directory / f".{target.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        arrays = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in checkpoint.arrays.items()})
+        write_durably(temporary / ARRAYS, arrays)
+        manifest = {
+            "format": FORMAT,
+            "policy_version": checkpoint.policy_version,
+            "sha256": {ARRAYS: hashlib.sha256(arrays).hexdigest()},
+            "facts": checkpoint.facts,
+        }
+        text = json.dumps(manifest, indent=1, allow_nan=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        write_durably(temporary / MANIFEST, f"{text}\n{digest}\n".encode())
+        sync_directory(temporary)
+        shutil.rmtree(target, ignore_errors=True)  # an equal version, from before a resume
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(directory)
+    _remove_old(directory)
+    return target
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in the directory `path`; raises `ValueError` or `OSError` unless every byte is as written."""
+    text, _, digest = (path / MANIFEST).read_text().rstrip("\n").rpartition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError(f"{path / MANIFEST} is damaged")
+    manifest = json.loads(text)
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{path} has checkpoint format {manifest['format']}; this release reads {FORMAT}")
+    arrays = (path / ARRAYS).read_bytes()
+    if hashlib.sha256(arrays).hexdigest() != manifest["sha256"][ARRAYS]:
+        raise ValueError(f"{path / ARRAYS} is damaged")
+    return Checkpoint(manifest["policy_version"], safetensors.numpy.load(arrays), manifest["facts"])
+
+
+def load_newest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint below `directory` that verifies, warning of each that does not; None if there is none."""
+    for path in reversed(list_checkpoints(directory)):
+        try:
+            return load_checkpoint(path)
+        except (ValueError, OSError, KeyError) as error:
+            warn(f"checkpoint {path.name} is passed over: {error}")
+    return None
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints below `directory`, oldest version first."""
+    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and have it on the disk before returning."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        _sync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Have a directory's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync leaves the data in the drive's cache
+    if full_sync is not None:
+        fcntl.fcntl(descriptor, full_sync)
+    else:
+        os.fsync(descriptor)
+
+
+def _remove_old(directory: Path) -> None:
+    paths = list_checkpoints(directory)
+    best = max(paths, key=_return)
+    for path in paths[:-KEEP]:
+        if path != best:
+            shutil.rmtree(path)
+    for leftover in directory.glob(".*"):  # of a writer that was killed
+        shutil.rmtree(leftover)
+
+
+def _return(path: Path) -> float:
+    try:
+        text = (path / MANIFEST).read_text().rstrip("\n").rpartition("\n")[0]
+        return json.loads(text)["facts"]["episode_return_mean"] or -np.inf
+    except (OSError, ValueError, KeyError, TypeError):
+        return -np.inf

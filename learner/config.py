@@ -1,0 +1,136 @@
+"""The learner's settings, and the whole of an experiment's: what `config.json` in a run directory holds."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How the policy learns from a batch."""
+
+    learning_rate: float = 3e-4
+    """Step size of Adam."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall linearly to 0 over the run."""
+    epochs: int = 10
+    """Passes over each batch."""
+    minibatches: int = 8
+    """Parts that a batch is split into; each is one step of Adam."""
+    clip_range: float = 0.2
+    """How far the probability ratio may move before its gradient is cut."""
+    anneal_clip_range: bool = False
+    """Let the clip range fall linearly to 0 over the run."""
+    discount: float = 0.99
+    """Discount of future rewards, gamma."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation: 0 trusts the critic, 1 trusts the rewards."""
+    normalize_advantages: bool = True
+    """Scale the advantages of each minibatch to mean 0 and standard deviation 1."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    value_clip_range: float | None = None
+    """How far a value may move in one iteration; None does not limit it."""
+    max_grad_norm: float = 0.5
+    """Norm that the gradient is scaled down to; inf does not limit it."""
+    target_kl: float | None = None
+    """Skip an iteration's remaining epochs once the policy has moved this far (KL divergence); None never does."""
+
+    def check(self, batch_size: int) -> None:
+        """Raise `UserError` on a setting that cannot work with batches of `batch_size` samples."""
+        limits: dict[str, tuple[float, float]] = {
+            "learning_rate": (0, float("inf")),
+            "clip_range": (0, float("inf")),
+            "discount": (0, 1),
+            "gae_lambda": (0, 1),
+            "entropy_coef": (0, float("inf")),
+            "value_coef": (0, float("inf")),
+            "max_grad_norm": (0, float("inf")),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{_flag(name)} must lie between {low} and {high}, not {getattr(self, name)}")
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("value_clip_range", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{_flag(name)} must be above 0, or None, not {value}")
+        if batch_size % self.minibatches:
+            divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+            below = max(d for d in divisors if d < self.minibatches)
+            above = min((d for d in divisors if d > self.minibatches), default=below)
+            raise UserError(
+                f"a batch of {batch_size} samples (--num-envs times --rollout-length) does not divide into"
+                f" --minibatches {self.minibatches}; use {below} or {above}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long to train, and on what."""
+
+    total_steps: int = 1_000_000
+    """Environment steps to train on, rounded up to whole iterations."""
+    stop_return: float | None = None
+    """End once the mean return of the last 100 episodes reaches this; None trains to the end."""
+    checkpoint_every: int = 50
+    """Iterations from one checkpoint to the next; the first and the last version are always saved."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the learner computes; `auto` takes the GPU where there is one. Only `cpu` is bit-reproducible."""
+    learner_threads: int = 1
+    """Threads of the learner's BLAS on a CPU; another number may give other low bits."""
+
+    def check(self) -> None:
+        """Raise `UserError` on a setting that cannot work."""
+        for name in ("total_steps", "checkpoint_every", "learner_threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers."""
+
+    experiment: Experiment
+    ppo: PPOConfig
+    training: TrainingConfig
+
+    @property
+    def total_iterations(self) -> int:
+        return -(-self.training.total_steps // self.experiment.env_steps_per_iteration)
+
+    def check(self) -> None:
+        """Raise `UserError` on settings that cannot work, alone or together."""
+        self.experiment.check()
+        self.training.check()
+        self.ppo.check(self.experiment.env_steps_per_iteration)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """The configuration saved at `path`; raises `UserError` if it is not one."""
+        try:
+            saved = json.loads(path.read_text())
+            return cls(**{name: _from_dict(hint, saved[name]) for name, hint in typing.get_type_hints(cls).items()})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is not a run's configuration: {error!r}") from None
+
+
+def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

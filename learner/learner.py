@@ -1,0 +1,276 @@
+"""The learner: gathers a batch, trains on it, broadcasts the new weights, and again."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learner.batch import Batch
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, write_checkpoint
+from learner.config import RunConfig
+from learner.coordinator import Coordinator
+from learner.lanes import LaneBorder
+from learner.metrics import EpisodeWindow, MetricsFile
+from learner.model import ActorCritic
+from learner.normalization import RunningStatistics, normalize
+from learner.ppo import PPO
+from protocol.snapshot import PolicySnapshot
+from protocol.spaces import Spaces
+from protocol.trajectory import LaneState
+from protocol.transport import LearnerSocket
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class StopRequested(Exception):
+    """The run was asked to end; the last completed version is its result."""
+
+
+class Learner:
+    """One run's learner, from its first version or from its newest checkpoint to its last."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        socket: LearnerSocket,
+        num_actors: int,
+        device: str,
+        stopped: Callable[[], bool],
+        report: Report,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._socket = socket
+        self._device = device
+        self._stopped = stopped
+        self._report = report
+        self._coordinator = Coordinator(
+            socket, config.experiment, run_dir.name, num_actors, config.total_iterations, self._check_stop, self._warn
+        )
+        self._version = 0
+        self._window = EpisodeWindow()
+        self._seconds = 0.0  # of learning before this process
+        self._last_update: float | None = None
+        self._border: Checkpoint | None = None  # the last completed version, whole, on the host
+        self._saved_version: int | None = None
+
+    def run(self) -> str:
+        """Train to the end, or until stopped; returns the status, `finished` or `stopped`."""
+        try:
+            self._begin()
+            while not self._is_finished():
+                started = time.monotonic()
+                trajectories = self._coordinator.gather(self._version)
+                waited = time.monotonic() - started
+                metrics = self._train(Batch.stack(trajectories))
+                self._complete_version(metrics, waited / (time.monotonic() - started))
+            return "finished"
+        except StopRequested:
+            return "stopped"
+        finally:
+            self._coordinator.finish("the run is over")
+            self._socket.close()
+
+    def conclude(self, status: str) -> dict[str, Any]:
+        """Save the last completed version and return the summary. Touches no MLX, so any thread may call it."""
+        if self._border is not None and self._saved_version != self._border.policy_version:
+            self._save()
+        self._coordinator.ledger.end_run()
+        return self._summary(status)
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        """What `summary.json` says, but for what only the supervisor knows."""
+        border = self._border
+        steps = (border.policy_version if border else 0) * self._config.experiment.env_steps_per_iteration
+        seconds = self._elapsed()
+        return {
+            "status": status,
+            "deterministic": self._device == "cpu" and not self._coordinator.lanes_not_replayable,
+            "env_steps": steps,
+            "seconds": seconds,
+            "env_steps_per_second": steps / seconds if seconds else None,
+            "policy_version": border.policy_version if border else 0,
+            "episode_return_mean": border.facts["episode_return_mean"] if border else None,
+            "weights_digest": weights_digest(border.arrays) if border else None,
+            "samples": self._coordinator.ledger.as_dict(),
+            "lanes_not_replayable": self._coordinator.lanes_not_replayable,
+            "device": self._device,
+            "schedule": self._config.experiment.schedule,
+            "seed": self._config.experiment.seed,
+        }
+
+    def _begin(self) -> None:
+        experiment = self._config.experiment
+        spaces = self._coordinator.wait_for_spaces()
+        self._statistics = RunningStatistics(spaces.observation.shape)
+        model = ActorCritic(spaces, experiment)
+        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._config.total_iterations)
+        checkpoint = load_newest_checkpoint(self._run_dir / "checkpoints", self._warn)
+        if checkpoint is None:
+            self._snapshots = [self._snapshot()]
+            self._border = self._capture()
+            self._save()
+        else:
+            self._restore(checkpoint, spaces)
+        self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version)
+        parameters = sum(array.size for array in model.parameters())
+        self._report({"event": "started", "policy_version": self._version, "parameters": parameters})
+        for snapshot in self._snapshots:
+            self._coordinator.publish(snapshot)
+
+    def _is_finished(self) -> bool:
+        target = self._config.training.stop_return
+        reached = target is not None and self._window.full and (self._window.return_mean or 0.0) >= target
+        return reached or self._version >= self._config.total_iterations
+
+    def _train(self, batch: Batch) -> dict[str, Any]:
+        """One iteration of PPO; afterwards version, statistics and episode window are the next version's."""
+        snapshot = self._snapshots[-1]
+
+        def to_inputs(observations: np.ndarray) -> np.ndarray:
+            if self._config.experiment.normalize_observations:
+                observations = normalize(observations, snapshot.observation_mean, snapshot.observation_scale)
+            return observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+
+        metrics = self._ppo.update(batch, self._version, to_inputs, interrupt=self._check_stop)
+        metrics["policy/lag_mean"] = self._version - batch.policy_version
+        if self._config.experiment.normalize_observations:
+            self._statistics.update(batch.observations.reshape(-1, *batch.observations.shape[2:]))
+        self._window.extend(batch.episode_returns, batch.episode_lengths)
+        return metrics
+
+    def _complete_version(self, metrics: dict[str, Any], wait_share: float) -> None:
+        """Broadcast the new weights first, then account for them: actors wait for nothing else."""
+        self._version += 1
+        snapshot = self._snapshot()
+        self._check_finite(snapshot, metrics)
+        self._snapshots = [self._snapshots[-1], snapshot]
+        self._coordinator.publish(snapshot)
+        self._last_update = time.monotonic()
+        self._coordinator.trained_on(self._version - 1)
+        self._border = self._capture()
+        if self._version % self._config.training.checkpoint_every == 0:
+            self._save()
+        env_steps = self._version * self._config.experiment.env_steps_per_iteration
+        row = {
+            "policy_version": self._version,
+            "env_steps": env_steps,
+            "rollout/episode_return_mean": self._window.return_mean,
+            "rollout/episode_length_mean": self._window.length_mean,
+            "rollout/episodes": len(self._window.returns),
+            **metrics,
+            "time/seconds": self._elapsed(),
+            "time/env_steps_per_second": env_steps / self._elapsed(),
+            "time/learner_wait_share": wait_share,
+            "samples": self._coordinator.ledger.as_dict(),
+        }
+        self._metrics_file.append(row)
+        self._report({"event": "iteration", **row})
+
+    def _snapshot(self) -> PolicySnapshot:
+        weights = {
+            name: np.array(array) for name, array in self._ppo.model.named_parameters() if not name.startswith("value.")
+        }
+        return PolicySnapshot(self._version, weights, *self._statistics.normalization())
+
+    def _capture(self) -> Checkpoint:
+        """The completed version as a checkpoint; lane states and older snapshots included."""
+        arrays = self._ppo.state_dict()
+        arrays |= {
+            "statistics.mean": self._statistics.mean,
+            "statistics.squares": self._statistics.squares,
+        }
+        for snapshot in self._snapshots[:-1]:  # in `pipelined`, the next rollout acts with it
+            arrays |= {f"previous.weights.{name}": array for name, array in snapshot.weights.items()}
+            arrays |= {
+                "previous.observation_mean": snapshot.observation_mean,
+                "previous.observation_scale": snapshot.observation_scale,
+            }
+        borders = self._coordinator.trained_borders()
+        if borders[0].rollout_index:
+            for index, border in enumerate(borders):
+                state = border.state()
+                names = ("episode_indices", "episode_steps", "actions", "digests")
+                arrays |= {f"lanes.{index}.{name}": getattr(state, name) for name in names}
+        facts = {
+            "statistics_count": self._statistics.count,
+            "episode_returns": list(self._window.returns),
+            "episode_lengths": list(self._window.lengths),
+            "episode_return_mean": self._window.return_mean,
+            "samples": self._coordinator.ledger.settled(),
+            "lanes_not_replayable": self._coordinator.lanes_not_replayable,
+            "seconds": self._elapsed(),
+            "fingerprint": self._coordinator.fingerprint,
+            "mlx": metadata.version("mlx"),
+            "device": self._device,
+        }
+        return Checkpoint(self._version, arrays, facts)
+
+    def _restore(self, checkpoint: Checkpoint, spaces: Spaces) -> None:
+        arrays, facts = checkpoint.arrays, checkpoint.facts
+        version = self._version = checkpoint.policy_version
+        self._ppo.load_state_dict(arrays)
+        self._statistics.count = facts["statistics_count"]
+        self._statistics.mean, self._statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
+        self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
+        self._seconds = facts["seconds"]
+        self._coordinator.ledger.restore(facts["samples"])
+        self._coordinator.lanes_not_replayable = facts["lanes_not_replayable"]
+        self._snapshots = [self._snapshot()]
+        if version:
+            prefix = "previous.weights."
+            weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            normalization = arrays["previous.observation_mean"], arrays["previous.observation_scale"]
+            self._snapshots.insert(0, PolicySnapshot(version - 1, weights, *normalization))
+            names = ("episode_indices", "episode_steps", "actions", "digests")
+            states = [
+                LaneState(version, *(arrays[f"lanes.{index}.{name}"] for name in names))
+                for index in range(self._config.experiment.num_lanes)
+            ]
+            self._coordinator.restore([LaneBorder.of(state) for state in states])
+        self._border = checkpoint
+        self._saved_version = version
+
+    def _save(self) -> None:
+        assert self._border is not None
+        try:
+            path = write_checkpoint(self._run_dir / "checkpoints", self._border)
+        except OSError as error:
+            self._warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
+            return
+        self._saved_version = self._border.policy_version
+        self._report({"event": "checkpoint", "path": str(path)})
+
+    def _check_finite(self, snapshot: PolicySnapshot, metrics: dict[str, Any]) -> None:
+        losses = [metrics["train/policy_loss"], metrics["train/value_loss"]]
+        if not (np.isfinite(losses).all() and all(np.isfinite(w).all() for w in snapshot.weights.values())):
+            raise FloatingPointError(
+                f"iteration {self._version - 1} gave weights that are not finite; the checkpoint before it stands."
+                " Try a smaller --learning-rate"
+            )
+
+    def _elapsed(self) -> float:
+        """Seconds from the first grant to the last update, summed over restarts."""
+        first = self._coordinator.first_grant_time
+        return self._seconds + (self._last_update - first if first and self._last_update else 0.0)
+
+    def _check_stop(self) -> None:
+        if self._stopped():
+            raise StopRequested
+
+    def _warn(self, text: str) -> None:
+        self._report({"event": "warning", "text": text})
+
+
+def weights_digest(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 over the names and bytes of all parameters (`model.NAME` in `arrays`), in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        if name.startswith("model."):
+            digest.update(name.removeprefix("model.").encode() + arrays[name].tobytes())
+    return digest.hexdigest()

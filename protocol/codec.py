@@ -1,0 +1,134 @@
+"""Plain data and arrays to frames and back: one msgpack header, and a raw frame for each large array.
+
+Arrays are encoded by msgpack-numpy, but never decoded with it: its decoder can be made to unpickle. The decoder here
+takes what is listed and refuses the rest with a reason.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import msgpack_numpy
+import numpy as np
+
+from protocol.errors import ProtocolError
+
+Frame = bytes | memoryview
+
+LARGE_ARRAY = 4096  # bytes from which an array gets a frame of its own, sent and received without a copy
+MAX_HEADER = 16 * 2**20  # bytes
+MAX_DIMENSIONS = 8
+MAX_DEPTH = 16
+MAX_ITEMS = 65_536
+_INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+_NAMES = ["bool", *_INTEGERS, "float16", "float32", "float64"]
+DTYPES = {np.dtype(name).str: np.dtype(name) for name in _NAMES}
+
+_ARRAY_KEYS = {b"nd", b"type", b"kind", b"shape", b"data"}
+
+
+def encode(fields: dict[str, Any]) -> list[Frame]:
+    """`fields` (msgpack types and arrays of the dtypes in `DTYPES`) as a header and the frames of its large arrays."""
+    frames: list[Frame] = [b""]
+
+    def encode_array(value: object) -> dict[bytes, Any]:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{type(value).__name__} cannot be encoded")
+        if value.dtype.str not in DTYPES:
+            raise TypeError(f"arrays of dtype {value.dtype} cannot be encoded")
+        value = np.ascontiguousarray(value).reshape(value.shape)
+        encoded = msgpack_numpy.encode(value)
+        if value.nbytes >= LARGE_ARRAY:
+            encoded[b"data"] = len(frames)
+            frames.append(value.reshape(-1).view(np.uint8).data)
+        else:
+            encoded[b"data"] = value.tobytes()
+        return encoded
+
+    header = msgpack.packb(fields, default=encode_array, use_bin_type=True)
+    assert header is not None
+    frames[0] = header
+    return frames
+
+
+def decode(frames: Sequence[Frame]) -> dict[str, Any]:
+    """The fields that `encode` was given; arrays may share memory with `frames` and are read-only.
+
+    Raises `ProtocolError`, and nothing else, on anything that `encode` could not have written.
+    """
+    if not frames:
+        raise ProtocolError("the message has no frames")
+    header = frames[0]
+    if len(header) > MAX_HEADER:
+        raise ProtocolError(f"the header has {len(header)} bytes; {MAX_HEADER} are allowed")
+    try:
+        fields = msgpack.unpackb(
+            header,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=65_536,
+            max_bin_len=MAX_HEADER,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+            ext_hook=_refuse_extension,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"the header is not the msgpack expected: {type(error).__name__}: {error}") from None
+    if not isinstance(fields, dict):
+        raise ProtocolError("the header is not a map")
+    unused = set(range(1, len(frames)))
+    decoded = _decode_map(fields, frames, unused, depth=0)
+    if unused:
+        raise ProtocolError(f"{len(unused)} frames belong to no array")
+    return decoded
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise ValueError(f"extension type {code} is not allowed")
+
+
+def _decode_map(fields: dict, frames: Sequence[Frame], unused: set[int], depth: int) -> dict[str, Any]:
+    if not all(isinstance(key, str) for key in fields):
+        raise ProtocolError("a map has a key that is not text")
+    return {key: _decode_value(value, frames, unused, depth + 1) for key, value in fields.items()}
+
+
+def _decode_value(value: Any, frames: Sequence[Frame], unused: set[int], depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise ProtocolError(f"the header is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, dict):
+        if b"nd" in value:
+            return _decode_array(value, frames, unused)
+        return _decode_map(value, frames, unused, depth)
+    if isinstance(value, list):
+        return [_decode_value(item, frames, unused, depth + 1) for item in value]
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    raise ProtocolError(f"a value of type {type(value).__name__} is not allowed")
+
+
+def _decode_array(value: dict, frames: Sequence[Frame], unused: set[int]) -> np.ndarray:
+    if value.keys() != _ARRAY_KEYS or value[b"nd"] is not True or value[b"kind"] != b"":
+        raise ProtocolError("an array has other keys than nd, type, kind, shape and data")
+    dtype = DTYPES.get(value[b"type"]) if isinstance(value[b"type"], str) else None
+    if dtype is None:
+        raise ProtocolError(f"an array of dtype {value[b'type']!r:.80} is not allowed")
+    shape, data = value[b"shape"], value[b"data"]
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ProtocolError(f"an array's shape is not a list of at most {MAX_DIMENSIONS} lengths")
+    if not all(type(length) is int and 0 <= length < 2**48 for length in shape):
+        raise ProtocolError("an array's shape holds something else than lengths")
+    if type(data) is int:
+        if data not in unused:
+            raise ProtocolError(f"an array names frame {data}, which is missing or already taken")
+        unused.remove(data)
+        data = frames[data]
+    elif not isinstance(data, bytes):
+        raise ProtocolError("an array's data is neither bytes nor the number of a frame")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ProtocolError(f"an array of {dtype} {shape} comes with {len(data)} bytes")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,63 @@
+"""The part of the experiment that the actors and the learner share; it travels in the handshake."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import UserError
+from protocol.randomness import MAX_SEED
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is acted on, and how. Everything here decides the numbers; how many processes share the work does not."""
+
+    env: str = "CartPole-v1"
+    """Gymnasium environment id."""
+    seed: int = 0
+    """Seed of everything random in the run; the same seed gives the same weights, bit for bit."""
+    num_envs: int = 64
+    """Environments stepped in all, shared by however many actors there are; a multiple of the lane size."""
+    lane_size: int = 8
+    """Environments that step together as one lane, the unit of work given to an actor."""
+    rollout_length: int = 32
+    """Steps of each environment in one iteration."""
+    schedule: Literal["sync", "pipelined"] = "pipelined"
+    """`sync`: act, then learn (textbook PPO). `pipelined`: act with the previous weights while learning."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, in the policy network and in the value network alike."""
+    normalize_observations: bool = True
+    """Scale observations by their running mean and standard deviation, and clip them to ±10."""
+    replay_cap: int = 100_000
+    """Steps after which an episode is truncated, so that its actions can always be replayed."""
+
+    @property
+    def num_lanes(self) -> int:
+        return self.num_envs // self.lane_size
+
+    @property
+    def env_steps_per_iteration(self) -> int:
+        return self.num_envs * self.rollout_length
+
+    def acting_version(self, rollout_index: int) -> int:
+        """The policy version that rollout `rollout_index` acts with."""
+        return rollout_index if self.schedule == "sync" else max(0, rollout_index - 1)
+
+    def rollouts_acting_with(self, version: int) -> list[int]:
+        """The rollouts that act with `version`: those that can be granted once it is published."""
+        return [k for k in (version, version + 1) if self.acting_version(k) == version]
+
+    def check(self) -> None:
+        """Raise `UserError` on a setting that cannot work, naming the flag and what to do."""
+        for name in ("num_envs", "lane_size", "rollout_length", "replay_cap"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"--seed must lie between 0 and {MAX_SEED}, not {self.seed}")
+        if self.num_envs % self.lane_size:
+            lower = self.num_envs - self.num_envs % self.lane_size
+            nearest = " or ".join(str(n) for n in (lower, lower + self.lane_size) if n)
+            raise UserError(
+                f"--num-envs {self.num_envs} is not a multiple of --lane-size {self.lane_size}; use {nearest}"
+            )
+        if any(size < 1 for size in self.hidden_sizes):
+            raise UserError(f"--hidden-sizes must all be at least 1, not {list(self.hidden_sizes)}")

@@ -1,0 +1,32 @@
+"""Random numbers keyed by what they are for, so that no number depends on a process's history."""
+
+from enum import IntEnum
+
+import numpy as np
+
+MAX_SEED = 2**63 - 1
+
+
+class Purpose(IntEnum):
+    """What a stream of random numbers is for, and what its two counters `a` and `b` mean."""
+
+    ACTION_NOISE = 1  # lane, rollout index
+    EPISODE_SEED = 2  # environment index, episode index
+    MINIBATCHES = 3  # iteration, epoch
+    INITIAL_WEIGHTS = 4  # parameter index, 0
+    EVALUATION_SEED = 5  # episode index, 0
+
+
+def generator(seed: int, purpose: Purpose, a: int = 0, b: int = 0) -> np.random.Generator:
+    """The generator of the stream (seed, purpose, a, b).
+
+    Philox counts its blocks in the low half of the counter, so streams with different (a, b) never meet.
+    """
+    key = np.array([seed, purpose], dtype=np.uint64)
+    counter = np.array([0, 0, a, b], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def environment_seed(seed: int, purpose: Purpose, a: int, b: int = 0) -> int:
+    """A seed for `env.reset`, within the 31 bits that every environment takes."""
+    return int(generator(seed, purpose, a, b).integers(2**31))

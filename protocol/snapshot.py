@@ -1,0 +1,15 @@
+"""The policy as actors receive it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PolicySnapshot:
+    """Weights, observation statistics and version of the policy, inseparable. The critic stays with the learner."""
+
+    policy_version: int  # learner iterations completed
+    weights: dict[str, np.ndarray]  # float32, by parameter name
+    observation_mean: np.ndarray  # float32 [*observation]
+    observation_scale: np.ndarray  # float32 [*observation], one over the standard deviation

@@ -1,0 +1,107 @@
+"""One lane's fixed-length piece of experience, and the state that lets any actor take the lane over."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocol.errors import ProtocolError
+from protocol.experiment import Experiment
+from protocol.spaces import Spaces
+
+DIGEST_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What one lane did in one rollout. T is the rollout length, N the lane size, arrays are time-major."""
+
+    run_id: str
+    lane: int
+    rollout_index: int
+    policy_version: int
+    serial: int
+    observations: np.ndarray  # [T, N, *observation], raw: normalisation is part of the policy
+    last_observations: np.ndarray  # [N, *observation], what the next rollout starts from
+    actions: np.ndarray  # [T, N, *action], as sampled; clipped only on their way into the environment
+    behaviour_log_probs: np.ndarray  # float32 [T, N]
+    rewards: np.ndarray  # float32 [T, N]
+    terminated: np.ndarray  # bool [T, N]
+    truncated: np.ndarray  # bool [T, N], and not terminated
+    final_observations: np.ndarray  # [K, *observation], of the K truncated episodes, in the order (t, n)
+    episode_returns: np.ndarray  # float64 [E], of the E finished episodes, in the order (t, n)
+    episode_lengths: np.ndarray  # int64 [E], steps
+    episode_indices: np.ndarray  # int64 [N], the episode each environment is in at the rollout's end
+    restarted: np.ndarray  # bool [N], environments that could not be rebuilt and began a fresh episode
+    digests: np.ndarray  # uint8 [N, DIGEST_SIZE], of (observation, return, length) at the rollout's end
+
+    @property
+    def done(self) -> np.ndarray:
+        """bool [T, N]: the steps that ended an episode."""
+        return self.terminated | self.truncated
+
+    def check(self, experiment: Experiment, spaces: Spaces) -> None:
+        """Raise `ProtocolError` unless shapes, dtypes and values are those the handshake agreed on."""
+        t, n = experiment.rollout_length, experiment.lane_size
+        observation, action = spaces.observation, spaces.action
+        truncations = int(np.count_nonzero(self.truncated))
+        episodes = len(self.episode_returns)
+        expected = {
+            "observations": ((t, n, *observation.shape), observation.dtype),
+            "last_observations": ((n, *observation.shape), observation.dtype),
+            "actions": ((t, n, *action.shape), action.dtype),
+            "behaviour_log_probs": ((t, n), "float32"),
+            "rewards": ((t, n), "float32"),
+            "terminated": ((t, n), "bool"),
+            "truncated": ((t, n), "bool"),
+            "final_observations": ((truncations, *observation.shape), observation.dtype),
+            "episode_returns": ((episodes,), "float64"),
+            "episode_lengths": ((episodes,), "int64"),
+            "episode_indices": ((n,), "int64"),
+            "restarted": ((n,), "bool"),
+            "digests": ((n, DIGEST_SIZE), "uint8"),
+        }
+        for name, (shape, dtype) in expected.items():
+            array: np.ndarray = getattr(self, name)
+            if array.shape != shape or array.dtype != np.dtype(dtype):
+                raise ProtocolError(f"{name} is {array.dtype} {list(array.shape)} instead of {dtype} {list(shape)}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ProtocolError(f"{name} holds a value that is not finite")
+        if np.count_nonzero(self.done) != episodes:
+            raise ProtocolError("episode_returns does not match the number of finished episodes")
+        if np.any(self.terminated & self.truncated):
+            raise ProtocolError("a step is both terminated and truncated")
+        if spaces.distribution == "categorical" and not (
+            self.actions.min() >= 0 and self.actions.max() < spaces.distribution_size
+        ):
+            raise ProtocolError(f"an action lies outside 0…{spaces.distribution_size - 1}")
+
+
+@dataclass(frozen=True)
+class LaneState:
+    """Everything another actor needs to continue a lane at a rollout's border: reset, replay, compare the digest."""
+
+    rollout_index: int  # the rollout that starts at this border
+    episode_indices: np.ndarray  # int64 [N]
+    episode_steps: np.ndarray  # int64 [N], actions since each episode's reset
+    actions: np.ndarray  # [sum of episode_steps, *action], environment by environment
+    digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
+
+    def actions_of(self, n: int) -> np.ndarray:
+        """The actions to replay in the lane's environment `n`: [episode_steps[n], *action]."""
+        start = int(self.episode_steps[:n].sum())
+        return self.actions[start : start + int(self.episode_steps[n])]
+
+    def check(self, experiment: Experiment, spaces: Spaces) -> None:
+        """Raise `ProtocolError` unless this can be the state of a lane of this experiment."""
+        n = experiment.lane_size
+        total = int(self.episode_steps.sum()) if self.episode_steps.shape == (n,) else -1
+        expected = {
+            "episode_indices": ((n,), "int64"),
+            "episode_steps": ((n,), "int64"),
+            "actions": ((total, *spaces.action.shape), spaces.action.dtype),
+            "digests": ((n, DIGEST_SIZE), "uint8"),
+        }
+        for name, (shape, dtype) in expected.items():
+            array: np.ndarray = getattr(self, name)
+            if array.shape != shape or array.dtype != np.dtype(dtype):
+                raise ProtocolError(f"lane state: {name} is {array.dtype} {list(array.shape)}")
