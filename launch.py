@@ -1,6 +1,7 @@
 """The entry point: `python launch.py --actors 8` trains, `python launch.py eval RUN_DIR` evaluates."""
 
 import os
+import signal
 import sys
 
 from protocol.threads import use_one_thread
@@ -8,7 +9,7 @@ from protocol.threads import use_one_thread
 use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eval
 
 from protocol.errors import UserError  # noqa: E402
-from protocol.lifeline import USER_ERROR  # noqa: E402
+from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 COMMANDS = ("train", "eval")
 
@@ -20,6 +21,9 @@ def main(arguments: list[str]) -> int:
             from commands.eval import main as evaluate
 
             return evaluate(arguments)
+        # Until the supervisor takes over there is nothing to save, and no child to end.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: os._exit(SUCCESS))
         from commands.train import main as train
 
         return train(arguments)

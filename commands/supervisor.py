@@ -43,9 +43,9 @@ def supervise(config: RunConfig, run_dir: Path, num_actors: int, transport: str,
             return SUCCESS
     else:
         summary = {}
+    events: Events = queue.SimpleQueue()
     terminal = Terminal(config, run_dir, num_actors, "in-process" if in_process else transport)
-    with listening_address("inproc" if in_process else transport, port) as address, terminal:
-        events: Events = queue.SimpleQueue()
+    with _signals(events), listening_address("inproc" if in_process else transport, port) as address, terminal:
         workers: Workers
         if in_process:
             workers = ThreadWorkers(config, run_dir, address, num_actors, events)
@@ -53,9 +53,8 @@ def supervise(config: RunConfig, run_dir: Path, num_actors: int, transport: str,
             workers = ProcessWorkers(run_dir, address, num_actors, events)
         supervisor = Supervisor(workers, num_actors, events, terminal, can_restart=not in_process)
         try:
-            with _signals(events):
-                supervisor.start()
-                supervisor.watch()
+            supervisor.start()
+            supervisor.watch()
         except RunFailed as error:
             terminal.close()
             print(f"launch.py: {error} (logs in {run_dir / 'logs'}; go on with --resume {run_dir})", file=sys.stderr)

@@ -101,8 +101,8 @@ class Terminal:
             self.note(
                 f"{row['env_steps']:>11,} / {self._total_steps:,} env-steps"
                 f"  {row['time/env_steps_per_second']:>7,.0f}/s"
-                f"  return {_number(row['rollout/episode_return_mean'], '>8.1f')}"
-                f"  length {_number(row['rollout/episode_length_mean'], '>6.1f')}"
+                f"  return {_number(row['rollout/episode_return_mean'], '.1f'):>8}"
+                f"  length {_number(row['rollout/episode_length_mean'], '.1f'):>6}"
                 f"  KL {row['train/approx_kl']:.4f}"
                 f"  {self._time_left(now)} left"
             )

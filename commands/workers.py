@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -48,24 +49,20 @@ class ProcessWorkers:
         self._events = events
         self._learner: subprocess.Popen[bytes] | None = None
         self._actors: dict[int, subprocess.Popen[bytes]] = {}
-        self._ending = False
+        self._watchers: list[threading.Thread] = []
         (run_dir / "logs").mkdir(exist_ok=True)
 
     def start_learner(self) -> None:
         arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self._num_actors)]
         self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
-        threading.Thread(target=self._read_learner, args=(self._learner,), daemon=True).start()
+        self._watch(self._read_learner, self._learner)
 
     def start_actor(self, index: int) -> None:
         arguments = ["--connect", self._address, "--index", str(index)]
         log = self._log(f"actor-{index}")
         process = self._actors[index] = self._start("actors", arguments, log, stdout=subprocess.DEVNULL)
 
-        def wait() -> None:
-            code = process.wait()
-            self._events.put({"event": "actor_exit", "actor": index, "code": code, "last_line": last_line(log)})
-
-        threading.Thread(target=wait, daemon=True).start()
+        self._watch(self._await_actor, index, process, log)
 
     def stop_learner(self) -> None:
         if self._learner is not None and self._learner.stdin is not None:
@@ -86,6 +83,8 @@ class ProcessWorkers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for watcher in self._watchers:
+            watcher.join()
 
     def _start(self, module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
         with open(log, "ab") as stderr:
@@ -95,14 +94,22 @@ class ProcessWorkers:
                 stdout=stdout,
                 stderr=stderr,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-                bufsize=0,
                 start_new_session=True,  # a terminal's signals are for the supervisor alone
             )
 
+    def _watch(self, work: Callable[..., None], *arguments: Any) -> None:
+        watcher = threading.Thread(target=work, args=arguments, daemon=True)
+        self._watchers.append(watcher)
+        watcher.start()
+
+    def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
+        code = process.wait()
+        self._events.put({"event": "actor_exit", "actor": index, "code": code, "last_line": last_line(log)})
+
     def _read_learner(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        with open(process.stdout.fileno(), "rb", closefd=False) as lines:
-            for line in lines:
+        with process.stdout:
+            for line in process.stdout:
                 self._events.put(json.loads(line))
         code = process.wait()
         self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
@@ -144,7 +151,7 @@ class ThreadWorkers:
         for thread in self._threads:
             thread.join(seconds)
 
-    def _start(self, exit_event: dict[str, Any], work: Any) -> None:
+    def _start(self, exit_event: dict[str, Any], work: Callable[[], None]) -> None:
         def run() -> None:
             code, last = SUCCESS, ""
             try:

@@ -140,7 +140,8 @@ class Coordinator:
 
     def restore(self, borders: list[LaneBorder]) -> None:
         """Continue from the lanes of a checkpoint."""
-        self._lanes = [LaneRecord({border.rollout_index: border}) for border in borders]
+        for lane, border in zip(self._lanes, borders, strict=True):
+            lane.borders = {border.rollout_index: border}
 
     def finish(self, reason: str) -> None:
         """Tell every actor to stop."""

@@ -1,0 +1,7 @@
+"""One BLAS thread, as in every process of a run; set before any test imports NumPy."""
+
+import os
+
+from protocol.threads import use_one_thread
+
+use_one_thread(os.environ)

@@ -1,0 +1,58 @@
+"""Running launch.py as a user does, for the end-to-end tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-W", "error", str(ROOT / "launch.py")]
+TIMEOUT = 60  # seconds; a first run on a machine compiles MLX's kernels
+
+# Four small iterations of eight lanes.
+SMALL = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 2048 --minibatches 4 --epochs 2".split()  # noqa: SIM905
+
+
+def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`python launch.py FLAGS…`, to its end."""
+    return subprocess.run(
+        [*LAUNCH, *map(str, flags)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env=os.environ | environ,
+        check=False,
+    )
+
+
+def train(run_dir: Path, *flags: object, **environ: str) -> dict[str, Any]:
+    """Train to the end; returns the summary."""
+    done = launch("--run-dir", run_dir, *flags, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return summary_of(run_dir)
+
+
+@contextmanager
+def running(run_dir: Path, *flags: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """`python launch.py` under way; ended with the context, if it has not ended before."""
+    arguments = [*LAUNCH, "--run-dir", str(run_dir), *map(str, flags)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=30)
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

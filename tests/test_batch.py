@@ -1,0 +1,101 @@
+"""The rollout buffer against a literal loop over step, lane and environment."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from learner.batch import Batch
+from protocol.trajectory import DIGEST_SIZE, Trajectory
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> list[Trajectory]:
+    """One trajectory from each lane, filled with random numbers, with random ends of episodes."""
+    t, n, lanes = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    observation_shape, action_shape = draw(st.sampled_from([((), ()), ((3,), (2,)), ((2, 2), ())]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    trajectories = []
+    for lane in range(lanes):
+        terminated = draw(hnp.arrays(bool, (t, n)))
+        truncated = draw(hnp.arrays(bool, (t, n))) & ~terminated
+        episodes = int((terminated | truncated).sum())
+        trajectories.append(
+            Trajectory(
+                run_id="run",
+                lane=lane,
+                rollout_index=5,
+                policy_version=4,
+                serial=1,
+                observations=random.standard_normal((t, n, *observation_shape), np.float32),
+                last_observations=random.standard_normal((n, *observation_shape), np.float32),
+                actions=random.integers(0, 1000, (t, n, *action_shape)),
+                behaviour_log_probs=random.standard_normal((t, n), np.float32),
+                rewards=random.standard_normal((t, n), np.float32),
+                terminated=terminated,
+                truncated=truncated,
+                final_observations=random.standard_normal((int(truncated.sum()), *observation_shape), np.float32),
+                episode_returns=random.standard_normal(episodes),
+                episode_lengths=random.integers(1, 1000, episodes),
+                episode_indices=np.zeros(n, np.int64),
+                restarted=np.zeros(n, bool),
+                digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+            )
+        )
+    return trajectories
+
+
+SIDE_BY_SIDE = ["observations", "actions", "behaviour_log_probs", "rewards", "terminated", "truncated"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(rollouts())
+def test_environments_stand_side_by_side_in_lane_order(trajectories: list[Trajectory]) -> None:
+    batch = Batch.stack(trajectories)
+    steps, lane_size = trajectories[0].rewards.shape
+    for name in SIDE_BY_SIDE:
+        array = getattr(batch, name)
+        first = getattr(trajectories[0], name)
+        assert array.shape == (steps, lane_size * len(trajectories), *first.shape[2:]) and array.dtype == first.dtype
+        for t in range(steps):
+            for lane, trajectory in enumerate(trajectories):
+                for n in range(lane_size):
+                    expected = getattr(trajectory, name)[t, n]
+                    np.testing.assert_array_equal(array[t, lane * lane_size + n], expected)
+    for lane, trajectory in enumerate(trajectories):
+        for n in range(lane_size):
+            np.testing.assert_array_equal(
+                batch.last_observations[lane * lane_size + n], trajectory.last_observations[n]
+            )
+    assert batch.size == steps * lane_size * len(trajectories)
+    assert batch.policy_version == 4
+
+
+@settings(deadline=None, max_examples=60)
+@given(rollouts())
+def test_episodes_and_final_observations_come_in_the_order_of_step_and_environment(
+    trajectories: list[Trajectory],
+) -> None:
+    batch = Batch.stack(trajectories)
+    finals = [iter(trajectory.final_observations.tolist()) for trajectory in trajectories]
+    episodes = [
+        iter(list(zip(trajectory.episode_returns, trajectory.episode_lengths, strict=True)))
+        for trajectory in trajectories
+    ]
+    expected_finals: list[Any] = []
+    expected_episodes: list[Any] = []
+    steps, lane_size = trajectories[0].rewards.shape
+    for t in range(steps):
+        for lane, trajectory in enumerate(trajectories):
+            for n in range(lane_size):
+                if trajectory.truncated[t, n]:
+                    expected_finals.append(next(finals[lane]))
+                if trajectory.terminated[t, n] or trajectory.truncated[t, n]:
+                    expected_episodes.append(next(episodes[lane]))
+    assert batch.final_observations.tolist() == expected_finals
+    assert batch.final_observations.shape[1:] == trajectories[0].final_observations.shape[1:]
+    assert list(zip(batch.episode_returns, batch.episode_lengths, strict=True)) == expected_episodes
+    assert batch.episode_returns.dtype == np.float64 and batch.episode_lengths.dtype == np.int64
+    assert batch.final_observations.dtype == trajectories[0].final_observations.dtype

@@ -1,0 +1,50 @@
+"""The promise: the execution never changes the result. Whole runs, their digests compared."""
+
+from pathlib import Path
+
+import pytest
+from launching import SMALL, train
+
+EXECUTIONS = {
+    "in-process": ["--in-process", "--actors", 1],
+    "in-process-3": ["--in-process", "--actors", 3],
+    "1-ipc": ["--actors", 1],
+    "2-tcp": ["--actors", 2, "--transport", "tcp"],
+    "4-ipc": ["--actors", 4],
+    "8-ipc": ["--actors", 8],
+}
+
+
+def digests(path: Path, names: list[str], *flags: object, **environ: str) -> dict[str, str]:
+    return {name: train(path / name, *EXECUTIONS[name], *SMALL, *flags, **environ)["weights_digest"] for name in names}
+
+
+@pytest.mark.parametrize("schedule", ["sync", "pipelined"])
+def test_actors_transport_and_threads_do_not_change_the_weights(tmp_path: Path, schedule: str) -> None:
+    found = digests(tmp_path, list(EXECUTIONS), "--schedule", schedule)
+    assert len(set(found.values())) == 1, found
+
+
+@pytest.mark.parametrize("schedule", ["sync", "pipelined"])
+def test_the_same_holds_on_an_ordinary_processor(tmp_path: Path, schedule: str) -> None:
+    found = digests(tmp_path, ["in-process", "2-tcp", "8-ipc"], "--schedule", schedule, OPENBLAS_CORETYPE="Haswell")
+    assert len(set(found.values())) == 1, found
+
+
+def test_the_same_holds_for_box_actions_and_truncated_episodes(tmp_path: Path) -> None:
+    found = digests(
+        tmp_path, ["in-process", "4-ipc"], "--env", "Pendulum-v1", "--rollout-length", 128, "--total-steps", 8192
+    )
+    assert len(set(found.values())) == 1, found
+
+
+def test_seed_and_schedule_do_change_the_weights(tmp_path: Path) -> None:
+    found = [
+        train(tmp_path / name, *EXECUTIONS["in-process"], *SMALL, *flags)["weights_digest"]
+        for name, flags in {
+            "first": [],
+            "seed": ["--seed", 1],
+            "schedule": ["--schedule", "sync"],
+        }.items()
+    ]
+    assert len(set(found)) == 3

@@ -1,0 +1,310 @@
+"""launch.py as its users meet it: what it prints and writes, how it ends, and what it says of mistakes."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import LAUNCH, SMALL, launch, metrics_of, running, summary_of, train
+
+LONG = ["--total-steps", 10_000_000, "--checkpoint-every", 1000]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def iterations(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def socket_folder(children: list[psutil.Process]) -> Path:
+    """The folder of the socket that a run's children share."""
+    (address,) = {part for child in children for part in child.cmdline() if part.startswith("ipc://")}
+    return Path(address.removeprefix("ipc://")).parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train(run_dir, "--actors", 2, *SMALL)
+    return run_dir
+
+
+def test_the_summary_says_what_was_done(finished: Path) -> None:
+    summary = summary_of(finished)
+    assert summary["status"] == "finished"
+    assert summary["deterministic"] is True
+    assert summary["env_steps"] == 2048
+    assert summary["policy_version"] == 4
+    assert summary["env_steps_per_second"] == pytest.approx(2048 / summary["seconds"])
+    assert summary["samples"] == {"produced": 2048, "trained": 2048, "dropped": {}, "in_flight": 0}
+    assert (summary["actor_restarts"], summary["learner_restarts"]) == (0, 0)
+    assert (summary["device"], summary["schedule"], summary["seed"]) == ("cpu", "pipelined", 0)
+    assert len(summary["weights_digest"]) == 64
+
+
+def test_every_iteration_leaves_a_row_of_finite_metrics(finished: Path) -> None:
+    rows = metrics_of(finished)
+    assert [row["policy_version"] for row in rows] == [1, 2, 3, 4]
+    assert [row["env_steps"] for row in rows] == [512, 1024, 1536, 2048]
+    assert [row["policy/lag_mean"] for row in rows] == [0, 1, 1, 1]
+    names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "learning_rate"]
+    assert all(isinstance(row[f"train/{name}"], float) for row in rows for name in names)
+
+
+def test_total_steps_are_rounded_up_to_whole_iterations(tmp_path: Path) -> None:
+    summary = train(tmp_path / "run", "--in-process", *SMALL, "--total-steps", 513)
+    assert summary["env_steps"] == 1024
+
+
+def test_a_long_episode_shows_a_dash_until_it_has_finished(tmp_path: Path) -> None:
+    flags = ["--env", "Pendulum-v1", *SMALL, "--total-steps", 512]
+    done = launch("--in-process", "--run-dir", tmp_path / "run", *flags)
+    assert done.returncode == 0
+    assert "return        –" in done.stdout
+    assert "nan" not in done.stdout + done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
+    assert metrics_of(tmp_path / "run")[0]["rollout/episode_return_mean"] is None
+    assert summary_of(tmp_path / "run")["episode_return_mean"] is None
+
+
+def test_a_target_return_ends_the_run_once_100_episodes_have_finished(tmp_path: Path) -> None:
+    train(tmp_path / "run", "--in-process", *SMALL, "--total-steps", 20_000, "--stop-return", 1)
+    rows = metrics_of(tmp_path / "run")
+    assert rows[-1]["rollout/episodes"] == 100
+    assert all(row["rollout/episodes"] < 100 for row in rows[:-1])
+    assert summary_of(tmp_path / "run")["samples"]["in_flight"] == 0
+
+
+def test_more_actors_than_lanes_is_said_and_works(tmp_path: Path) -> None:
+    flags = [*SMALL, "--lane-size", 8, "--total-steps", 512]
+    done = launch("--run-dir", tmp_path / "run", "--actors", 3, *flags)
+    assert done.returncode == 0
+    assert "3 actors are more than the 2 lanes; 1 will idle" in done.stdout
+
+
+def test_eval_writes_what_the_newest_policy_scores(finished: Path) -> None:
+    done = launch("eval", finished, "--episodes", 3)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((finished / "eval.json").read_text())
+    assert len(result["returns"]) == len(result["lengths"]) == 3
+    assert result["return_mean"] == pytest.approx(sum(result["returns"]) / 3)
+    assert result["returns"] == result["lengths"]  # CartPole rewards each step with 1
+    again = launch("eval", finished, "--episodes", 3)
+    assert again.stdout == done.stdout
+
+
+def test_a_finished_run_resumes_to_nothing(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    done = launch("--resume", finished)
+    assert done.returncode == 0
+    assert summary_of(finished)["weights_digest"] in done.stdout
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("flags", [["--in-process"], ["--actors", 3, "--transport", "tcp"]])
+def test_a_stopped_and_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, flags: list[object]) -> None:
+    experiment = [*SMALL, "--total-steps", 512 * 20]
+    whole = train(tmp_path / "whole", "--in-process", *experiment)
+    with running(tmp_path / "run", "--actors", 2, *experiment) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 0
+        stopped = summary_of(tmp_path / "run")
+        assert stopped["status"] == "stopped"
+        assert 4 <= stopped["policy_version"] < 20
+        assert launch("--resume", tmp_path / "run", *flags).returncode == 0
+        resumed = summary_of(tmp_path / "run")
+        assert resumed["status"] == "finished"
+        assert resumed["weights_digest"] == whole["weights_digest"]
+        assert [row["policy_version"] for row in metrics_of(tmp_path / "run")] == list(range(1, 21))
+        timing = ("time/", "samples")
+        for mine, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "whole"), strict=True):
+            assert {k: v for k, v in mine.items() if not k.startswith(timing)} == {
+                k: v for k, v in other.items() if not k.startswith(timing)
+            }
+
+
+def test_killed_actors_are_replaced_and_change_nothing(tmp_path: Path) -> None:
+    experiment = [*SMALL, "--total-steps", 512 * 20]
+    whole = train(tmp_path / "whole", "--in-process", *experiment)
+    with running(tmp_path / "run", "--actors", 2, *experiment) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 5)
+        victims = [c for c in psutil.Process(process.pid).children() if "actors" in c.cmdline()]
+        assert len(victims) == 2
+        for victim in victims:
+            victim.kill()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        summary = summary_of(tmp_path / "run")
+        assert summary["actor_restarts"] == 2
+        assert summary["weights_digest"] == whole["weights_digest"]
+
+
+def ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGINT, {}),
+        (signal.SIGTERM, {}),
+        (signal.SIGHUP, {}),
+        (signal.SIGINT, {"preexec_fn": ignore_interrupts}),
+    ],
+)
+def test_a_signal_ends_everything_with_all_saved(tmp_path: Path, number: signal.Signals, options: dict) -> None:
+    with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG, **options) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 3)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 3
+        folder = socket_folder(children)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        asked = time.monotonic()
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=10)
+        assert time.monotonic() - asked < 5
+        assert process.returncode == 0, output
+        assert not any(child.is_running() for child in children)
+        assert not folder.exists()
+        summary = summary_of(tmp_path / "run")
+        assert summary["status"] == "stopped"
+        newest = max((tmp_path / "run" / "checkpoints").iterdir())
+        assert int(newest.name) == summary["policy_version"] >= 3
+        samples = summary["samples"]
+        assert samples["in_flight"] == 0
+        assert samples["produced"] == samples["trained"] + sum(samples["dropped"].values())
+        assert summary["weights_digest"] in output
+
+
+def test_children_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 3)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate(timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert not alive
+
+
+def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -> None:
+    with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 1)
+        lines = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children()]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert sorted("actors" in line for line in lines) == [False, True, True]
+        assert ["-m learner" in line for line in lines if "actors" not in line] == [True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--learnin-rate", 1], "--learning-rate"),
+        (["--env", "CartPole-v99"], "CartPole"),
+        (["--env", "Blackjack-v1"], "observation space Tuple"),
+        (["--minibatches", 7], "use 4 or 8"),
+        (["--num-envs", 60], "use 56 or 64"),
+        (["--seed", -1], "--seed"),
+        (["--discount", 1.5], "--discount"),
+        (["--resume", "nowhere"], "no run here"),
+        (["eval", "nowhere"], "no run here"),
+        (["--device", "gpu"], "no GPU"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(flags: list[object], expected: str, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*LAUNCH, *map(str, flags)], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert time.monotonic() - begun < 5
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_directory_that_holds_a_run_is_refused_and_left_alone(finished: Path) -> None:
+    before = summary_of(finished)
+    done = launch("--run-dir", finished)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert summary_of(finished) == before
+
+
+def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path / "run", *SMALL, *LONG) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 1)
+        done = launch("--resume", tmp_path / "run")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert done.returncode == 2
+        assert "in use" in done.stderr
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = launch("--run-dir", tmp_path / "run", "--transport", "tcp", "--port", port)
+    assert done.returncode == 2
+    assert f"--port {port}: Address already in use" in done.stderr
+
+
+def test_resume_refuses_other_experiment_flags_and_takes_execution_flags(finished: Path) -> None:
+    done = launch("--resume", finished, "--learning-rate", 0.1)
+    assert done.returncode == 2
+    assert "--learning-rate" in done.stderr
+    assert launch("--resume", finished, "--actors", 5, "--transport", "tcp").returncode == 0
+
+
+def test_every_flag_has_a_sentence_in_the_help() -> None:
+    done = launch("--help", COLUMNS="200")
+    assert done.returncode == 0
+    named = (
+        "--env --actors --num-envs --lane-size --rollout-length --total-steps --seed --schedule --run-dir --resume"
+        " --in-process --transport --stop-return --checkpoint-every --device --learning-rate --anneal-learning-rate"
+        " --epochs --minibatches --clip-range --discount --gae-lambda --entropy-coef --value-coef --max-grad-norm"
+        " --target-kl --hidden-sizes"
+    )
+    assert all(flag in done.stdout for flag in named.split())
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("protocol.messages, protocol.transport, protocol.lifeline", ["mlx", "gymnasium", "actors", "learner"]),
+        ("actors.actor, actors.__main__", ["mlx", "learner", "commands", "tyro", "rich"]),
+        ("learner.__main__, learner.learner", ["gymnasium", "actors", "commands", "tyro", "rich"]),
+        ("commands.supervisor, commands.train", ["mlx", "zmq"]),
+    ],
+)
+def test_packages_import_nothing_across_their_borders(package: str, forbidden: list[str]) -> None:
+    code = f"import sys, {package}; print([name for name in {forbidden} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_actor_that_trains_never_loads_mlx(tmp_path: Path) -> None:
+    with running(tmp_path / "run", *SMALL, *LONG, "--actors", 1) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 2)
+        (actor,) = [c for c in psutil.Process(process.pid).children() if "actors" in c.cmdline()]
+        mapped = {Path(region.path).name for region in actor.memory_maps()} if hasattr(actor, "memory_maps") else set()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert not any("mlx" in name for name in mapped)

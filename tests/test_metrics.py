@@ -1,0 +1,90 @@
+"""The window of finished episodes, and the file of metrics that outlives its process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner.metrics import EpisodeWindow, MetricsFile
+
+
+def extend(window: EpisodeWindow, returns: range) -> None:
+    window.extend(np.array(returns, np.float64), 2 * np.array(returns, np.int64))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, policy_version: int, *versions: int, note: str = "first") -> None:
+    file = MetricsFile(path, policy_version)
+    for version in versions:
+        file.append({"policy_version": version, "note": note})
+    file.close()
+
+
+def test_an_empty_window_has_no_mean() -> None:
+    window = EpisodeWindow()
+    assert window.return_mean is None
+    assert window.length_mean is None
+    window.extend(np.zeros(0), np.zeros(0, np.int64))
+    assert window.return_mean is None
+    assert not window.full
+
+
+def test_a_short_window_averages_what_there_is() -> None:
+    window = EpisodeWindow()
+    extend(window, range(1, 4))
+    assert window.return_mean == 2
+    assert window.length_mean == 4
+
+
+def test_the_window_keeps_the_last_100_episodes() -> None:
+    window = EpisodeWindow()
+    extend(window, range(99))
+    assert not window.full
+    extend(window, range(99, 130))
+    assert window.full
+    assert list(window.returns) == list(range(30, 130))
+    assert window.return_mean == sum(range(30, 130)) / 100
+    assert window.length_mean == 2 * sum(range(30, 130)) / 100
+
+
+def test_a_new_file_holds_one_row_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2)
+    assert rows(path) == [{"policy_version": 1, "note": "first"}, {"policy_version": 2, "note": "first"}]
+
+
+def test_a_row_can_be_read_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file.append({"policy_version": 1})
+    assert rows(tmp_path / "metrics.jsonl") == [{"policy_version": 1}]
+    file.close()
+
+
+def test_a_continued_file_replaces_the_rows_after_its_version(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2, 3, 4)
+    write(path, 2, 3, note="second")
+    assert [(row["policy_version"], row["note"]) for row in rows(path)] == [(1, "first"), (2, "first"), (3, "second")]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2)
+    whole = path.read_text()
+    for length in range(1, len(whole.splitlines()[0])):
+        path.write_text(whole + whole[:length])
+        write(path, 2, 3)
+        assert [row["policy_version"] for row in rows(path)] == [1, 2, 3]
+
+
+def test_a_row_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        file.append({"policy_version": 1, "train/value_loss": float("nan")})
+    file.close()
+    assert rows(tmp_path / "metrics.jsonl") == []

@@ -1,0 +1,389 @@
+"""What a rollout records, and that a lane rebuilt elsewhere goes on as if nothing had happened."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+
+from actors.environment import describe_spaces, make_environment
+from actors.lane import EnvironmentFault, Lane
+from actors.policy import Policy
+from actors.rollout import collect_rollout
+from learner.lanes import LaneBorder
+from protocol.experiment import Experiment
+from protocol.messages import Grant
+from protocol.randomness import Purpose, environment_seed
+from protocol.snapshot import PolicySnapshot
+from protocol.spaces import Spaces
+from protocol.trajectory import LaneState, Trajectory
+
+
+class Counter(gymnasium.Env):
+    """Observes (its seed modulo 1000, steps taken) and rewards a step with ten times its number."""
+
+    seeds: ClassVar[list[int | None]] = []
+    received: ClassVar[list[Any]] = []
+
+    def __init__(self, length: int = 1_000_000, action_space: gymnasium.Space | None = None) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = action_space or gymnasium.spaces.Discrete(2)
+        self._length = length
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self._place, self._steps = (seed or 0) % 1000, 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        self.received.append(action)
+        self._steps += 1
+        return self._observe(), 10.0 * self._steps, self._steps >= self._length, False, {}
+
+    def _observe(self) -> Any:
+        return np.array([self._place, self._steps], np.float32)
+
+
+class Leaky(Counter):
+    """Counts the steps of all episodes, its resets forgotten: no replay leads to the same place."""
+
+    steps_ever: ClassVar[int] = 0
+    in_reward: ClassVar[bool] = False
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        Leaky.steps_ever += 1
+        if self.in_reward:
+            return observation, reward + Leaky.steps_ever, terminated, truncated, info
+        return observation + np.float32(Leaky.steps_ever), reward, terminated, truncated, info
+
+
+class LeakyReward(Leaky):
+    in_reward = True
+
+
+class Fragile(Counter):
+    """Ends after as many steps as the class says at the time, and cannot be stepped any further."""
+
+    length: ClassVar[int] = 1_000_000
+
+    def step(self, action: Any) -> Any:
+        if self._steps >= self.length:
+            raise RuntimeError("the episode is over")
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, self._steps >= self.length, truncated, info
+
+
+class Faulty(Counter):
+    """Misbehaves in one way when an episode's third step is taken, or on being reset."""
+
+    fault: ClassVar[str] = ""
+    faulty_seed: ClassVar[int] = -1
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        self._is_faulty = seed == self.faulty_seed
+        observation, info = super().reset(seed=seed, options=options)
+        if self._is_faulty and self.fault.startswith("reset "):
+            return self._spoil(observation, self.fault.removeprefix("reset ")), info
+        return observation, info
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        if self._is_faulty and self._steps == 3 and not self.fault.startswith("reset "):
+            if self.fault.endswith(" reward"):
+                return observation, float(self.fault.split()[0]), *rest
+            return self._spoil(observation, self.fault), reward, *rest
+        return observation, reward, *rest
+
+    def _spoil(self, observation: np.ndarray, how: str) -> np.ndarray:
+        if how == "raise":
+            raise RuntimeError("the simulator fell over")
+        if how == "shape":
+            return np.zeros(1, np.float32)
+        return np.full_like(observation, float(how))
+
+
+class ArrayReward(Counter):
+    """Gives its reward as an array of one element, as some environments do."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, np.array([reward]), *rest
+
+
+def register(name: str, environment: Callable[..., gymnasium.Env], limit: int | None = None, **settings: Any) -> None:
+    gymnasium.register(f"tests/{name}-v0", environment, max_episode_steps=limit, kwargs=settings)
+
+
+register("Endless", Counter)
+register("Three", Counter, length=3)
+register("CutAtThree", Counter, limit=3)
+register("ThreeAndCut", Counter, limit=3, length=3)
+register("Box", Counter, action_space=gymnasium.spaces.Box(-0.5, 0.25, (2,), np.float32))
+register("FromFive", Counter, action_space=gymnasium.spaces.Discrete(3, start=5))
+register("Leaky", Leaky)
+register("LeakyReward", LeakyReward)
+register("Fragile", Fragile)
+register("Faulty", Faulty)
+register("ArrayReward", ArrayReward)
+
+
+@pytest.fixture(autouse=True)
+def fresh_logs() -> Iterator[None]:
+    Counter.seeds.clear()
+    Counter.received.clear()
+    yield
+
+
+class Stage:
+    """A lane, its policy and what the learner knows of it, outside any process."""
+
+    def __init__(self, env: str, lane: int = 0, **settings: Any) -> None:
+        shape = {"num_envs": 8, "lane_size": 2, "rollout_length": 5, "hidden_sizes": (), **settings}
+        self.experiment = Experiment(env=env, **shape)
+        environment = make_environment(self.experiment)
+        self.spaces = describe_spaces(environment)
+        environment.close()
+        self.policy = Policy(make_snapshot(self.spaces), self.spaces, normalize_observations=False)
+        self.lane = Lane(lane, self.experiment, self.spaces)
+        self.border = LaneBorder.first(self.experiment)
+
+    def begin(self) -> "Stage":
+        self.lane.begin()
+        return self
+
+    def rebuilt(self) -> "Stage":
+        """The same stage with a lane made new from the border."""
+        other = object.__new__(Stage)
+        other.__dict__.update(self.__dict__)
+        other.lane = Lane(self.lane.index, self.experiment, self.spaces)
+        other.lane.rebuild(self.state())
+        return other
+
+    def state(self) -> LaneState:
+        state = self.border.state()
+        state.check(self.experiment, self.spaces)
+        return state
+
+    def collect(self) -> Trajectory:
+        grant = Grant("run", self.lane.index, self.border.rollout_index, 0, 0, None)
+        trajectory = collect_rollout(self.lane, self.policy, grant, self.experiment, self.spaces)
+        trajectory.check(self.experiment, self.spaces)
+        self.border = self.border.after(trajectory)
+        return trajectory
+
+    def seed(self, n: int, episode: int) -> int:
+        index = self.lane.index * self.experiment.lane_size + n
+        return environment_seed(self.experiment.seed, Purpose.EPISODE_SEED, index, episode)
+
+    def place(self, n: int, episode: int) -> int:
+        """What `Counter` observes of the episode's seed."""
+        return self.seed(n, episode) % 1000
+
+
+def make_snapshot(spaces: Spaces) -> PolicySnapshot:
+    random = np.random.default_rng(0)
+    inputs, outputs = spaces.observation.size, spaces.distribution_size
+    weights = {
+        "policy.layers.0.weight": np.float32(0.001) * random.standard_normal((outputs, inputs), np.float32),
+        "policy.layers.0.bias": np.zeros(outputs, np.float32),
+    }
+    if spaces.distribution == "gaussian":
+        weights["log_std"] = np.zeros(outputs, np.float32)
+    shape = spaces.observation.shape
+    return PolicySnapshot(0, weights, np.zeros(shape, np.float32), np.ones(shape, np.float32))
+
+
+def assert_same_bits(one: Trajectory, other: Trajectory) -> None:
+    for field in dataclasses.fields(Trajectory):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == theirs.dtype
+            assert mine.tobytes() == theirs.tobytes(), field.name
+        else:
+            assert mine == theirs
+
+
+def test_a_rollout_records_what_happened() -> None:
+    stage = Stage("tests/Three-v0", lane=1).begin()
+    trajectory = stage.collect()
+    for n in range(2):
+        first, second = stage.place(n, 0), stage.place(n, 1)
+        steps = [[first, 0], [first, 1], [first, 2], [second, 0], [second, 1]]
+        np.testing.assert_array_equal(trajectory.observations[:, n], steps)
+        np.testing.assert_array_equal(trajectory.last_observations[n], [second, 2])
+        np.testing.assert_array_equal(trajectory.rewards[:, n], [10, 20, 30, 10, 20])
+        np.testing.assert_array_equal(trajectory.terminated[:, n], [False, False, True, False, False])
+    assert not trajectory.truncated.any()
+    assert trajectory.final_observations.shape == (0, 2)
+    np.testing.assert_array_equal(trajectory.episode_returns, [60, 60])
+    np.testing.assert_array_equal(trajectory.episode_lengths, [3, 3])
+    np.testing.assert_array_equal(trajectory.episode_indices, [1, 1])
+    assert (trajectory.lane, trajectory.rollout_index, trajectory.policy_version) == (1, 0, 0)
+
+
+def test_a_rollout_goes_on_where_the_last_one_ended() -> None:
+    stage = Stage("tests/Three-v0").begin()
+    first, second = stage.collect(), stage.collect()
+    np.testing.assert_array_equal(second.observations[0], first.last_observations)
+    np.testing.assert_array_equal(second.rewards[:, 0], [30, 10, 20, 30, 10])
+    np.testing.assert_array_equal(second.episode_returns, [60, 60, 60, 60])
+    np.testing.assert_array_equal(second.episode_lengths, [3, 3, 3, 3])
+    assert second.rollout_index == 1
+
+
+def test_an_episode_longer_than_a_rollout_is_reported_whole() -> None:
+    stage = Stage("tests/Three-v0", rollout_length=2).begin()
+    first, second = stage.collect(), stage.collect()
+    assert len(first.episode_returns) == 0
+    np.testing.assert_array_equal(second.episode_returns, [60, 60])
+    np.testing.assert_array_equal(second.episode_lengths, [3, 3])
+
+
+def test_a_truncated_episode_leaves_its_final_observation() -> None:
+    stage = Stage("tests/CutAtThree-v0").begin()
+    trajectory = stage.collect()
+    np.testing.assert_array_equal(trajectory.truncated[:, 0], [False, False, True, False, False])
+    assert not trajectory.terminated.any()
+    np.testing.assert_array_equal(trajectory.final_observations, [[stage.place(n, 0), 3] for n in range(2)])
+    np.testing.assert_array_equal(trajectory.observations[3], [[stage.place(n, 1), 0] for n in range(2)])
+    np.testing.assert_array_equal(trajectory.episode_returns, [60, 60])
+
+
+def test_a_step_that_terminates_is_not_truncated_as_well() -> None:
+    trajectory = Stage("tests/ThreeAndCut-v0").begin().collect()
+    assert trajectory.terminated[2].all()
+    assert not trajectory.truncated.any()
+    assert len(trajectory.final_observations) == 0
+
+
+def test_the_replay_cap_truncates() -> None:
+    stage = Stage("tests/Endless-v0", replay_cap=4).begin()
+    trajectory = stage.collect()
+    np.testing.assert_array_equal(trajectory.truncated[:, 0], [False, False, False, True, False])
+    np.testing.assert_array_equal(trajectory.final_observations, [[stage.place(n, 0), 4] for n in range(2)])
+    np.testing.assert_array_equal(trajectory.episode_lengths, [4, 4])
+
+
+def test_every_episode_has_its_own_seed() -> None:
+    stage = Stage("tests/Three-v0", lane=1, seed=7).begin()
+    stage.collect()
+    stage.collect()
+    expected = [stage.seed(n, episode) for episode in range(4) for n in range(2)]
+    assert Counter.seeds == expected
+    assert len(set(expected)) == 8
+
+
+def test_box_actions_are_stored_as_sampled_and_clipped_for_the_environment() -> None:
+    trajectory = Stage("tests/Box-v0").begin().collect()
+    received = np.array(Counter.received).reshape(trajectory.actions.shape)
+    assert (trajectory.actions < -0.5).any()
+    assert (trajectory.actions > 0.25).any()
+    np.testing.assert_array_equal(received, np.clip(trajectory.actions, -0.5, 0.25))
+
+
+def test_discrete_actions_are_stored_from_zero_and_shifted_for_the_environment() -> None:
+    trajectory = Stage("tests/FromFive-v0", rollout_length=20).begin().collect()
+    assert set(trajectory.actions.ravel().tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(np.array(Counter.received).reshape(20, 2), trajectory.actions + 5)
+
+
+def test_a_rollout_stores_the_log_probability_of_each_action() -> None:
+    stage = Stage("CartPole-v1").begin()
+    trajectory = stage.collect()
+    for t in range(5):
+        logits = stage.policy.forward(trajectory.observations[t]).astype(np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected = log_probs[np.arange(2), trajectory.actions[t]]
+        np.testing.assert_allclose(trajectory.behaviour_log_probs[t], expected, atol=1e-6)
+
+
+def test_an_array_of_one_element_is_a_reward() -> None:
+    trajectory = Stage("tests/ArrayReward-v0").begin().collect()
+    np.testing.assert_array_equal(trajectory.rewards[:, 0], [10, 20, 30, 40, 50])
+
+
+@pytest.mark.parametrize(("env", "rollouts"), [("CartPole-v1", 3), ("Pendulum-v1", 4)])
+def test_a_rebuilt_lane_goes_on_bit_for_bit(env: str, rollouts: int) -> None:
+    stage = Stage(env, lane=2, rollout_length=64).begin()
+    episodes = 0
+    for _ in range(rollouts):
+        rebuilt = stage.rebuilt() if stage.border.rollout_index else None
+        trajectory = stage.collect()
+        episodes += len(trajectory.episode_returns)
+        if rebuilt:
+            continued = rebuilt.collect()
+            assert not continued.restarted.any()
+            assert_same_bits(trajectory, continued)
+            rebuilt.lane.close()
+    assert episodes > 0
+    stage.lane.close()
+
+
+@pytest.mark.parametrize("env", ["tests/Leaky-v0", "tests/LeakyReward-v0"])
+def test_an_environment_that_cannot_be_replayed_begins_a_fresh_episode(env: str) -> None:
+    stage = Stage(env).begin()
+    before = stage.collect()
+    assert not before.restarted.any()
+    rebuilt = stage.rebuilt()
+    assert rebuilt.lane.restarted.all()
+    trajectory = rebuilt.collect()
+    np.testing.assert_array_equal(trajectory.restarted, [True, True])
+    np.testing.assert_array_equal(trajectory.episode_indices, before.episode_indices + 1)
+    np.testing.assert_array_equal(trajectory.observations[0], [[stage.place(n, 1), 0] for n in range(2)])
+    assert not rebuilt.collect().restarted.any()
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_a_replay_that_ends_its_episode_begins_a_fresh_one(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage("tests/Fragile-v0").begin()
+    stage.collect()
+    monkeypatch.setattr(Fragile, "length", length)
+    rebuilt = stage.rebuilt()
+    np.testing.assert_array_equal(rebuilt.lane.restarted, [True, True])
+    np.testing.assert_array_equal(rebuilt.lane.observations, [[stage.place(n, 1), 0] for n in range(2)])
+
+
+def test_only_the_environment_that_differs_is_restarted() -> None:
+    stage = Stage("CartPole-v1").begin()
+    trajectory = stage.collect()
+    digests = trajectory.digests.copy()
+    digests[1, 0] ^= 1
+    stage.border = dataclasses.replace(stage.border, digests=digests)
+    np.testing.assert_array_equal(stage.rebuilt().lane.restarted, [False, True])
+
+
+def test_a_restarted_episodes_log_starts_at_the_restart() -> None:
+    stage = Stage("tests/Leaky-v0").begin()
+    stage.collect()
+    rebuilt = stage.rebuilt()
+    rebuilt.collect()
+    np.testing.assert_array_equal(rebuilt.state().episode_steps, [5, 5])
+
+
+def faulty_stage(fault: str, monkeypatch: pytest.MonkeyPatch, episode: int = 0) -> Stage:
+    """A stage whose environment 3, the second of lane 1, misbehaves in the given episode."""
+    stage = Stage("tests/Faulty-v0", lane=1, replay_cap=4)
+    monkeypatch.setattr(Faulty, "fault", fault)
+    monkeypatch.setattr(Faulty, "faulty_seed", stage.seed(1, episode))
+    return stage
+
+
+@pytest.mark.parametrize("fault", ["raise", "shape", "nan", "inf", "nan reward", "inf reward", "1e39 reward"])
+def test_a_faulty_step_names_environment_seed_and_step(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = faulty_stage(fault, monkeypatch).begin()
+    with pytest.raises(EnvironmentFault) as caught:
+        stage.collect()
+    assert f"environment 3 (episode seed {stage.seed(1, 0)}, step 2)" in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["reset raise", "reset shape", "reset nan", "reset inf"])
+@pytest.mark.parametrize("episode", [0, 1])
+def test_a_faulty_reset_names_environment_and_seed(fault: str, episode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = faulty_stage(fault, monkeypatch, episode)
+    with pytest.raises(EnvironmentFault) as caught:
+        stage.begin().collect()
+    assert f"environment 3 (episode seed {stage.seed(1, episode)}, step 0)" in str(caught.value)

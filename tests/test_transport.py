@@ -1,0 +1,217 @@
+"""Messages between sockets, over every transport, and what becomes of those that are none."""
+
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+import zmq
+
+from protocol.errors import ProtocolError, UserError
+from protocol.experiment import Experiment
+from protocol.messages import Hello, Message, Refusal, Stop, Welcome, to_frames
+from protocol.trajectory import DIGEST_SIZE, Trajectory
+from protocol.transport import ActorSocket, LearnerSocket
+
+SECONDS = 20.0  # for what must arrive
+TRANSPORTS = ["inproc", "ipc", "tcp"]
+
+
+@pytest.fixture(params=TRANSPORTS)
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "inproc":
+        yield f"inproc://{uuid.uuid4().hex}"
+    elif request.param == "tcp":
+        yield free_tcp_address()
+    else:
+        folder = tempfile.mkdtemp(dir="/tmp")
+        yield f"ipc://{folder}/s"
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def learner(address: str) -> Iterator[LearnerSocket]:
+    with closing(LearnerSocket(address)) as learner:
+        yield learner
+
+
+@pytest.fixture
+def actor(address: str, learner: LearnerSocket) -> Iterator[ActorSocket]:
+    with closing(ActorSocket(address)) as actor:
+        yield actor
+
+
+@pytest.fixture
+def stranger(address: str, learner: LearnerSocket) -> Iterator[zmq.Socket]:
+    with closing(zmq.Context.instance().socket(zmq.DEALER)) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.connect(address)
+        yield stranger
+
+
+def free_tcp_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def hello(actor: int = 0) -> Hello:
+    return Hello(actor, 1234, {"numpy": "2.0"})
+
+
+def receive(learner: LearnerSocket) -> tuple[bytes, Message | ProtocolError]:
+    received = learner.receive(SECONDS)
+    assert received is not None
+    return received
+
+
+def test_a_hello_arrives_with_an_identity_and_the_answer_reaches_that_actor(
+    address: str, learner: LearnerSocket, actor: ActorSocket
+) -> None:
+    with closing(ActorSocket(address)) as other:
+        actor.send(hello(0))
+        other.send(hello(1))
+        identities = {}
+        for _ in range(2):
+            identity, message = receive(learner)
+            assert isinstance(message, Hello)
+            identities[message.actor] = identity
+        assert len(set(identities.values())) == 2
+        assert learner.send(identities[1], Refusal("you are one"))
+        assert learner.send(identities[0], Welcome("run", Experiment()))
+        assert actor.receive(SECONDS) == Welcome("run", Experiment())
+        assert other.receive(SECONDS) == Refusal("you are one")
+        assert actor.receive(0.01) is None and other.receive(0.01) is None
+
+
+def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, actor: ActorSocket) -> None:
+    t, n = 8, 4
+    random = np.random.default_rng(0)
+    sent = Trajectory(
+        run_id="run",
+        lane=1,
+        rollout_index=2,
+        policy_version=1,
+        serial=3,
+        observations=random.standard_normal((t, n, 2**15), np.float32),
+        last_observations=random.standard_normal((n, 2**15), np.float32),
+        actions=random.integers(0, 3, (t, n)),
+        behaviour_log_probs=random.standard_normal((t, n), np.float32),
+        rewards=random.standard_normal((t, n), np.float32),
+        terminated=np.zeros((t, n), bool),
+        truncated=np.zeros((t, n), bool),
+        final_observations=np.zeros((0, 2**15), np.float32),
+        episode_returns=np.zeros(0),
+        episode_lengths=np.zeros(0, np.int64),
+        episode_indices=np.zeros(n, np.int64),
+        restarted=np.zeros(n, bool),
+        digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+    )
+    assert sent.observations.nbytes == 4 * 2**20
+    actor.send(sent)
+    _, received = receive(learner)
+    assert isinstance(received, Trajectory)
+    for name, value in vars(sent).items():
+        np.testing.assert_array_equal(getattr(received, name), value, strict=True)
+
+
+def test_messages_of_one_actor_arrive_in_order(learner: LearnerSocket, actor: ActorSocket) -> None:
+    for i in range(100):
+        actor.send(hello(i))
+    assert [receive(learner)[1] for _ in range(100)] == [hello(i) for i in range(100)]
+
+
+GARBAGE = [[b""], [b"GET / HTTP/1.1"], [b"\x80"], [b"\x81", b"\x01"], [b"", b"", b""], [bytes(10_000)] * 40]
+
+
+def test_garbage_is_handed_over_as_a_fault_of_its_sender_and_the_socket_goes_on(
+    learner: LearnerSocket, actor: ActorSocket, stranger: zmq.Socket
+) -> None:
+    senders = set()
+    for frames in GARBAGE:
+        stranger.send_multipart(frames)
+        identity, fault = receive(learner)
+        assert isinstance(fault, ProtocolError)
+        senders.add(identity)
+    (identity,) = senders
+    actor.send(hello())
+    other, message = receive(learner)
+    assert message == hello() and other != identity
+    assert learner.send(identity, Refusal("garbage"))
+    assert stranger.poll(round(SECONDS * 1000))
+    assert stranger.recv_multipart() == [bytes(frame) for frame in to_frames(Refusal("garbage"))]
+
+
+def test_garbage_from_a_learner_is_a_protocol_error(address: str) -> None:
+    with closing(zmq.Context.instance().socket(zmq.DEALER)) as impostor:
+        impostor.setsockopt(zmq.LINGER, 0)
+        impostor.bind(address)
+        with closing(ActorSocket(address)) as actor:
+            impostor.send_multipart([b"\x80"])
+            with pytest.raises(ProtocolError):
+                actor.receive(SECONDS)
+            impostor.send_multipart([bytes(frame) for frame in to_frames(Stop("over"))])
+            assert actor.receive(SECONDS) == Stop("over")
+
+
+def test_sending_to_an_unknown_actor_is_no_error_but_false(learner: LearnerSocket) -> None:
+    assert learner.send(b"nobody", Stop("over")) is False
+
+
+def test_an_actor_that_has_gone_becomes_unknown(address: str, learner: LearnerSocket) -> None:
+    with closing(ActorSocket(address)) as actor:
+        actor.send(hello())
+        identity, _ = receive(learner)
+        assert learner.send(identity, Stop("over"))
+    deadline = time.monotonic() + SECONDS
+    while learner.send(identity, Stop("over")):
+        assert time.monotonic() < deadline
+        learner.receive(0.01)
+
+
+def test_a_word_to_stop_leaves_although_the_learner_closes_at_once(address: str) -> None:
+    with closing(LearnerSocket(address)) as learner, closing(ActorSocket(address)) as actor:
+        actor.send(hello())
+        identity, _ = receive(learner)
+        learner.send(identity, Stop("over"))
+        learner.close()
+        assert actor.receive(SECONDS) == Stop("over")
+
+
+@pytest.mark.parametrize("transport", ["inproc", "tcp"])
+def test_a_used_address_is_a_mistake_of_the_user_that_names_it(transport: str) -> None:
+    address = free_tcp_address() if transport == "tcp" else "inproc://used"
+    with closing(LearnerSocket(address)), pytest.raises(UserError, match=address):
+        LearnerSocket(address)
+    with closing(LearnerSocket(free_tcp_address())):
+        pass
+
+
+@pytest.mark.parametrize("address", ["nonsense", "nonsense://x", "ipc:///nowhere/at/all"])
+def test_an_impossible_address_is_a_mistake_of_the_user_that_names_it(address: str) -> None:
+    with pytest.raises(UserError, match=address):
+        LearnerSocket(address)
+
+
+def test_an_actor_cannot_connect_to_nonsense() -> None:
+    with pytest.raises(UserError, match="nonsense://x"):
+        ActorSocket("nonsense://x")
+
+
+def test_silence_is_none_after_the_timeout(learner: LearnerSocket, actor: ActorSocket) -> None:
+    for end in (learner, actor):
+        started = time.monotonic()
+        assert end.receive(0.05) is None
+        assert 0.04 < time.monotonic() - started < SECONDS
+
+
+def test_an_actor_may_connect_before_the_learner_listens(address: str) -> None:
+    with closing(ActorSocket(address)) as actor:
+        actor.send(hello())
+        with closing(LearnerSocket(address)) as learner:
+            assert receive(learner)[1] == hello()
