@@ -11,7 +11,7 @@ use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eva
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
-COMMANDS = ("train", "eval")
+COMMANDS = ("train", "eval", "actors")
 
 
 def main(arguments: list[str]) -> int:
@@ -21,6 +21,10 @@ def main(arguments: list[str]) -> int:
             from commands.eval import main as evaluate
 
             return evaluate(arguments)
+        if command == "actors":
+            from commands.actors import main as change_actors
+
+            return change_actors(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os._exit(SUCCESS))

@@ -20,7 +20,7 @@ def main() -> None:
     run_child(
         f"actor {arguments.index}",
         work=lambda: Actor(arguments.index, arguments.connect).run(),
-        on_stop=lambda: os._exit(SUCCESS),  # an environment's step may hang; nothing is lost, the learner has it all
+        on_word=lambda _: os._exit(SUCCESS),  # an environment's step may hang; nothing is lost, the learner has it all
     )
 
 

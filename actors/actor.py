@@ -1,7 +1,7 @@
 """An actor: joins the learner, and collects the rollouts it is granted until it is told to stop."""
 
 import os
-from collections import deque
+import time
 
 from actors.environment import describe_spaces, make_environment
 from actors.fingerprint import fingerprint
@@ -10,13 +10,14 @@ from actors.policy import Policy
 from actors.rollout import collect_rollout
 from protocol.errors import UserError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Ready, Refusal, Stop, Welcome
+from protocol.messages import Grant, Hello, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
 from protocol.transport import ActorSocket
 
-HELLO_INTERVAL = 1.0  # seconds after which an unanswered hello is repeated
+HELLO_INTERVAL = 0.5  # seconds of having nothing to do after which an actor says hello again: the learner may be new
+PROGRESS_INTERVAL = 0.5  # seconds between reports of progress
 
 
 class Actor:
@@ -30,7 +31,9 @@ class Actor:
         self._policies: dict[int, Policy] = {}  # by version
         self._lanes: dict[int, Lane] = {}
         self._serials: dict[int, int] = {}  # of the grants that each lane was built for
-        self._grants: deque[Grant] = deque()
+        self._grants: list[Grant] = []
+        self._steps = 0
+        self._last_progress = 0.0
 
     def run(self) -> None:
         """Join, and act until told to stop. Raises `UserError` when refused."""
@@ -49,15 +52,20 @@ class Actor:
                 elif isinstance(message, Grant):
                     self._grants.append(message)
                 elif self._grants:
-                    self._socket.send(self._fulfil(self._grants.popleft()))
-                elif self._experiment is None:
+                    grant = min(self._grants, key=lambda grant: (grant.rollout_index, grant.lane))
+                    self._grants.remove(grant)
+                    self._socket.send(self._fulfil(grant))
+                else:
                     self._socket.send(self._hello)
         finally:
-            for lane in self._lanes.values():
-                lane.close()
+            self._close_lanes()
             self._socket.close()
 
     def _prepare(self, experiment: Experiment) -> None:
+        """Begin with a learner, or again with one that was restarted: whatever an older one granted is void."""
+        self._grants.clear()
+        self._policies.clear()
+        self._close_lanes()
         self._experiment = experiment
         env = make_environment(experiment)
         self._spaces = describe_spaces(env)
@@ -77,10 +85,23 @@ class Actor:
         if lane is None or self._serials[grant.lane] != grant.serial:
             if lane is not None:
                 lane.close()
-            lane = self._lanes[grant.lane] = Lane(grant.lane, self._experiment, self._spaces)
+            lane = self._lanes[grant.lane] = Lane(grant.lane, self._experiment, self._spaces, self._progress)
             self._serials[grant.lane] = grant.serial
             if grant.state is None:
                 lane.begin()
             else:
+                grant.state.check(self._experiment, self._spaces)
                 lane.rebuild(grant.state)
         return collect_rollout(lane, self._policies[grant.policy_version], grant, self._experiment, self._spaces)
+
+    def _progress(self) -> None:
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_INTERVAL:
+            self._last_progress = now
+            self._socket.send(Progress(self._steps))
+
+    def _close_lanes(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()

@@ -1,5 +1,7 @@
 """Gymnasium environments: making them, and describing their spaces as plain data."""
 
+import importlib
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces as gym_spaces
@@ -10,10 +12,13 @@ from protocol.spaces import BoxSpace, Spaces
 
 
 def check_registered(env_id: str) -> None:
-    """Raise `UserError` unless gymnasium knows the id; cheap, since nothing is made."""
+    """Raise `UserError` unless gymnasium knows the id, `module:EnvId` included; cheap, since nothing is made."""
+    module, _, name = env_id.rpartition(":")
     try:
-        gymnasium.spec(env_id)
-    except gymnasium.error.Error as error:
+        if module:
+            importlib.import_module(module)
+        gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError) as error:
         raise UserError(f"--env {env_id}: {' '.join(str(error).split())}") from None
 
 

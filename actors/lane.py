@@ -6,6 +6,7 @@ its past: resetting with that seed and repeating the actions leads to the same p
 
 import hashlib
 import struct
+from collections.abc import Callable
 
 import gymnasium
 import numpy as np
@@ -16,15 +17,22 @@ from protocol.randomness import Purpose, environment_seed
 from protocol.spaces import Spaces
 from protocol.trajectory import DIGEST_SIZE, LaneState
 
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
+RESET_ATTEMPTS = 3  # each with a fresh environment
+
 
 class EnvironmentFault(Exception):
     """An environment raised or returned nonsense; the text says which one, its episode seed and its step."""
 
 
 class Lane:
-    """`lane_size` environments, from environment index `lane · lane_size` on."""
+    """`lane_size` environments, from environment index `lane · lane_size` on.
 
-    def __init__(self, index: int, experiment: Experiment, spaces: Spaces) -> None:
+    `progress` is called after every single environment step, reset and construction, so that a step that never returns
+    can be told from many that take long.
+    """
+
+    def __init__(self, index: int, experiment: Experiment, spaces: Spaces, progress: Callable[[], None]) -> None:
         size = experiment.lane_size
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
@@ -32,8 +40,13 @@ class Lane:
         self.episode_returns = [0.0] * size  # so far, of the episodes under way
         self.episode_lengths = [0] * size
         self.restarted = np.zeros(size, bool)  # environments that began a fresh episode because replay failed
+        self.faults: list[str] = []  # since they were last collected
         self._experiment = experiment
-        self._environments: list[gymnasium.Env] = [make_environment(experiment) for _ in range(size)]
+        self._progress = progress
+        self._environments: list[gymnasium.Env] = []
+        for _ in range(size):
+            self._environments.append(make_environment(experiment))
+            progress()
         self._convert = ActionConverter(self._environments[0].action_space)
 
     def begin(self) -> None:
@@ -49,25 +62,42 @@ class Lane:
         self.episode_indices[:] = state.episode_indices
         self.begin()
         for n in range(len(self._environments)):
-            for action in self._convert(state.actions_of(n)):
-                self._step(n, action)
-            if self.digest(n) != state.digests[n].tobytes():
+            if not self._replay(n, state.actions_of(n)) or self.digest(n) != state.digests[n].tobytes():
                 self.restarted[n] = True
                 self.next_episode(n)
 
     def step(self, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Step every environment once, into `observations` and the three rows [N] given; ended episodes stay ended."""
+        """Step every environment once, into `observations` and the three rows [N] given; ended episodes stay ended.
+
+        A step that raises or returns nonsense truncates its episode at the last good observation, with reward 0.
+        """
+        before, returns = self.observations.copy(), list(self.episode_returns)
         cap = self._experiment.replay_cap
+        faulty: dict[int, str] = {}
         for n, action in enumerate(self._convert(actions)):
-            rewards[n], terminated[n], over = self._step(n, action)
-            truncated[n] = (over or self.episode_lengths[n] >= cap) and not terminated[n]
+            try:
+                rewards[n], terminated[n], over = self._step(n, action)
+                truncated[n] = (over or self.episode_lengths[n] >= cap) and not terminated[n]
+            except EnvironmentFault as fault:
+                faulty[n] = str(fault)
         if self.observations.dtype.kind == "f" and not np.isfinite(self.observations).all():
-            bad = ~np.isfinite(self.observations.reshape(len(self.observations), -1)).all(axis=1)
-            raise EnvironmentFault(f"{self._where(int(bad.argmax()))} returned an observation that is not finite")
+            finite = np.isfinite(self.observations.reshape(len(self.observations), -1)).all(axis=1)
+            for n in np.flatnonzero(~finite).tolist():
+                if n not in faulty:
+                    self.episode_returns[n] = returns[n]
+                    self.episode_lengths[n] -= 1
+                    faulty[n] = f"{self._where(n)} returned an observation that is not finite"
+        for n, fault in faulty.items():
+            self.observations[n] = before[n]
+            rewards[n], terminated[n], truncated[n] = 0, False, True
+            self.faults.append(fault)
+            self._renew(n)
 
     def next_episode(self, n: int) -> None:
         """Begin environment `n`'s next episode."""
         self.episode_indices[n] += 1
+        if self._experiment.rebuild_env:
+            self._renew(n)
         self._reset(n)
 
     def digest(self, n: int) -> bytes:
@@ -82,26 +112,60 @@ class Lane:
         for env in self._environments:
             env.close()
 
+    def _replay(self, n: int, actions: np.ndarray) -> bool:
+        """Repeat `actions` in environment `n`; False if it does not even get that far."""
+        try:
+            for action in self._convert(actions):
+                _, terminated, truncated = self._step(n, action)
+                if terminated or truncated:  # which it did not when recorded
+                    return False
+        except EnvironmentFault:
+            return False
+        return True
+
     def _reset(self, n: int) -> None:
-        observation, _ = self._environments[n].reset(seed=self._episode_seed(n))
-        self.observations[n] = observation
+        for attempt in range(1, RESET_ATTEMPTS + 1):
+            try:
+                observation, _ = self._environments[n].reset(seed=self._episode_seed(n))
+                self._observe(n, observation)
+                if not np.isfinite(self.observations[n]).all():
+                    raise ValueError("the observation is not finite")
+                break
+            except Exception as error:
+                self.episode_lengths[n] = 0
+                fault = f"{self._where(n)} raised {type(error).__name__} in reset: {error}"
+                if attempt == RESET_ATTEMPTS:
+                    raise EnvironmentFault(fault) from error
+                self.faults.append(fault)
+                self._renew(n)
         self.episode_returns[n] = 0.0
         self.episode_lengths[n] = 0
+        self._progress()
 
     def _step(self, n: int, action: object) -> tuple[float, bool, bool]:
         try:
             observation, reward, terminated, truncated, _ = self._environments[n].step(action)
-            reward = float(reward)  # some environments give an array
+            reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
+            if not abs(reward) <= LARGEST_REWARD:
+                raise ValueError(f"the reward is {reward}")
+            self._observe(n, observation)
         except Exception as error:
-            raise EnvironmentFault(f"{self._where(n)} raised {type(error).__name__}: {error}") from error
-        if not np.shape(observation) == self.observations.shape[1:]:
-            raise EnvironmentFault(f"{self._where(n)} returned an observation of shape {np.shape(observation)}")
-        if not np.isfinite(reward):
-            raise EnvironmentFault(f"{self._where(n)} returned the reward {reward}")
-        self.observations[n] = observation
+            raise EnvironmentFault(f"{self._where(n)}: {type(error).__name__}: {error}") from error
         self.episode_returns[n] += reward
         self.episode_lengths[n] += 1
+        self._progress()
         return reward, bool(terminated), bool(truncated)
+
+    def _observe(self, n: int, observation: np.ndarray) -> None:
+        if np.shape(observation) != self.observations.shape[1:]:  # an assignment would broadcast
+            raise ValueError(f"the observation has shape {np.shape(observation)}")
+        self.observations[n] = observation
+
+    def _renew(self, n: int) -> None:
+        """Replace environment `n` by a fresh one."""
+        self._environments[n].close()
+        self._environments[n] = make_environment(self._experiment)
+        self._progress()
 
     def _environment_index(self, n: int) -> int:
         return self.index * len(self._environments) + n
@@ -112,6 +176,6 @@ class Lane:
 
     def _where(self, n: int) -> str:
         return (
-            f"environment {self._environment_index(n)} (episode seed {self._episode_seed(n)},"
+            f"{self._experiment.env} environment {self._environment_index(n)} (episode seed {self._episode_seed(n)},"
             f" step {self.episode_lengths[n]})"
         )

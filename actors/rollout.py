@@ -1,5 +1,7 @@
 """Collecting a rollout: one lane stepped T times with one policy, into one trajectory."""
 
+import random
+
 import numpy as np
 
 from actors.lane import Lane
@@ -21,6 +23,7 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     terminated = np.empty((t, n), bool)
     truncated = np.empty((t, n), bool)
     final_observations, episode_returns, episode_lengths = [], [], []
+    random_before = global_random_state()
     noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
     for step in range(t):
         observations[step] = lane.observations
@@ -33,6 +36,7 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
             episode_lengths.append(lane.episode_lengths[env])
             lane.next_episode(env)
     restarted, lane.restarted = lane.restarted, np.zeros(n, bool)
+    faults, lane.faults = lane.faults, []
     return Trajectory(
         run_id=grant.run_id,
         lane=lane.index,
@@ -54,4 +58,12 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
         episode_indices=lane.episode_indices.copy(),
         restarted=restarted,
         digests=np.frombuffer(b"".join(lane.digest(i) for i in range(n)), np.uint8).reshape(n, -1),
+        faults=tuple(faults),
+        moved_global_random=global_random_state() != random_before,
     )
+
+
+def global_random_state() -> tuple:
+    """The state of the two generators that everything in a process shares."""
+    state: tuple = np.random.get_state(legacy=True)  # pyright: ignore[reportAssignmentType]  # noqa: NPY002
+    return random.getstate(), state[1].tobytes(), state[2]

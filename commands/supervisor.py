@@ -17,78 +17,111 @@ from typing import Any
 
 from commands.address import listening_address
 from commands.terminal import Terminal
-from commands.workers import Events, ProcessWorkers, ThreadWorkers, Workers
+from commands.workers import END_SECONDS, Events, Workers
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
-END_SECONDS = 0.5  # that anything else has to end
-FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before an actor is started again
-CRASHES_ALLOWED = 5  # in a row, each within HEALTHY_SECONDS of its start
-HEALTHY_SECONDS = 30.0
+START_SECONDS = 120.0  # that an actor has to join the learner
+FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before a process is started again
+CRASHES_ALLOWED = 5  # in a row, without any progress
+WANTED_ACTORS = "wanted-actors"  # in the run directory: how many actors to run from now on
 
 
 class RunFailed(Exception):
-    """The run cannot go on; what was saved stays saved. The text says why and what to do."""
+    """The run cannot go on; what was saved stays saved. The text says why."""
 
 
-def supervise(config: RunConfig, run_dir: Path, num_actors: int, transport: str, port: int, in_process: bool) -> int:
+def supervise(
+    config: RunConfig,
+    run_dir: Path,
+    num_actors: int,
+    transport: str,
+    port: int,
+    in_process: bool,
+    step_timeout: float,
+) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     summary_path = run_dir / "summary.json"
-    if summary_path.exists():
-        summary = json.loads(summary_path.read_text())
-        if summary["status"] == "finished":
-            print(f"{run_dir} is finished already: {summary['weights_digest']}")
-            return SUCCESS
-    else:
-        summary = {}
+    earlier = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+    if earlier.get("status") == "finished":
+        print(f"{run_dir} is finished already: {earlier['weights_digest']}")
+        return SUCCESS
     events: Events = queue.SimpleQueue()
     terminal = Terminal(config, run_dir, num_actors, "in-process" if in_process else transport)
     with _signals(events), listening_address("inproc" if in_process else transport, port) as address, terminal:
         workers: Workers
         if in_process:
-            workers = ThreadWorkers(config, run_dir, address, num_actors, events)
+            from commands.threads import ThreadWorkers
+
+            workers = ThreadWorkers(config, run_dir, address, num_actors, step_timeout, events)
         else:
-            workers = ProcessWorkers(run_dir, address, num_actors, events)
-        supervisor = Supervisor(workers, num_actors, events, terminal, can_restart=not in_process)
+            from commands.processes import ProcessWorkers
+
+            workers = ProcessWorkers(run_dir, address, num_actors, step_timeout, events)
+        supervisor = Supervisor(workers, run_dir, events, terminal, can_restart=not in_process)
+        error = None
         try:
-            supervisor.start()
+            supervisor.start(num_actors)
             supervisor.watch()
-        except RunFailed as error:
-            terminal.close()
-            print(f"launch.py: {error} (logs in {run_dir / 'logs'}; go on with --resume {run_dir})", file=sys.stderr)
-            return FAILURE
+        except RunFailed as failure:
+            error = str(failure)
         finally:
             workers.end(END_SECONDS)
             if supervisor.summary:
-                restarts = {"actor_restarts": supervisor.actor_restarts, "learner_restarts": 0}
-                restarts = {name: summary.get(name, 0) + count for name, count in restarts.items()}
+                restarts = {
+                    "actor_restarts": supervisor.actor_restarts,
+                    "learner_restarts": supervisor.learner_restarts,
+                }
+                restarts = {name: earlier.get(name, 0) + count for name, count in restarts.items()}
                 summary = supervisor.summary | restarts
-                _write(summary_path, json.dumps(summary, indent=2) + "\n")
+                _write(summary_path, json.dumps(summary, indent=2) + "\n", terminal)
                 terminal.summarize(summary)
-    return SUCCESS if supervisor.summary else FAILURE
+    if error is not None:
+        print(f"launch.py: {error} (logs in {run_dir / 'logs'}; go on with --resume {run_dir})", file=sys.stderr)
+        return FAILURE
+    return SUCCESS
+
+
+class Crashes:
+    """Counts a process's crashes since it last made progress, and says how long to wait before the next start."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def next_backoff(self) -> float | None:
+        """Seconds to wait after one more crash; None where it is one too many."""
+        self.in_a_row += 1
+        if self.in_a_row >= CRASHES_ALLOWED:
+            return None
+        return min(FIRST_BACKOFF * 2 ** (self.in_a_row - 1), LAST_BACKOFF)
 
 
 class Supervisor:
     """Watches over the workers of one run."""
 
-    def __init__(self, workers: Workers, num_actors: int, events: Events, terminal: Terminal, can_restart: bool):
+    def __init__(self, workers: Workers, run_dir: Path, events: Events, terminal: Terminal, can_restart: bool) -> None:
         self.summary: dict[str, Any] | None = None
         self.actor_restarts = 0
+        self.learner_restarts = 0
         self._workers = workers
-        self._num_actors = num_actors
+        self._wanted_file = run_dir / WANTED_ACTORS
         self._events = events
         self._terminal = terminal
         self._can_restart = can_restart
-        self._started: dict[int, float] = {}  # by actor, time.monotonic()
-        self._crashes = dict.fromkeys(range(num_actors), 0)  # in a row
-        self._due: dict[int, float] = {}  # actors to start again, and when
+        self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
+        self._learner_crashes = Crashes()
+        self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
+        self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
         self._deadline: float | None = None  # for the learner's summary, once it was asked to stop
+        self._failure: str | None = None  # why it was asked to stop, unless by a signal
 
-    def start(self) -> None:
+    def start(self, num_actors: int) -> None:
+        self._wanted_file.unlink(missing_ok=True)
         self._workers.start_learner()
-        for index in range(self._num_actors):
+        for index in range(num_actors):
+            self._slots[index] = Crashes()
             self._start_actor(index)
 
     def watch(self) -> None:
@@ -96,54 +129,116 @@ class Supervisor:
         while self.summary is None:
             now = time.monotonic()
             if self._deadline is not None and now > self._deadline:
-                raise RunFailed(f"the learner did not end within {STOP_SECONDS:.0f} s and was killed")
-            for index in [i for i, due in self._due.items() if due <= now]:
+                raise RunFailed(self._failure or f"the learner did not end within {STOP_SECONDS:.0f} s and was killed")
+            for index in [i for i, due in self._due.items() if due <= now and self._deadline is None]:
                 del self._due[index]
-                self._start_actor(index)
+                if index is None:
+                    self._workers.start_learner()
+                else:
+                    self._start_actor(index)
+            for index in [i for i, since in self._joining.items() if now - since > START_SECONDS]:
+                del self._joining[index]
+                self._terminal.note(f"warning: actor {index} has not joined within {START_SECONDS:.0f} s")
+                self._workers.end_actor(index)
+            self._adjust_actors()
             try:
                 self._handle(self._events.get(timeout=0.1))
             except queue.Empty:
                 self._terminal.tick()
+        if self._failure or self.summary["status"] == "failed":
+            raise RunFailed(self._failure or self.summary["error"])
 
     def _handle(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "summary":
                 self.summary = {key: value for key, value in event.items() if key != "event"}
-                if event["status"] == "failed":
-                    self._workers.end(END_SECONDS)
-                    raise RunFailed("the learner failed")
             case "signal":
                 self._terminal.note(f"{event['name']}: saving and ending")
-                self._workers.stop_learner()
-                self._deadline = self._deadline or time.monotonic() + STOP_SECONDS
+                self._stop()
+            case "kill":
+                if not self._workers.kill_actor(event["actor"], event["pid"]):
+                    self._stop(f"actor {event['actor']} hangs, and a thread cannot be killed")
+            case "actor_ready":
+                self._joining.pop(event["actor"], None)
+            case "actor_working":
+                if event["actor"] in self._slots:
+                    self._slots[event["actor"]] = Crashes()
+                if self.actor_restarts:
+                    self._terminal.note(f"actor {event['actor']} delivers, {event['seconds']:.1f} s after it joined")
             case "learner_exit":
-                if event["code"] == USER_ERROR:
-                    raise UserError(event["last_line"].removeprefix("learner: "))
-                raise RunFailed(f"the learner ended with code {event['code']}: {event['last_line']}")
+                self._lost_learner(event["code"], event["last_line"])
             case "actor_exit":
-                self._lost_actor(event["actor"], event["code"], event["last_line"])
+                self._lost_actor(**{key: event[key] for key in ("actor", "pid", "code", "last_line")})
+            case "iteration":
+                self._learner_crashes.in_a_row = 0
+                self._terminal.show(event)
             case _:
                 self._terminal.show(event)
 
+    def _stop(self, failure: str | None = None) -> None:
+        """Ask the learner to save and end; what it summarizes is the run's end."""
+        self._failure = self._failure or failure
+        if self._due.pop(None, None) is not None:
+            self._workers.start_learner()  # only a learner can tell what its newest checkpoint amounts to
+        self._workers.stop_learner()
+        self._deadline = self._deadline or time.monotonic() + STOP_SECONDS
+
     def _start_actor(self, index: int) -> None:
-        self._started[index] = time.monotonic()
+        self._joining[index] = time.monotonic()
         self._workers.start_actor(index)
 
-    def _lost_actor(self, index: int, code: int, last_line: str) -> None:
-        if code == SUCCESS or self._deadline is not None:
-            return  # it was told to stop; the learner's summary follows
+    def _lost_learner(self, code: int, last_line: str) -> None:
         if code == USER_ERROR:
-            raise UserError(last_line.removeprefix(f"actor {index}: "))
-        now = time.monotonic()
-        self._crashes[index] = 1 if now - self._started[index] > HEALTHY_SECONDS else self._crashes[index] + 1
-        cause = f"actor {index} ended with code {code}: {last_line}"
-        if not self._can_restart or self._crashes[index] >= CRASHES_ALLOWED:
-            self._workers.stop_learner()
-            raise RunFailed(cause)
-        backoff = min(FIRST_BACKOFF * 2 ** (self._crashes[index] - 1), LAST_BACKOFF)
-        self._due[index] = now + backoff
-        self.actor_restarts += 1
-        self._terminal.note(f"{cause}; starting it again in {backoff:.1f} s")
+            raise UserError(last_line.removeprefix("learner: "))
+        cause = f"the learner ended with code {code}" + (f": {last_line}" if last_line else "")
+        backoff = self._learner_crashes.next_backoff() if self._can_restart else None
+        if backoff is None or self._deadline is not None:
+            raise RunFailed(self._failure or cause)
+        self._due[None] = time.monotonic() + backoff
+        self.learner_restarts += 1
+        self._terminal.note(f"warning: {cause}; it starts again from its newest checkpoint in {backoff:.1f} s")
+
+    def _lost_actor(self, actor: int, pid: int, code: int, last_line: str) -> None:
+        self._joining.pop(actor, None)
+        if code == SUCCESS or self._deadline is not None or actor not in self._slots:
+            if self._can_restart:
+                self._workers.tell_lost(pid)
+            return
+        if code == USER_ERROR:
+            raise UserError(last_line.removeprefix(f"actor {actor}: "))
+        cause = f"actor {actor} ended with code {code}" + (f": {last_line}" if last_line else "")
+        if not self._can_restart:
+            self._stop(cause)
+            return
+        self._workers.tell_lost(pid)
+        backoff = self._slots[actor].next_backoff()
+        if backoff is not None:
+            self._due[actor] = time.monotonic() + backoff
+            self.actor_restarts += 1
+            self._terminal.note(f"warning: {cause}; it starts again in {backoff:.1f} s")
+            return
+        del self._slots[actor]
+        self._terminal.note(f"warning: {cause}; it is given up after {CRASHES_ALLOWED} starts in a row")
+        if not self._slots:
+            self._stop(f"no actor is left: {cause}")
+
+    def _adjust_actors(self) -> None:
+        """Follow what `launch.py actors` wrote."""
+        try:
+            wanted = int(self._wanted_file.read_text())
+        except FileNotFoundError:
+            return
+        if self._can_restart:
+            for index in [i for i in self._slots if i >= wanted]:
+                del self._slots[index]
+                self._due.pop(index, None)
+                self._workers.end_actor(index)
+            for index in range(wanted):
+                if index not in self._slots:
+                    self._slots[index] = Crashes()
+                    self._start_actor(index)
+            self._terminal.note(f"now with {wanted} actors")
+        self._wanted_file.unlink()
 
 
 @contextmanager
@@ -161,7 +256,10 @@ def _signals(events: Events) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, terminal: Terminal) -> None:
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        terminal.note(f"warning: {path} NOT WRITTEN: {error}")

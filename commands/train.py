@@ -35,6 +35,8 @@ class ExecutionConfig:
     """TCP port of the learner; 0 takes any that is free."""
     in_process: bool = False
     """Run the learner and the actors as threads of this process."""
+    step_timeout: float = 60.0
+    """Seconds without any progress after which an actor is taken to hang, and is replaced."""
     run_dir: Path | None = None
     """Directory for the results; by default a fresh one under runs/."""
     resume: Path | None = None
@@ -86,10 +88,20 @@ def main(arguments: list[str]) -> int:
     check_registered(config.experiment.env)
     if execution.actors < 0 or not 0 <= execution.port < 65_536:
         raise UserError("--actors must be at least 0, and --port between 0 and 65535")
+    if not execution.step_timeout > 0:
+        raise UserError(f"--step-timeout must be above 0, not {execution.step_timeout}")
     num_actors = execution.actors or default_actors(config.experiment.num_lanes)
     run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
     with _claimed(run_dir, fresh=resumed is None, config=config):
-        return supervise(config, run_dir, num_actors, execution.transport, execution.port, execution.in_process)
+        return supervise(
+            config,
+            run_dir,
+            num_actors,
+            execution.transport,
+            execution.port,
+            execution.in_process,
+            execution.step_timeout,
+        )
 
 
 def with_preset(config: RunConfig) -> RunConfig:

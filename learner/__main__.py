@@ -17,8 +17,8 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from learner.config import RunConfig  # noqa: E402
-from learner.process import run_learner  # noqa: E402
-from protocol.lifeline import run_child  # noqa: E402
+from learner.process import Supervision, run_learner  # noqa: E402
+from protocol.lifeline import LOST, run_child  # noqa: E402
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="directory with config.json")
     parser.add_argument("--listen", required=True, help="address to bind")
     parser.add_argument("--peers", type=int, required=True, help="how many will connect to share the lanes")
+    parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are too many")
     arguments = parser.parse_args()
-    stop = threading.Event()
     lock = threading.Lock()
 
     def report(event: dict[str, Any]) -> None:
@@ -35,11 +35,19 @@ def main() -> None:
             sys.stdout.write(json.dumps(event) + "\n")
             sys.stdout.flush()
 
+    supervision = Supervision(report)
+
     def work() -> None:
         config = RunConfig.load(arguments.run_dir / "config.json")
-        run_learner(config, arguments.run_dir, arguments.listen, arguments.peers, stop, report)
+        run_learner(config, arguments.run_dir, arguments.listen, arguments.peers, arguments.step_timeout, supervision)
 
-    run_child("learner", work, on_stop=stop.set)
+    def listen(words: list[str]) -> None:
+        if words[0] == LOST:
+            supervision.lost.put(int(words[1]))
+        else:
+            supervision.stop.set()
+
+    run_child("learner", work, on_word=listen)
 
 
 if __name__ == "__main__":

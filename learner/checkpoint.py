@@ -38,7 +38,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        arrays = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in checkpoint.arrays.items()})
+        arrays = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in checkpoint.arrays.items()})
         write_durably(temporary / ARRAYS, arrays)
         manifest = {
             "format": FORMAT,
@@ -50,7 +50,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         digest = hashlib.sha256(text.encode()).hexdigest()
         write_durably(temporary / MANIFEST, f"{text}\n{digest}\n".encode())
         sync_directory(temporary)
-        shutil.rmtree(target, ignore_errors=True)  # an equal version, from before a resume
+        _discard(target)  # an equal version, from before a resume
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -62,8 +62,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the directory `path`; raises `ValueError` or `OSError` unless every byte is as written."""
-    text, _, digest = (path / MANIFEST).read_text().rstrip("\n").rpartition("\n")
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    text, _, digest = (path / MANIFEST).read_bytes().removesuffix(b"\n").rpartition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError(f"{path / MANIFEST} is damaged")
     manifest = json.loads(text)
     if manifest["format"] != FORMAT:
@@ -119,14 +119,24 @@ def _remove_old(directory: Path) -> None:
     best = max(paths, key=_return)
     for path in paths[:-KEEP]:
         if path != best:
-            shutil.rmtree(path)
-    for leftover in directory.glob(".*"):  # of a writer that was killed
+            _discard(path)
+    for leftover in directory.glob(".[0-9]*"):  # of a writer that was killed
         shutil.rmtree(leftover)
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint, if it is there: under a leftover's name first, lest a kill leave a part of it listed."""
+    doomed = path.with_name(f".{path.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.exists():
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _return(path: Path) -> float:
     try:
         text = (path / MANIFEST).read_text().rstrip("\n").rpartition("\n")[0]
-        return json.loads(text)["facts"]["episode_return_mean"] or -np.inf
+        mean = json.loads(text)["facts"]["episode_return_mean"]
+        return -np.inf if mean is None else mean
     except (OSError, ValueError, KeyError, TypeError):
         return -np.inf

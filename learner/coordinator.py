@@ -1,21 +1,33 @@
-"""Who does what: the handshake with actors, the grants of lanes, the acceptance of trajectories, the sample ledger."""
+"""Who does what: the handshake with actors, the grants of lanes, the acceptance of trajectories.
+
+One authority decides about lanes, and this is it: it takes a lane from an actor that has gone, hangs or has more than
+its share, and grants it to another with the next serial. The supervisor decides about processes.
+"""
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from learner.lanes import LaneBorder
+from learner.lanes import LaneBorder, LaneRecord, balance
+from learner.ledger import SampleLedger
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Message, Ready, Refusal, Stop, Welcome
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket
 
-POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop
+POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
+GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
+MAX_LOSSES = 20  # of actors in a row on one rollout of a lane, before the run ends: the lane brings them down
+MAX_FAULTS = 100  # of environments in a run, before it ends: something is wrong with the environment
+
+
+class EnvironmentsFailed(Exception):
+    """Too many environments raised or returned nonsense, or one did and that was to end the run."""
 
 
 @dataclass
@@ -23,60 +35,16 @@ class ActorRecord:
     """An actor that has said hello."""
 
     index: int
+    pid: int
+    joined: float  # time.monotonic()
+    last_heard: float  # time.monotonic() of its last message, or of its first grant after it had nothing to do
     ready: bool = False
+    working: bool = False  # whether a trajectory of its was accepted
     versions: set[int] = field(default_factory=set)  # of the snapshots it was sent
 
 
-@dataclass
-class LaneRecord:
-    """A lane: who hosts it, and what came of it that is not trained on yet."""
-
-    borders: dict[int, LaneBorder]  # by rollout index, from the trained border to the newest accepted
-    owner: bytes | None = None
-    serial: int = 0  # rises each time the lane changes hands
-    hosted: bool = False  # whether the owner was granted it before, and so needs no state to begin from
-    accepted: dict[int, Trajectory] = field(default_factory=dict)  # by rollout index
-
-    @property
-    def newest(self) -> LaneBorder:
-        return self.borders[max(self.borders)]
-
-
-class SampleLedger:
-    """Where every env-step went that reached the learner: produced = trained + dropped + in flight."""
-
-    def __init__(self) -> None:
-        self.produced = 0
-        self.trained = 0
-        self.dropped: Counter[str] = Counter()
-
-    @property
-    def in_flight(self) -> int:
-        return self.produced - self.trained - self.dropped.total()
-
-    def end_run(self) -> None:
-        """Nothing that is in flight will be trained on."""
-        if self.in_flight:
-            self.dropped["end_of_run"] += self.in_flight
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "produced": self.produced,
-            "trained": self.trained,
-            "dropped": dict(sorted(self.dropped.items())),
-            "in_flight": self.in_flight,
-        }
-
-    def settled(self) -> dict[str, Any]:
-        """The ledger as a checkpoint keeps it: what is in flight will be produced again after a restart."""
-        return self.as_dict() | {"produced": self.produced - self.in_flight, "in_flight": 0}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        self.produced, self.trained, self.dropped = saved["produced"], saved["trained"], Counter(saved["dropped"])
-
-
 class Coordinator:
-    """The learner's side of every conversation with actors. One authority decides about lanes, and this is it."""
+    """The learner's side of every conversation with actors."""
 
     def __init__(
         self,
@@ -85,23 +53,29 @@ class Coordinator:
         run_id: str,
         num_actors: int,
         total_iterations: int,
+        step_timeout: float,
+        lost: SimpleQueue[int],
         check_stop: Callable[[], None],
-        warn: Callable[[str], None],
+        report: Callable[[dict[str, Any]], None],
     ) -> None:
         self.spaces: Spaces | None = None
         self.fingerprint: dict | None = None
         self.ledger = SampleLedger()
-        self.wait_seconds = 0.0  # spent waiting for trajectories
         self.first_grant_time: float | None = None  # time.monotonic()
         self.lanes_not_replayable = 0
+        self.env_faults = 0
+        self.moved_global_random = False
         self._socket = socket
         self._experiment = experiment
         self._run_id = run_id
         self._num_actors = num_actors
         self._total_iterations = total_iterations
+        self._step_timeout = step_timeout
+        self._lost = lost  # pids of actor processes that are no more
         self._check_stop = check_stop  # raises when the run should stop
-        self._warn = warn
+        self._report = report
         self._actors: dict[bytes, ActorRecord] = {}
+        self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
         first = LaneBorder.first(experiment)
         self._lanes = [LaneRecord({0: first}) for _ in range(experiment.num_lanes)]
@@ -116,44 +90,57 @@ class Coordinator:
         """Broadcast a policy version, and grant every lane the rollouts that act with it."""
         version = snapshot.policy_version
         self._snapshots = {v: s for v, s in self._snapshots.items() if v == version - 1} | {version: snapshot}
-        for rollout_index in self._experiment.rollouts_acting_with(version):
-            for lane in range(len(self._lanes)):
-                self._grant(lane, rollout_index)
+        for index in range(len(self._lanes)):
+            self._offer(index)
 
     def gather(self, rollout_index: int) -> list[Trajectory]:
         """Every lane's trajectory of a rollout, in lane order."""
-        started = time.monotonic()
         while not all(rollout_index in lane.accepted for lane in self._lanes):
             self._serve(POLL_SECONDS)
-        self.wait_seconds += time.monotonic() - started
         return [lane.accepted[rollout_index] for lane in self._lanes]
 
     def trained_on(self, rollout_index: int) -> None:
         """Forget a rollout that has been trained on; the lanes' trained border is now behind it."""
-        self.ledger.trained += self._experiment.env_steps_per_iteration
         for lane in self._lanes:
             del lane.accepted[rollout_index], lane.borders[rollout_index]
+        self.ledger.train(self._experiment.env_steps_per_iteration)
+        self.ledger.check(in_flight=sum(len(lane.accepted) for lane in self._lanes) * self._lane_steps)
 
     def trained_borders(self) -> list[LaneBorder]:
         """Every lane as of the border before the next rollout to train on."""
         return [lane.borders[min(lane.borders)] for lane in self._lanes]
 
     def restore(self, borders: list[LaneBorder]) -> None:
-        """Continue from the lanes of a checkpoint."""
+        """Continue from the lanes of a checkpoint; nothing may have been published yet."""
         for lane, border in zip(self._lanes, borders, strict=True):
             lane.borders = {border.rollout_index: border}
+            lane.granted = border.rollout_index
 
     def finish(self, reason: str) -> None:
         """Tell every actor to stop."""
         for identity in self._actors:
             self._socket.send(identity, Stop(reason))
 
+    @property
+    def reproducible(self) -> bool:
+        """Whether the environments have given no sign that another run would go another way."""
+        return not self.lanes_not_replayable and not self.moved_global_random
+
+    @property
+    def _lane_steps(self) -> int:
+        return self._experiment.lane_size * self._experiment.rollout_length
+
     def _serve(self, timeout: float) -> None:
+        """Handle one message, or what is to be done when there is none."""
         self._check_stop()
+        self._forget_lost()
         received = self._socket.receive(timeout)
-        if received is None:
+        if received is None:  # only now is an actor's silence its own, and not the learner's being busy
+            self._look_after_actors()
             return
         identity, message = received
+        if identity in self._actors:
+            self._actors[identity].last_heard = time.monotonic()
         match message:
             case Hello():
                 self._welcome(identity, message)
@@ -161,6 +148,8 @@ class Coordinator:
                 self._make_ready(identity, message)
             case Trajectory():
                 self._accept(identity, message)
+            case Progress():
+                pass
             case ProtocolError():
                 self._refuse(identity, str(message))
             case _:
@@ -168,18 +157,19 @@ class Coordinator:
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         if identity in self._actors:
-            return  # it repeated itself before the answer arrived
+            return  # it has nothing to do, and makes sure that it is known
         if self.fingerprint is None:
             self.fingerprint = hello.fingerprint
         elif hello.fingerprint != self.fingerprint:
             names = sorted(k for k in self.fingerprint if self.fingerprint[k] != hello.fingerprint.get(k))
             theirs = ", ".join(f"{k} {hello.fingerprint.get(k)} instead of {self.fingerprint[k]}" for k in names)
-            self._refuse(identity, f"this actor would compute other numbers than the run's first: {theirs}")
+            self._refuse(identity, f"an actor that would compute other numbers than the run's first: {theirs}")
             return
         for other, record in list(self._actors.items()):
             if record.index == hello.actor:
                 self._forget(other)  # its process was replaced
-        self._actors[identity] = ActorRecord(hello.actor)
+        now = time.monotonic()
+        self._actors[identity] = ActorRecord(hello.actor, hello.pid, joined=now, last_heard=now)
         self._send(identity, Welcome(self._run_id, self._experiment))
 
     def _make_ready(self, identity: bytes, ready: Ready) -> None:
@@ -193,35 +183,10 @@ class Coordinator:
             self._refuse(identity, f"its environment has {ready.spaces}, the run's first actor had {self.spaces}")
             return
         record.ready = True
-        for index, lane in enumerate(self._lanes):
-            if lane.owner is None and index % self._num_actors == record.index % self._num_actors:
-                lane.owner = identity
-                lane.serial += 1
-                lane.hosted = False
-        for rollout_index in sorted(k for v in self._snapshots for k in self._experiment.rollouts_acting_with(v)):
-            for index, lane in enumerate(self._lanes):
-                if lane.owner == identity:
-                    self._grant(index, rollout_index)
-
-    def _grant(self, index: int, rollout_index: int) -> None:
-        lane = self._lanes[index]
-        border = lane.newest
-        if lane.owner is None or not border.rollout_index <= rollout_index < self._total_iterations:
-            return
-        version = self._experiment.acting_version(rollout_index)
-        record = self._actors[lane.owner]
-        if version not in record.versions:
-            record.versions.add(version)
-            self._send(lane.owner, self._snapshots[version])
-        state = border.state() if rollout_index > 0 and not lane.hosted else None
-        lane.hosted = True
-        self._send(lane.owner, Grant(self._run_id, index, rollout_index, version, lane.serial, state))
-        if self.first_grant_time is None:
-            self.first_grant_time = time.monotonic()
+        self._report({"event": "actor_ready", "actor": record.index})
+        self._rebalance()
 
     def _accept(self, identity: bytes, trajectory: Trajectory) -> None:
-        steps = self._experiment.lane_size * self._experiment.rollout_length
-        self.ledger.produced += steps
         lane = self._lanes[trajectory.lane] if 0 <= trajectory.lane < len(self._lanes) else None
         if (
             lane is None
@@ -231,37 +196,145 @@ class Coordinator:
             or trajectory.rollout_index != lane.newest.rollout_index
             or trajectory.policy_version != self._experiment.acting_version(trajectory.rollout_index)
         ):
-            self.ledger.dropped["stale"] += steps
+            self.ledger.drop(self._lane_steps, "stale")
             return
         assert self.spaces is not None
         try:
             trajectory.check(self._experiment, self.spaces)
         except ProtocolError as error:
-            self.ledger.dropped["malformed"] += steps
+            self.ledger.drop(self._lane_steps, "malformed")
             self._refuse(identity, f"lane {trajectory.lane}, rollout {trajectory.rollout_index}: {error}")
             return
-        if trajectory.restarted.any():
-            self.lanes_not_replayable += 1
-            self._warn(
-                f"lane {trajectory.lane} could not be rebuilt: {self._experiment.env} does not repeat itself after a"
-                " seeded reset and the same actions, so this run is not reproducible"
-            )
+        self.ledger.accept(self._lane_steps)
         border = lane.newest.after(trajectory)
         lane.accepted[trajectory.rollout_index] = trajectory
         lane.borders[border.rollout_index] = border
+        lane.losses = 0
+        record = self._actors[identity]
+        if not record.working:
+            record.working = True
+            seconds = time.monotonic() - record.joined
+            self._report({"event": "actor_working", "actor": record.index, "seconds": seconds})
+        self._note_environments(trajectory)
+        self._offer(trajectory.lane)
+
+    def _note_environments(self, trajectory: Trajectory) -> None:
+        """Tell the user what the environments of a trajectory did wrong."""
+        env = self._experiment.env
+        if trajectory.restarted.any():
+            self.lanes_not_replayable += 1
+            if self.lanes_not_replayable == 1:
+                self._warn(
+                    f"{env} does not repeat itself after reset(seed=…) and the same actions: an environment of lane"
+                    f" {trajectory.lane} began a fresh episode, and this run is not reproducible. If its reset leaks"
+                    " state, --rebuild-env helps; a wrapper with a memory across episodes must forget it in reset"
+                )
+        if trajectory.moved_global_random and not self.moved_global_random:
+            self.moved_global_random = True
+            self._warn(
+                f"{env} draws from the global `random` or `np.random`, so this run is not reproducible; let it draw"
+                " from self.np_random, which reset(seed=…) seeds"
+            )
+        for fault in trajectory.faults:
+            self.env_faults += 1
+            self._warn(f"{fault}; its episode was truncated there")
+        if trajectory.faults and (self._experiment.on_env_error == "stop" or self.env_faults > MAX_FAULTS):
+            raise EnvironmentsFailed(trajectory.faults[-1])
+
+    def _offer(self, index: int) -> None:
+        """Grant a lane all that can be granted; hand it over first, if it is to move and nothing is outstanding."""
+        lane = self._lanes[index]
+        if lane.moving_to is not None and not lane.outstanding:
+            lane.hand_over(lane.moving_to)
+        if lane.owner is None or lane.moving_to is not None:
+            return
+        record = self._actors[lane.owner]
+        while lane.granted < self._total_iterations:
+            rollout_index, version = lane.granted, self._experiment.acting_version(lane.granted)
+            if version not in self._snapshots:
+                return
+            if version not in record.versions:
+                record.versions.add(version)
+                self._send(lane.owner, self._snapshots[version])
+            if not lane.outstanding:
+                record.last_heard = time.monotonic()
+            state = lane.newest.state() if rollout_index > 0 and not lane.hosted else None
+            lane.hosted = True
+            lane.granted += 1
+            self._send(lane.owner, Grant(self._run_id, index, rollout_index, version, lane.serial, state))
+            if self.first_grant_time is None:
+                self.first_grant_time = time.monotonic()
+
+    def _rebalance(self) -> None:
+        """Let every lane have a host, and every actor its share."""
+        ready = [identity for identity, record in self._actors.items() if record.ready]
+        first = min((self._actors[identity].joined for identity in ready), default=0.0)
+        gathering = time.monotonic() - first < GATHERING_SECONDS
+        sharers = max(len(ready), self._num_actors if gathering else 1)
+        owners = [lane.moving_to or lane.owner for lane in self._lanes]
+        for index, wanted in enumerate(balance(owners, ready, quota=-(-len(self._lanes) // sharers))):
+            lane = self._lanes[index]
+            if wanted == lane.owner:
+                lane.moving_to = None
+            elif lane.owner is None:
+                lane.hand_over(wanted)
+            else:
+                lane.moving_to = wanted
+            self._offer(index)
+
+    def _look_after_actors(self) -> None:
+        """Find actors that hang, and lanes that nobody hosts."""
+        now = time.monotonic()
+        for identity, record in list(self._actors.items()):
+            busy = not record.ready or any(lane.outstanding for lane in self._lanes if lane.owner == identity)
+            silence = now - record.last_heard
+            if busy and silence > self._step_timeout:
+                self._warn(f"actor {record.index} has made no progress for {silence:.1f} s and is replaced")
+                self._report({"event": "kill", "actor": record.index, "pid": record.pid})
+                self._forget(identity)
+        if any(lane.owner is None for lane in self._lanes):
+            self._rebalance()
+
+    def _forget_lost(self) -> None:
+        while self._unreachable:
+            self._forget(self._unreachable.pop())
+        while True:
+            try:
+                pid = self._lost.get_nowait()
+            except Empty:
+                return
+            for identity, record in list(self._actors.items()):
+                if record.pid == pid:
+                    self._forget(identity)
 
     def _refuse(self, identity: bytes, reason: str) -> None:
         self._warn(f"refused a message: {reason}")
-        self._send(identity, Refusal(reason))
+        self._socket.send(identity, Refusal(reason))
         self._forget(identity)
 
     def _send(self, identity: bytes, message: Message) -> None:
         if not self._socket.send(identity, message):
-            self._forget(identity)
+            self._unreachable.append(identity)
 
     def _forget(self, identity: bytes) -> None:
-        """An actor is gone: its lanes wait for the next one that says hello in its place."""
-        self._actors.pop(identity, None)
-        for lane in self._lanes:
+        """An actor is gone: its lanes go to the others."""
+        if self._actors.pop(identity, None) is None:
+            return
+        for index, lane in enumerate(self._lanes):
             if lane.owner == identity:
-                lane.owner = None
+                self._count_loss(index, lane)
+                lane.hand_over(None)
+            elif lane.moving_to == identity:
+                lane.moving_to = None
+        self._rebalance()
+
+    def _count_loss(self, index: int, lane: LaneRecord) -> None:
+        lane.losses += lane.outstanding
+        if lane.losses > MAX_LOSSES:
+            raise EnvironmentsFailed(
+                f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"
+                f" (environments {index * self._experiment.lane_size} and following)"
+            )
+
+    def _warn(self, text: str) -> None:
+        self._report({"event": "warning", "text": text})

@@ -1,6 +1,7 @@
-"""What the learner remembers of each lane: enough for any actor to take it over at the next border."""
+"""What the learner knows of each lane: who hosts it, and enough for any actor to take it over at the next border."""
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,3 +56,58 @@ class LaneBorder:
         """The border before a lane's first rollout: nothing to replay, and no state to send."""
         size = experiment.lane_size
         return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8))
+
+
+@dataclass
+class LaneRecord:
+    """A lane: who hosts it, what it was granted, and what came of that and is not trained on yet."""
+
+    borders: dict[int, LaneBorder]  # by rollout index, from the trained border to the newest accepted
+    accepted: dict[int, Trajectory] = field(default_factory=dict)  # by rollout index
+    owner: bytes | None = None  # identity of the actor that hosts it
+    moving_to: bytes | None = None  # who will host it once nothing that was granted is outstanding
+    serial: int = 0  # rises each time the lane changes hands
+    hosted: bool = False  # whether its owner was granted it before, and so needs no state to begin from
+    losses: int = 0  # of its hosts, since it last delivered
+    granted: int = 0  # rollouts before this index were granted to the owner, or are behind the newest border
+
+    @property
+    def newest(self) -> LaneBorder:
+        return self.borders[max(self.borders)]
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether its owner still has something to deliver."""
+        return self.owner is not None and self.granted > self.newest.rollout_index
+
+    def hand_over(self, owner: bytes | None) -> None:
+        """Give the lane to `owner`, or to nobody; whatever was granted before is void."""
+        self.owner, self.moving_to, self.hosted = owner, None, False
+        self.serial += 1
+        self.granted = self.newest.rollout_index
+
+
+def balance(owners: list[bytes | None], ready: list[bytes], quota: int) -> list[bytes | None]:
+    """Who should host each lane: as even as can be over the `ready` actors, moving as few lanes as possible.
+
+    `owners` are the present hosts. A lane without one goes to the actor with the fewest, up to `quota` lanes each.
+    """
+    wanted = [owner if owner in ready else None for owner in owners]
+    if not ready:
+        return wanted
+    loads = Counter(dict.fromkeys(ready, 0))
+    loads.update(owner for owner in wanted if owner is not None)
+
+    def least() -> bytes:
+        return min(ready, key=loads.__getitem__)
+
+    for index, owner in enumerate(wanted):
+        if owner is None and loads[least()] < quota:
+            wanted[index] = least()
+            loads[least()] += 1
+    while loads[most := max(ready, key=loads.__getitem__)] - loads[least()] > 1:
+        index = max(i for i, owner in enumerate(wanted) if owner == most)
+        wanted[index] = least()
+        loads[least()] += 1
+        loads[most] -= 1
+    return wanted

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from learner.model import ActorCritic
 from learner.normalization import RunningStatistics, normalize
 from learner.ppo import PPO
 from protocol.snapshot import PolicySnapshot
-from protocol.spaces import Spaces
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
 Report = Callable[[dict[str, Any]], None]
+LANE_ARRAYS = ("episode_indices", "episode_steps", "actions", "digests")  # of a LaneState, as a checkpoint names them
 
 
 class StopRequested(Exception):
@@ -39,7 +40,9 @@ class Learner:
         run_dir: Path,
         socket: LearnerSocket,
         num_actors: int,
+        step_timeout: float,
         device: str,
+        lost: SimpleQueue[int],
         stopped: Callable[[], bool],
         report: Report,
     ) -> None:
@@ -50,8 +53,17 @@ class Learner:
         self._stopped = stopped
         self._report = report
         self._coordinator = Coordinator(
-            socket, config.experiment, run_dir.name, num_actors, config.total_iterations, self._check_stop, self._warn
+            socket,
+            config.experiment,
+            run_dir.name,
+            num_actors,
+            config.total_iterations,
+            step_timeout,
+            lost,
+            self._check_stop,
+            report,
         )
+        self._total_iterations = config.total_iterations
         self._version = 0
         self._window = EpisodeWindow()
         self._seconds = 0.0  # of learning before this process
@@ -76,12 +88,12 @@ class Learner:
             self._coordinator.finish("the run is over")
             self._socket.close()
 
-    def conclude(self, status: str) -> dict[str, Any]:
+    def conclude(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Save the last completed version and return the summary. Touches no MLX, so any thread may call it."""
         if self._border is not None and self._saved_version != self._border.policy_version:
             self._save()
         self._coordinator.ledger.end_run()
-        return self._summary(status)
+        return self._summary(status) | ({"error": error} if error else {})
 
     def _summary(self, status: str) -> dict[str, Any]:
         """What `summary.json` says, but for what only the supervisor knows."""
@@ -90,7 +102,7 @@ class Learner:
         seconds = self._elapsed()
         return {
             "status": status,
-            "deterministic": self._device == "cpu" and not self._coordinator.lanes_not_replayable,
+            "deterministic": self._device == "cpu" and self._coordinator.reproducible,
             "env_steps": steps,
             "seconds": seconds,
             "env_steps_per_second": steps / seconds if seconds else None,
@@ -99,26 +111,29 @@ class Learner:
             "weights_digest": weights_digest(border.arrays) if border else None,
             "samples": self._coordinator.ledger.as_dict(),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
+            "env_faults": self._coordinator.env_faults,
             "device": self._device,
             "schedule": self._config.experiment.schedule,
             "seed": self._config.experiment.seed,
         }
 
     def _begin(self) -> None:
+        """From nothing, or from the newest checkpoint, to the point where actors can act."""
         experiment = self._config.experiment
+        checkpoint = load_newest_checkpoint(self._run_dir / "checkpoints", self._warn)
+        if checkpoint is not None:
+            self._restore_facts(checkpoint)
         spaces = self._coordinator.wait_for_spaces()
         self._statistics = RunningStatistics(spaces.observation.shape)
-        model = ActorCritic(spaces, experiment)
-        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._config.total_iterations)
-        checkpoint = load_newest_checkpoint(self._run_dir / "checkpoints", self._warn)
+        self._ppo = PPO(ActorCritic(spaces, experiment), self._config.ppo, experiment.seed, self._total_iterations)
         if checkpoint is None:
             self._snapshots = [self._snapshot()]
             self._border = self._capture()
             self._save()
         else:
-            self._restore(checkpoint, spaces)
-        self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version)
-        parameters = sum(array.size for array in model.parameters())
+            self._restore_arrays(checkpoint)
+        self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version, self._warn)
+        parameters = sum(array.size for array in self._ppo.model.parameters())
         self._report({"event": "started", "policy_version": self._version, "parameters": parameters})
         for snapshot in self._snapshots:
             self._coordinator.publish(snapshot)
@@ -126,7 +141,7 @@ class Learner:
     def _is_finished(self) -> bool:
         target = self._config.training.stop_return
         reached = target is not None and self._window.full and (self._window.return_mean or 0.0) >= target
-        return reached or self._version >= self._config.total_iterations
+        return reached or self._version >= self._total_iterations
 
     def _train(self, batch: Batch) -> dict[str, Any]:
         """One iteration of PPO; afterwards version, statistics and episode window are the next version's."""
@@ -195,8 +210,7 @@ class Learner:
         if borders[0].rollout_index:
             for index, border in enumerate(borders):
                 state = border.state()
-                names = ("episode_indices", "episode_steps", "actions", "digests")
-                arrays |= {f"lanes.{index}.{name}": getattr(state, name) for name in names}
+                arrays |= {f"lanes.{index}.{name}": getattr(state, name) for name in LANE_ARRAYS}
         facts = {
             "statistics_count": self._statistics.count,
             "episode_returns": list(self._window.returns),
@@ -204,6 +218,8 @@ class Learner:
             "episode_return_mean": self._window.return_mean,
             "samples": self._coordinator.ledger.settled(),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
+            "env_faults": self._coordinator.env_faults,
+            "moved_global_random": self._coordinator.moved_global_random,
             "seconds": self._elapsed(),
             "fingerprint": self._coordinator.fingerprint,
             "mlx": metadata.version("mlx"),
@@ -211,30 +227,34 @@ class Learner:
         }
         return Checkpoint(self._version, arrays, facts)
 
-    def _restore(self, checkpoint: Checkpoint, spaces: Spaces) -> None:
-        arrays, facts = checkpoint.arrays, checkpoint.facts
-        version = self._version = checkpoint.policy_version
-        self._ppo.load_state_dict(arrays)
-        self._statistics.count = facts["statistics_count"]
-        self._statistics.mean, self._statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
-        self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
+    def _restore_facts(self, checkpoint: Checkpoint) -> None:
+        """What a summary needs, before there is an actor: the run may be stopped again at once."""
+        facts = checkpoint.facts
+        self._version = self._saved_version = checkpoint.policy_version
+        self._border = checkpoint
         self._seconds = facts["seconds"]
+        self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
+        self._coordinator.fingerprint = facts["fingerprint"]
         self._coordinator.ledger.restore(facts["samples"])
-        self._coordinator.lanes_not_replayable = facts["lanes_not_replayable"]
+        for name in ("lanes_not_replayable", "env_faults", "moved_global_random"):
+            setattr(self._coordinator, name, facts[name])
+
+    def _restore_arrays(self, checkpoint: Checkpoint) -> None:
+        arrays, version = checkpoint.arrays, checkpoint.policy_version
+        self._ppo.load_state_dict(arrays)
+        self._statistics.count = checkpoint.facts["statistics_count"]
+        self._statistics.mean, self._statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
         self._snapshots = [self._snapshot()]
         if version:
             prefix = "previous.weights."
             weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
             normalization = arrays["previous.observation_mean"], arrays["previous.observation_scale"]
             self._snapshots.insert(0, PolicySnapshot(version - 1, weights, *normalization))
-            names = ("episode_indices", "episode_steps", "actions", "digests")
             states = [
-                LaneState(version, *(arrays[f"lanes.{index}.{name}"] for name in names))
+                LaneState(version, *(arrays[f"lanes.{index}.{name}"] for name in LANE_ARRAYS))
                 for index in range(self._config.experiment.num_lanes)
             ]
             self._coordinator.restore([LaneBorder.of(state) for state in states])
-        self._border = checkpoint
-        self._saved_version = version
 
     def _save(self) -> None:
         assert self._border is not None

@@ -1,9 +1,12 @@
 """Numbers for people: the window of finished episodes, and the file of metrics."""
 
 import json
+import os
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -37,23 +40,35 @@ class EpisodeWindow:
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, one line an iteration."""
 
-    def __init__(self, path: Path, policy_version: int) -> None:
+    def __init__(self, path: Path, policy_version: int, warn: Callable[[str], None]) -> None:
         """Continue the file at `path` after the row of `policy_version`; later rows will be written again."""
+        self._path = path
+        self._warn = warn
+        self._failed = False
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    break  # the last line of a run that was killed while writing it
+                    continue  # torn by a kill, or by a full disk
                 if row["policy_version"] <= policy_version:
                     kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file: TextIO = open(path, "a")  # noqa: SIM115 - open as long as the learner
+        self._write("".join(line + "\n" for line in kept), "w")
 
     def append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        """Write one row; where the disk will not have it, say so once and go on."""
+        self._write(json.dumps(row, allow_nan=False) + "\n", "a")
 
-    def close(self) -> None:
-        self._file.close()
+    def _write(self, text: str, mode: str) -> None:
+        size = self._path.stat().st_size if mode == "a" and self._path.exists() else 0
+        try:
+            with open(self._path, mode) as file:
+                file.write(text)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self._warn(f"{self._path} IS NOT BEING WRITTEN: {error}; training continues")
+            self._failed = True
+            with suppress(OSError):
+                os.truncate(self._path, size)  # no torn line

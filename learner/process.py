@@ -1,43 +1,54 @@
 """Running a learner so that it always ends when asked: what a process and `--in-process` have in common."""
 
+import fcntl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TextIO
 
 from learner.config import RunConfig
 from learner.device import prepare_device
+from protocol.errors import UserError
 from protocol.transport import LearnerSocket
 
 PATIENCE = 2.5  # seconds a learner may take to stop by itself before it is finished from outside
+LOCK_SECONDS = 10.0  # that a learner whose launcher was killed may still be saving
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What passes between a learner and its supervisor."""
+
+    report: Callable[[dict[str, Any]], None]  # events, from the learner; the last is the summary
+    stop: threading.Event = field(default_factory=threading.Event)
+    lost: SimpleQueue[int] = field(default_factory=SimpleQueue)  # pids of actor processes that are no more
 
 
 def run_learner(
-    config: RunConfig,
-    run_dir: Path,
-    address: str,
-    num_actors: int,
-    stop: threading.Event,
-    report: Callable[[dict[str, Any]], None],
+    config: RunConfig, run_dir: Path, address: str, num_actors: int, step_timeout: float, supervision: Supervision
 ) -> None:
-    """Train in this thread, which alone uses MLX; the last event reported is the summary.
+    """Train in this thread, which alone uses MLX.
 
     A step on the device cannot be interrupted, and the first may take half a minute where MLX has to compile its
     kernels. So a second thread ends the run from the last completed version, which is always on the host.
     """
+    report, stop = supervision.report, supervision.stop
     socket = LearnerSocket(address)
+    lock = _claim(run_dir)
     device, notes = prepare_device(config.training.device, config.training.learner_threads)
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
 
     for note in notes:
         report({"event": "note", "text": note})
-    learner = Learner(config, run_dir, socket, num_actors, device, stop.is_set, report)
+    learner = Learner(config, run_dir, socket, num_actors, step_timeout, device, supervision.lost, stop.is_set, report)
     conclusion = threading.Lock()  # taken once, by whoever ends the run
 
-    def conclude(status: str) -> None:
+    def conclude(status: str, error: str | None = None) -> None:
         if conclusion.acquire(blocking=False):
-            report({"event": "summary", **learner.conclude(status)})
+            report({"event": "summary", **learner.conclude(status, error)})
 
     def end_if_stuck() -> None:
         stop.wait()
@@ -45,8 +56,23 @@ def run_learner(
         conclude("stopped")
 
     threading.Thread(target=end_if_stuck, daemon=True, name="patience").start()
-    status = "failed"
-    try:
-        status = learner.run()
-    finally:
-        conclude(status)
+    with lock:
+        try:
+            conclude(learner.run())
+        except Exception as error:
+            conclude("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+def _claim(run_dir: Path) -> TextIO:
+    """Wait for an orphaned learner to let go of the run directory, and hold it until the file returned is closed."""
+    lock = open(run_dir / ".learner-lock", "a")  # noqa: SIM115 - held as long as the learner
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"another learner is at work in {run_dir}") from None
+            time.sleep(0.1)

@@ -112,9 +112,10 @@ def _decode_value(value: Any, frames: Sequence[Frame], unused: set[int], depth: 
 def _decode_array(value: dict, frames: Sequence[Frame], unused: set[int]) -> np.ndarray:
     if value.keys() != _ARRAY_KEYS or value[b"nd"] is not True or value[b"kind"] != b"":
         raise ProtocolError("an array has other keys than nd, type, kind, shape and data")
-    dtype = DTYPES.get(value[b"type"]) if isinstance(value[b"type"], str) else None
-    if dtype is None:
-        raise ProtocolError(f"an array of dtype {value[b'type']!r:.80} is not allowed")
+    if not isinstance(value[b"type"], str) or value[b"type"] not in DTYPES:
+        named = value[b"type"] if isinstance(value[b"type"], str | bytes) else type(value[b"type"])
+        raise ProtocolError(f"an array of dtype {named!r:.80} is not allowed")
+    dtype = DTYPES[value[b"type"]]
     shape, data = value[b"shape"], value[b"data"]
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ProtocolError(f"an array's shape is not a list of at most {MAX_DIMENSIONS} lengths")
@@ -129,6 +130,9 @@ def _decode_array(value: dict, frames: Sequence[Frame], unused: set[int]) -> np.
         raise ProtocolError("an array's data is neither bytes nor the number of a frame")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ProtocolError(f"an array of {dtype} {shape} comes with {len(data)} bytes")
-    array = np.frombuffer(data, dtype).reshape(shape)
+    try:
+        array = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError:  # no bytes, but lengths whose product NumPy cannot hold
+        raise ProtocolError(f"an array of shape {shape} is too large") from None
     array.flags.writeable = False
     return array

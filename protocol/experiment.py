@@ -27,6 +27,10 @@ class Experiment:
     """Widths of the hidden layers, in the policy network and in the value network alike."""
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, and clip them to ±10."""
+    rebuild_env: bool = False
+    """Make a fresh environment for every episode, for those whose reset leaks state (BipedalWalker-v3)."""
+    on_env_error: Literal["restart", "stop"] = "restart"
+    """When an environment raises or returns nonsense: truncate its episode and go on, or end the run."""
     replay_cap: int = 100_000
     """Steps after which an episode is truncated, so that its actions can always be replayed."""
 

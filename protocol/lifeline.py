@@ -1,4 +1,7 @@
-"""A child's tie to its supervisor: standard input. A line `stop` asks it to end; the end of the pipe means it must."""
+"""A child's tie to its supervisor: standard input, a line for each thing to know; its end means that of the child.
+
+`stop` asks the learner to save and end; `lost PID` tells it that an actor's process is no more.
+"""
 
 import os
 import signal
@@ -10,17 +13,18 @@ from collections.abc import Callable
 from protocol.errors import UserError
 
 SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
+STOP, LOST = "stop", "lost"
 
 
-def run_child(name: str, work: Callable[[], None], on_stop: Callable[[], None]) -> None:
+def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> None:
     """Run `work` and exit the process: 0 when it is done, 2 with one line on a `UserError`, 1 with a traceback.
 
-    `on_stop` is called, in another thread, when the supervisor asks for the end or is gone. The signals that a
-    terminal sends to everything in it are left to the supervisor.
+    `on_word` is called, in another thread, with the words of each line that the supervisor sends, and with `stop` when
+    it is gone. The signals that a terminal sends to everything in it are left to the supervisor.
     """
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(on_stop,), daemon=True, name="lifeline").start()
+    threading.Thread(target=_listen, args=(on_word,), daemon=True, name="lifeline").start()
     code = FAILURE
     try:
         work()
@@ -35,8 +39,8 @@ def run_child(name: str, work: Callable[[], None], on_stop: Callable[[], None]) 
     os._exit(code)  # without waiting for a library's threads, or for the lifeline's
 
 
-def _watch(on_stop: Callable[[], None]) -> None:
+def _listen(on_word: Callable[[list[str]], None]) -> None:
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:
-        while (line := pipe.readline()) and line.strip() != b"stop":
-            pass
-    on_stop()
+        while line := pipe.readline():
+            on_word(line.decode().split())
+    on_word([STOP])

@@ -23,7 +23,7 @@ class Hello:
 
     actor: int  # the actor's number; a newer process with the same number replaces the older one
     pid: int
-    fingerprint: dict  # library versions, and a digest of a fixed forward pass: equal wherever results are equal
+    fingerprint: dict[str, str]  # library versions, and a digest of a fixed forward pass: equal where results are
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,20 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Actor to learner, at most twice a second while it works: I am not hung."""
+
+    steps: int  # environment steps since it started, replayed ones among them
+
+
+@dataclass(frozen=True)
 class Stop:
     """Learner to actor: the run is over."""
 
     reason: str
 
 
-Message = Hello | Welcome | Refusal | Ready | PolicySnapshot | Grant | Trajectory | Stop
+Message = Hello | Welcome | Refusal | Ready | PolicySnapshot | Grant | Trajectory | Progress | Stop
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 
@@ -80,7 +87,7 @@ def from_frames(frames: Sequence[codec.Frame]) -> Message:
     """The message in `frames`; raises `ProtocolError`, and nothing else, on anything that is not one."""
     fields = codec.decode(frames)
     version = fields.pop("protocol", None)
-    if version != PROTOCOL_VERSION:
+    if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(
             f"the other side speaks protocol version {version!r:.20}, this one {PROTOCOL_VERSION};"
             " install the same release on both"

@@ -33,6 +33,8 @@ class Trajectory:
     episode_indices: np.ndarray  # int64 [N], the episode each environment is in at the rollout's end
     restarted: np.ndarray  # bool [N], environments that could not be rebuilt and began a fresh episode
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE], of (observation, return, length) at the rollout's end
+    faults: tuple[str, ...]  # environments that raised or returned nonsense: which, its episode seed and step, and what
+    moved_global_random: bool  # the environments drew from `random` or `np.random`, which no seed of theirs controls
 
     @property
     def done(self) -> np.ndarray:
@@ -44,7 +46,7 @@ class Trajectory:
         t, n = experiment.rollout_length, experiment.lane_size
         observation, action = spaces.observation, spaces.action
         truncations = int(np.count_nonzero(self.truncated))
-        episodes = len(self.episode_returns)
+        episodes = self.episode_returns.size
         expected = {
             "observations": ((t, n, *observation.shape), observation.dtype),
             "last_observations": ((n, *observation.shape), observation.dtype),
@@ -94,7 +96,7 @@ class LaneState:
     def check(self, experiment: Experiment, spaces: Spaces) -> None:
         """Raise `ProtocolError` unless this can be the state of a lane of this experiment."""
         n = experiment.lane_size
-        total = int(self.episode_steps.sum()) if self.episode_steps.shape == (n,) else -1
+        total = int(self.episode_steps.sum()) if self.episode_steps.dtype == np.int64 else -1
         expected = {
             "episode_indices": ((n,), "int64"),
             "episode_steps": ((n,), "int64"),
@@ -105,3 +107,5 @@ class LaneState:
             array: np.ndarray = getattr(self, name)
             if array.shape != shape or array.dtype != np.dtype(dtype):
                 raise ProtocolError(f"lane state: {name} is {array.dtype} {list(array.shape)}")
+            if name.startswith("episode_") and array.min() < 0:
+                raise ProtocolError(f"lane state: {name} holds a negative number")

@@ -166,7 +166,7 @@ def test_truncation_bootstraps_from_the_final_observation() -> None:
 
 
 def test_termination_does_not_bootstrap() -> None:
-    rollout = with_end(single([1, 2, 3], [0.5, 0.4, 0.3], [0.4, np.nan, 1.0], [1, 1, 1]), "terminated", 1)
+    rollout = with_end(single([1, 2, 3], [0.5, 0.4, 0.3], [0.4, 7.0, 1.0], [1, 1, 1]), "terminated", 1)
     advantages, _ = rollout.gae(0.9, 0.5)
     assert_close(advantages[1], np.array([2 - 0.4]))
 

@@ -42,6 +42,8 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 episode_indices=np.zeros(n, np.int64),
                 restarted=np.zeros(n, bool),
                 digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+                faults=(),
+                moved_global_random=False,
             )
         )
     return trajectories

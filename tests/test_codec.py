@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from protocol.codec import DTYPES, LARGE_ARRAY, MAX_DEPTH, MAX_DIMENSIONS, MAX_HEADER, decode, encode
 from protocol.errors import ProtocolError
 
-thorough = settings(deadline=None, max_examples=200)
+thorough = settings(deadline=None, max_examples=120)
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "C": np.asarray,
@@ -89,7 +89,7 @@ def decodes_or_refuses(frames: list[Any]) -> None:
         assert all(type(key) is str for key in decoded)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 @given(maps)
 def test_what_is_encoded_decodes_equal(fields: dict[str, Any]) -> None:
     frames = encode(fields)

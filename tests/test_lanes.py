@@ -39,6 +39,8 @@ def trajectory(
         episode_indices=10 * rollout_index + np.arange(n),
         restarted=restarted,
         digests=np.full((n, DIGEST_SIZE), rollout_index, np.uint8),
+        faults=(),
+        moved_global_random=False,
     )
 
 

@@ -16,14 +16,14 @@ from hypothesis.extra import numpy as hnp
 from protocol import codec
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import PROTOCOL_VERSION, Grant, Hello, Message, Ready, Refusal, Stop, Welcome
+from protocol.messages import PROTOCOL_VERSION, Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.messages import from_frames as received
 from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace, Spaces
 from protocol.trajectory import DIGEST_SIZE, LaneState, Trajectory
 
-thorough = settings(deadline=None, max_examples=150)
+thorough = settings(deadline=None, max_examples=80)
 
 KINDS: list[type] = list(typing.get_args(Message))
 ARRAYS = hnp.arrays(
@@ -96,6 +96,8 @@ def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
         episode_indices=np.array([1, 2]),
         restarted=np.array([False, True]),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+        faults=(),
+        moved_global_random=False,
     )
 
 
@@ -117,6 +119,7 @@ EXAMPLES: dict[type, Message] = {
     PolicySnapshot: PolicySnapshot(3, {"policy.bias": np.ones(2, np.float32)}, np.zeros(4), np.ones(4)),
     Grant: Grant("run", 1, 2, 1, 3, lane_state()),
     Trajectory: trajectory(),
+    Progress: Progress(100),
     Stop: Stop("over"),
 }
 
@@ -190,6 +193,7 @@ SAMPLES: dict[str, Any] = {
 }
 RIGHT = {  # what each type of field takes; a field of any other type takes none of the samples
     int: {"int"},
+    bool: {"bool"},
     str: {"text"},
     np.ndarray: {"array", "scalar array"},
     LaneState | None: {"null"},

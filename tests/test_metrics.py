@@ -18,11 +18,15 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def open_file(path: Path, policy_version: int = 0) -> MetricsFile:
+    """A file whose warnings fail the test."""
+    return MetricsFile(path, policy_version, warn=pytest.fail)
+
+
 def write(path: Path, policy_version: int, *versions: int, note: str = "first") -> None:
-    file = MetricsFile(path, policy_version)
+    file = open_file(path, policy_version)
     for version in versions:
         file.append({"policy_version": version, "note": note})
-    file.close()
 
 
 def test_an_empty_window_has_no_mean() -> None:
@@ -59,10 +63,9 @@ def test_a_new_file_holds_one_row_a_line(tmp_path: Path) -> None:
 
 
 def test_a_row_can_be_read_as_soon_as_it_is_appended(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file = open_file(tmp_path / "metrics.jsonl")
     file.append({"policy_version": 1})
     assert rows(tmp_path / "metrics.jsonl") == [{"policy_version": 1}]
-    file.close()
 
 
 def test_a_continued_file_replaces_the_rows_after_its_version(tmp_path: Path) -> None:
@@ -83,8 +86,29 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_row_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file = open_file(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):
         file.append({"policy_version": 1, "train/value_loss": float("nan")})
-    file.close()
     assert rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_disk_that_refuses_is_reported_once_and_does_not_end_the_run(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    path = tmp_path / "gone" / "metrics.jsonl"
+    file = MetricsFile(path, 0, warnings.append)
+    file.append({"policy_version": 1})
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+    path.parent.mkdir()
+    file.append({"policy_version": 2})
+    assert rows(path) == [{"policy_version": 2}]
+    assert len(warnings) == 1
+
+
+def test_a_torn_line_in_the_middle_costs_no_other_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2)
+    first, second = path.read_text().splitlines()
+    path.write_text("\n".join([first, second[:5], second, ""]))
+    write(path, 2, 3)
+    assert [row["policy_version"] for row in rows(path)] == [1, 2, 3]

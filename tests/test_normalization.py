@@ -77,10 +77,10 @@ def test_actor_and_learner_normalise_to_the_same_bits(dtype: str) -> None:
     random = np.random.default_rng(0)
     shape = (2, 3)
     observations = random.integers(0, 255, (50, *shape)).astype(dtype)
-    mean, scale = statistics_of([observations[:20]]).normalization()
+    mean, scale = statistics_of([random.normal(100, 15, (50, *shape))]).normalization()
     identity = {"policy.layers.0.weight": np.eye(6, dtype=np.float32), "policy.layers.0.bias": np.zeros(6, np.float32)}
     spaces = Spaces(BoxSpace(shape, dtype), BoxSpace((), "int64"), "categorical", 6)
     policy = Policy(PolicySnapshot(0, identity, mean, scale), spaces, normalize_observations=True)
     expected = normalize(observations, mean, scale).reshape(50, -1)
-    assert np.ptp(expected) > 1
+    assert 0 < (np.abs(expected) == 10).mean() < 0.9
     np.testing.assert_array_equal(policy.forward(observations), expected)

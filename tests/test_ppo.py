@@ -238,7 +238,7 @@ def test_the_first_ratio_of_an_on_policy_update_is_one(env: str) -> None:
     statistics.update(np.random.default_rng(0).standard_normal((10, *spaces.observation.shape)))
     weights = {name: np.array(array) for name, array in model.named_parameters() if not name.startswith("value.")}
     snapshot = PolicySnapshot(0, weights, *statistics.normalization())
-    lane = Lane(0, experiment, spaces)
+    lane = Lane(0, experiment, spaces, progress=lambda: None)
     lane.begin()
     policy = Policy(snapshot, spaces, normalize_observations=True)
     trajectory = collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)

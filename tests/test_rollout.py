@@ -87,7 +87,10 @@ class Faulty(Counter):
         self._is_faulty = seed == self.faulty_seed
         observation, info = super().reset(seed=seed, options=options)
         if self._is_faulty and self.fault.startswith("reset "):
-            return self._spoil(observation, self.fault.removeprefix("reset ")), info
+            how = self.fault.removeprefix("reset ")
+            if how.endswith(" once"):
+                Faulty.fault = ""
+            return self._spoil(observation, how.removesuffix(" once")), info
         return observation, info
 
     def step(self, action: Any) -> Any:
@@ -148,7 +151,7 @@ class Stage:
         self.spaces = describe_spaces(environment)
         environment.close()
         self.policy = Policy(make_snapshot(self.spaces), self.spaces, normalize_observations=False)
-        self.lane = Lane(lane, self.experiment, self.spaces)
+        self.lane = Lane(lane, self.experiment, self.spaces, progress=lambda: None)
         self.border = LaneBorder.first(self.experiment)
 
     def begin(self) -> "Stage":
@@ -159,7 +162,7 @@ class Stage:
         """The same stage with a lane made new from the border."""
         other = object.__new__(Stage)
         other.__dict__.update(self.__dict__)
-        other.lane = Lane(self.lane.index, self.experiment, self.spaces)
+        other.lane = Lane(self.lane.index, self.experiment, self.spaces, progress=lambda: None)
         other.lane.rebuild(self.state())
         return other
 
@@ -291,6 +294,19 @@ def test_discrete_actions_are_stored_from_zero_and_shifted_for_the_environment()
     np.testing.assert_array_equal(np.array(Counter.received).reshape(20, 2), trajectory.actions + 5)
 
 
+def test_noise_follows_from_lane_and_rollout() -> None:
+    def two_rollouts(lane: int) -> list[np.ndarray]:
+        stage = Stage("tests/Box-v0", lane).begin()
+        return [stage.collect().actions, stage.collect().actions]
+
+    one, same, other = two_rollouts(0), two_rollouts(0), two_rollouts(1)
+    np.testing.assert_array_equal(one, same)
+    # The means hardly move from step to step, so equal noise would show as equal differences.
+    differences = [np.diff(actions, axis=0) for actions in (*one, other[0])]
+    assert not np.allclose(differences[0], differences[1], atol=0.1)
+    assert not np.allclose(differences[0], differences[2], atol=0.1)
+
+
 def test_a_rollout_stores_the_log_probability_of_each_action() -> None:
     stage = Stage("CartPole-v1").begin()
     trajectory = stage.collect()
@@ -373,16 +389,41 @@ def faulty_stage(fault: str, monkeypatch: pytest.MonkeyPatch, episode: int = 0) 
 
 
 @pytest.mark.parametrize("fault", ["raise", "shape", "nan", "inf", "nan reward", "inf reward", "1e39 reward"])
-def test_a_faulty_step_names_environment_seed_and_step(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_step_truncates_at_the_last_good_observation(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = faulty_stage(fault, monkeypatch).begin()
-    with pytest.raises(EnvironmentFault) as caught:
-        stage.collect()
-    assert f"environment 3 (episode seed {stage.seed(1, 0)}, step 2)" in str(caught.value)
+    trajectory = stage.collect()
+    np.testing.assert_array_equal(trajectory.rewards[:, 1], [10, 20, 0, 10, 20])
+    np.testing.assert_array_equal(trajectory.truncated[:, 1], [False, False, True, False, False])
+    np.testing.assert_array_equal(trajectory.final_observations[0], [stage.place(1, 0), 2])
+    np.testing.assert_array_equal(trajectory.observations[3, 1], [stage.place(1, 1), 0])
+    np.testing.assert_array_equal(trajectory.episode_returns, [30, 100])
+    assert not trajectory.terminated.any()
+    np.testing.assert_array_equal(trajectory.rewards[:, 0], [10, 20, 30, 40, 10])
+
+
+@pytest.mark.parametrize("fault", ["raise", "shape", "nan", "inf", "nan reward", "inf reward"])
+def test_a_faulty_step_is_reported_with_environment_seed_and_step(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = faulty_stage(fault, monkeypatch).begin()
+    (report,) = stage.collect().faults
+    assert f"environment 3 (episode seed {stage.seed(1, 0)}, step 2)" in report
+    assert stage.collect().faults == ()
+
+
+@pytest.mark.parametrize("fault", ["reset raise once", "reset shape once", "reset nan once"])
+def test_a_reset_that_fails_once_is_repeated(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = faulty_stage(fault, monkeypatch, episode=1).begin()
+    trajectory = stage.collect()
+    np.testing.assert_array_equal(trajectory.last_observations[1], [stage.place(1, 1), 1])
+    np.testing.assert_array_equal(trajectory.observations[4, 1], [stage.place(1, 1), 0])
+    (report,) = trajectory.faults
+    assert f"environment 3 (episode seed {stage.seed(1, 1)}, step 0)" in report
 
 
 @pytest.mark.parametrize("fault", ["reset raise", "reset shape", "reset nan", "reset inf"])
 @pytest.mark.parametrize("episode", [0, 1])
-def test_a_faulty_reset_names_environment_and_seed(fault: str, episode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_that_always_fails_names_environment_and_seed(
+    fault: str, episode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage = faulty_stage(fault, monkeypatch, episode)
     with pytest.raises(EnvironmentFault) as caught:
         stage.begin().collect()

@@ -111,6 +111,8 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
         episode_indices=np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+        faults=(),
+        moved_global_random=False,
     )
     assert sent.observations.nbytes == 4 * 2**20
     actor.send(sent)
@@ -172,15 +174,6 @@ def test_an_actor_that_has_gone_becomes_unknown(address: str, learner: LearnerSo
     while learner.send(identity, Stop("over")):
         assert time.monotonic() < deadline
         learner.receive(0.01)
-
-
-def test_a_word_to_stop_leaves_although_the_learner_closes_at_once(address: str) -> None:
-    with closing(LearnerSocket(address)) as learner, closing(ActorSocket(address)) as actor:
-        actor.send(hello())
-        identity, _ = receive(learner)
-        learner.send(identity, Stop("over"))
-        learner.close()
-        assert actor.receive(SECONDS) == Stop("over")
 
 
 @pytest.mark.parametrize("transport", ["inproc", "tcp"])

@@ -1,0 +1,62 @@
+"""`actors RUN_DIR --count N`: how many actors a run has from now on. The numbers stay the same."""
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from commands.supervisor import WANTED_ACTORS
+from protocol.errors import UserError
+from protocol.lifeline import SUCCESS
+
+ANSWER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class ActorsCommand:
+    """Give a run that is under way another number of actors.
+
+    Example:
+      python launch.py actors runs/CartPole-v1-seed0 --count 8
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """Directory of the run."""
+    count: int
+    """Actor processes from now on."""
+
+
+def main(arguments: list[str]) -> int:
+    """Leave the wish where the run's supervisor finds it, and wait until it has followed; returns the exit code."""
+    command = tyro.cli(ActorsCommand, prog="launch.py actors", args=arguments)
+    if command.count < 1:
+        raise UserError(f"--count must be at least 1, not {command.count}")
+    if not _is_running(command.run_dir):
+        raise UserError(f"actors {command.run_dir}: no run is under way here")
+    wish = command.run_dir / WANTED_ACTORS
+    temporary = wish.with_suffix(f".{os.getpid()}")
+    temporary.write_text(str(command.count))
+    temporary.replace(wish)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while wish.exists():
+        if time.monotonic() > deadline or not _is_running(command.run_dir):
+            wish.unlink(missing_ok=True)
+            raise UserError(f"actors {command.run_dir}: the run does not answer")
+        time.sleep(0.05)
+    print(f"{command.run_dir} now has {command.count} actors")
+    return SUCCESS
+
+
+def _is_running(run_dir: Path) -> bool:
+    try:
+        with open(run_dir / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

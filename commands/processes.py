@@ -1,0 +1,127 @@
+"""The learner and the actors as child processes, each tied to this one by its standard input."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from commands.workers import END_SECONDS, Events
+from protocol.lifeline import LOST, STOP
+
+ROOT = Path(__file__).parent.parent
+
+
+class ProcessWorkers:
+    """Workers that can be killed, lost and started again."""
+
+    def __init__(self, run_dir: Path, address: str, num_actors: int, step_timeout: float, events: Events) -> None:
+        self._run_dir = run_dir
+        self._address = address
+        self._num_actors = num_actors
+        self._step_timeout = step_timeout
+        self._events = events
+        self._learner: subprocess.Popen[bytes] | None = None
+        self._actors: dict[int, subprocess.Popen[bytes]] = {}
+        self._watchers: list[threading.Thread] = []
+        (run_dir / "logs").mkdir(exist_ok=True)
+
+    def start_learner(self) -> None:
+        arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self._num_actors)]
+        arguments += ["--step-timeout", str(self._step_timeout)]
+        self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
+        self._watch(self._read_learner, self._learner)
+
+    def start_actor(self, index: int) -> None:
+        arguments = ["--connect", self._address, "--index", str(index)]
+        log = self._log(f"actor-{index}")
+        process = self._actors[index] = self._start("actors", arguments, log, stdout=subprocess.DEVNULL)
+
+        self._watch(self._await_actor, index, process, log)
+
+    def stop_learner(self) -> None:
+        self._tell_learner(STOP)
+
+    def tell_lost(self, pid: int) -> None:
+        self._tell_learner(f"{LOST} {pid}")
+
+    def kill_actor(self, index: int, pid: int) -> bool:
+        process = self._actors.get(index)
+        if process is not None and process.pid == pid:
+            process.kill()
+        return True
+
+    def end_actor(self, index: int) -> None:
+        process = self._actors.pop(index)
+        _close_stdin(process)
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+    def _tell_learner(self, line: str) -> None:
+        if self._learner is not None and self._learner.stdin is not None:
+            with suppress(BrokenPipeError):  # it has ended, and its exit is on the way
+                self._learner.stdin.write(f"{line}\n".encode())
+                self._learner.stdin.flush()
+
+    def end(self, seconds: float) -> None:
+        processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
+        for process in processes:
+            _close_stdin(process)
+        for process in processes:
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for watcher in self._watchers:
+            watcher.join()
+
+    def _start(self, module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
+        with open(log, "ab") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                start_new_session=True,  # a terminal's signals are for the supervisor alone
+            )
+
+    def _watch(self, work: Callable[..., None], *arguments: Any) -> None:
+        watcher = threading.Thread(target=work, args=arguments, daemon=True)
+        self._watchers.append(watcher)
+        watcher.start()
+
+    def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
+        code = process.wait()
+        exit_event = {"event": "actor_exit", "actor": index, "pid": process.pid}
+        self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
+
+    def _read_learner(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                self._events.put(json.loads(line))
+        code = process.wait()
+        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
+
+    def _log(self, name: str) -> Path:
+        return self._run_dir / "logs" / f"{name}.log"
+
+
+def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):  # it has ended before it read everything
+            process.stdin.close()
+
+
+def last_line(log: Path) -> str:
+    """The last thing a process said before it ended: the error's own line, where there was one."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

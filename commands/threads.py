@@ -1,0 +1,80 @@
+"""The learner and the actors as threads of this process, for `--in-process`."""
+
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actors.actor import Actor
+from commands.workers import Events
+from learner.config import RunConfig
+from learner.process import Supervision, run_learner
+from protocol.errors import UserError
+from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+
+
+class ThreadWorkers:
+    """The same learner and actor code as that of the processes, over `inproc://`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        address: str,
+        num_actors: int,
+        step_timeout: float,
+        events: Events,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._address = address
+        self._num_actors = num_actors
+        self._step_timeout = step_timeout
+        self._events = events
+        self._supervision = Supervision(events.put)
+        self._threads: list[threading.Thread] = []
+
+    def start_learner(self) -> None:
+        def work() -> None:
+            run_learner(
+                self._config, self._run_dir, self._address, self._num_actors, self._step_timeout, self._supervision
+            )
+
+        self._start({"event": "learner_exit"}, work)
+
+    def start_actor(self, index: int) -> None:
+        self._start({"event": "actor_exit", "actor": index, "pid": 0}, Actor(index, self._address).run)
+
+    def stop_learner(self) -> None:
+        self._supervision.stop.set()
+
+    def tell_lost(self, pid: int) -> None:
+        raise NotImplementedError("a run does not outlive an actor thread")
+
+    def kill_actor(self, index: int, pid: int) -> bool:
+        return False
+
+    def end_actor(self, index: int) -> None:
+        raise NotImplementedError("threads cannot be taken away")
+
+    def end(self, seconds: float) -> None:
+        self._supervision.stop.set()
+        for thread in self._threads:
+            thread.join(seconds)
+
+    def _start(self, exit_event: dict[str, Any], work: Callable[[], None]) -> None:
+        def run() -> None:
+            code, last = SUCCESS, ""
+            try:
+                work()
+            except UserError as error:
+                code, last = USER_ERROR, str(error)
+            except Exception as error:
+                traceback.print_exc()
+                code, last = FAILURE, f"{type(error).__name__}: {error}"
+            self._events.put(exit_event | {"code": code, "last_line": last})
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()

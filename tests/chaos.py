@@ -1,0 +1,167 @@
+"""Faults on purpose: kill, stop and starve a run at random moments, and compare its digest with an undisturbed one's.
+
+`python -m tests.chaos --minutes 10 --seed 0` runs a random campaign and prints a table.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import LAUNCH, launch, running, summary_of, train
+
+CAMPAIGN = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2 --checkpoint-every 3".split()  # noqa: SIM905
+
+
+@dataclass
+class Chaos:
+    """One disturbed run. Its faults are methods; each acts on the run as it finds it."""
+
+    run_dir: Path
+    flags: list[object]
+    random: random.Random
+    done: list[str] = field(default_factory=list)
+    process: subprocess.Popen[str] | None = None
+
+    def actors(self) -> list[psutil.Process]:
+        return [child for child in self._children() if "actors" in child.cmdline()]
+
+    def learner(self) -> list[psutil.Process]:
+        return [child for child in self._children() if "learner" in child.cmdline()]
+
+    def kill_actor(self) -> None:
+        self._signal(self.actors(), signal.SIGKILL)
+
+    def stop_actor(self) -> None:
+        self._signal(self.actors(), signal.SIGSTOP)
+
+    def kill_learner(self) -> None:
+        self._signal(self.learner(), signal.SIGKILL)
+
+    def kill_learner_while_saving(self) -> None:
+        """As soon as a checkpoint is being written, or after a second without one."""
+        checkpoints = self.run_dir / "checkpoints"
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline and not list(checkpoints.glob(".[0-9]*")):
+            pass
+        self._signal(self.learner(), signal.SIGKILL)
+
+    def kill_everything(self) -> None:
+        """SIGKILL to the launcher and all its children, then `--resume`."""
+        assert self.process is not None
+        for process in [*self._children(), psutil.Process(self.process.pid)]:
+            self._signal([process], signal.SIGKILL)
+        self.process.communicate()
+        self.resume()
+
+    def kill_launcher(self) -> None:
+        """SIGKILL to the launcher alone, then `--resume` while its orphans may still be ending."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.communicate()
+        self.resume()
+
+    def change_actors(self) -> None:
+        launch("actors", self.run_dir, "--count", self.random.randint(1, 6))
+
+    def resume(self) -> None:
+        arguments = [*LAUNCH, "--resume", str(self.run_dir), "--step-timeout", "3"]
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, faults: list[str], pause: Callable[[], float]) -> dict[str, Any]:
+        """Start the run, let each of `faults` happen after a `pause`, and see it to its end; returns the summary."""
+        with running(self.run_dir, *self.flags) as self.process:
+            output = self._disturb(faults, pause)
+        assert self.process is not None
+        assert self.process.returncode == 0, output
+        return summary_of(self.run_dir)
+
+    def _disturb(self, faults: list[str], pause: Callable[[], float]) -> str:
+        for fault in faults:
+            deadline = time.monotonic() + pause()
+            while time.monotonic() < deadline and self._alive():
+                time.sleep(0.01)
+            if not self._alive():
+                break
+            getattr(self, fault)()
+            self.done.append(fault)
+        assert self.process is not None
+        output, _ = self.process.communicate(timeout=600)
+        return output
+
+    def _alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        try:
+            return [c for c in psutil.Process(self.process.pid).children() if c.status() != psutil.STATUS_ZOMBIE]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _signal(self, processes: list[psutil.Process], number: signal.Signals) -> None:
+        if processes:
+            with suppress(psutil.NoSuchProcess):
+                self.random.choice(processes).send_signal(number)
+
+
+FAULTS = [
+    "kill_actor",
+    "stop_actor",
+    "kill_learner",
+    "kill_learner_while_saving",
+    "kill_everything",
+    "kill_launcher",
+    "change_actors",
+]
+
+
+def main() -> int:
+    """A random campaign; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--total-steps", type=int, default=200_000)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    unequal = 0
+    print(f"{'run':>3}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  equal")
+    with tempfile.TemporaryDirectory() as name:
+        undisturbed = {}
+        number = 0
+        while time.monotonic() < deadline:
+            number += 1
+            schedule = chance.choice(["sync", "pipelined"])
+            flags: list[object] = ["--env", arguments.env, *CAMPAIGN, "--schedule", schedule]
+            flags += ["--total-steps", arguments.total_steps]
+            if schedule not in undisturbed:
+                undisturbed[schedule] = train(Path(name) / schedule, "--in-process", *flags)["weights_digest"]
+            execution = ["--actors", chance.randint(1, 4), "--transport", chance.choice(["ipc", "tcp"])]
+            chaos = Chaos(Path(name) / str(number), [*flags, *execution, "--step-timeout", 3], chance)
+            summary = chaos.run(chance.choices(FAULTS, k=chance.randint(1, 8)), pause=lambda: chance.uniform(0, 4))
+            equal = summary["weights_digest"] == undisturbed[schedule]
+            unequal += not equal
+            print(
+                f"{number:>3}  {schedule:<9}  {' '.join(chaos.done):<60}  {summary['actor_restarts']:>6}"
+                f"  {summary['learner_restarts']:>7}  {'yes' if equal else 'NO'}",
+                flush=True,
+            )
+    print(f"{number} runs, {unequal} unequal")
+    return 1 if unequal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
