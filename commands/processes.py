@@ -100,6 +100,7 @@ class ProcessWorkers:
 
     def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
         code = process.wait()
+        _close_stdin(process)
         exit_event = {"event": "actor_exit", "actor": index, "pid": process.pid}
         self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
 
@@ -109,6 +110,7 @@ class ProcessWorkers:
             for line in process.stdout:
                 self._events.put(json.loads(line))
         code = process.wait()
+        _close_stdin(process)
         self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
 
     def _log(self, name: str) -> Path:

@@ -34,6 +34,10 @@ class Chaos:
     done: list[str] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
+    def iterations(self) -> int:
+        path = self.run_dir / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
     def actors(self) -> list[psutil.Process]:
         return [child for child in self._children() if "actors" in child.cmdline()]
 
@@ -79,18 +83,17 @@ class Chaos:
         arguments = [*LAUNCH, "--resume", str(self.run_dir), "--step-timeout", "3"]
         self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def run(self, faults: list[str], pause: Callable[[], float]) -> dict[str, Any]:
-        """Start the run, let each of `faults` happen after a `pause`, and see it to its end; returns the summary."""
+    def run(self, faults: list[str], due: Callable[[int], bool]) -> dict[str, Any]:
+        """Start the run, let fault i happen once `due(i)`, and see the run to its end; returns the summary."""
         with running(self.run_dir, *self.flags) as self.process:
-            output = self._disturb(faults, pause)
+            output = self._disturb(faults, due)
         assert self.process is not None
         assert self.process.returncode == 0, output
         return summary_of(self.run_dir)
 
-    def _disturb(self, faults: list[str], pause: Callable[[], float]) -> str:
-        for fault in faults:
-            deadline = time.monotonic() + pause()
-            while time.monotonic() < deadline and self._alive():
+    def _disturb(self, faults: list[str], due: Callable[[int], bool]) -> str:
+        for i, fault in enumerate(faults):
+            while not due(i) and self._alive():
                 time.sleep(0.01)
             if not self._alive():
                 break
@@ -151,7 +154,10 @@ def main() -> int:
                 undisturbed[schedule] = train(Path(name) / schedule, "--in-process", *flags)["weights_digest"]
             execution = ["--actors", chance.randint(1, 4), "--transport", chance.choice(["ipc", "tcp"])]
             chaos = Chaos(Path(name) / str(number), [*flags, *execution, "--step-timeout", 3], chance)
-            summary = chaos.run(chance.choices(FAULTS, k=chance.randint(1, 8)), pause=lambda: chance.uniform(0, 4))
+            faults = chance.choices(FAULTS, k=chance.randint(1, 8))
+            begun = time.monotonic()
+            moments = sorted(chance.uniform(0, 4 * len(faults)) for _ in faults)
+            summary = chaos.run(faults, due=lambda i: time.monotonic() > begun + moments[i])  # noqa: B023
             equal = summary["weights_digest"] == undisturbed[schedule]
             unequal += not equal
             print(
