@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,42 +132,53 @@ FAULTS = [
 
 
 def main() -> int:
-    """A random campaign; returns the exit code."""
+    """One run with `--times` of one fault, or a random campaign; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, default=10, help="length of a random campaign")
+    parser.add_argument("--fault", choices=FAULTS, help="instead of a campaign, one run with this fault alone")
+    parser.add_argument("--times", type=int, default=10, help="how often, at random iterations")
+    parser.add_argument("--actors", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--total-steps", type=int, default=200_000)
+    parser.add_argument("flags", nargs="*", help="further flags of launch.py, after --")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
-    deadline = time.monotonic() + 60 * arguments.minutes
+    base: list[object] = ["--env", arguments.env, *CAMPAIGN, "--total-steps", arguments.total_steps, *arguments.flags]
     unequal = 0
-    print(f"{'run':>3}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  equal")
+    print(f"{'run':>3}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  equal", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        undisturbed = {}
-        number = 0
-        while time.monotonic() < deadline:
-            number += 1
-            schedule = chance.choice(["sync", "pipelined"])
-            flags: list[object] = ["--env", arguments.env, *CAMPAIGN, "--schedule", schedule]
-            flags += ["--total-steps", arguments.total_steps]
+        undisturbed: dict[str, str] = {}
+        for number, (schedule, faults) in enumerate(plan(arguments, chance), start=1):
+            flags = [*base, "--schedule", schedule]
             if schedule not in undisturbed:
                 undisturbed[schedule] = train(Path(name) / schedule, "--in-process", *flags)["weights_digest"]
-            execution = ["--actors", chance.randint(1, 4), "--transport", chance.choice(["ipc", "tcp"])]
-            chaos = Chaos(Path(name) / str(number), [*flags, *execution, "--step-timeout", 3], chance)
-            faults = chance.choices(FAULTS, k=chance.randint(1, 8))
-            begun = time.monotonic()
-            moments = sorted(chance.uniform(0, 4 * len(faults)) for _ in faults)
-            summary = chaos.run(faults, due=lambda i: time.monotonic() > begun + moments[i])  # noqa: B023
+            actors = arguments.actors if arguments.fault else chance.randint(1, arguments.actors)
+            execution = ["--actors", actors, "--transport", chance.choice(["ipc", "tcp"]), "--step-timeout", 3]
+            chaos = Chaos(Path(name) / str(number), [*flags, *execution], chance)
+            iterations = len((Path(name) / schedule / "metrics.jsonl").read_text().splitlines())
+            moments = sorted(chance.randrange(iterations - 2) for _ in faults)
+            summary = chaos.run(faults, due=lambda i: chaos.iterations() >= moments[i])  # noqa: B023
             equal = summary["weights_digest"] == undisturbed[schedule]
             unequal += not equal
+            done = " ".join(f"{fault}×{count}" for fault, count in Counter(chaos.done).items())
             print(
-                f"{number:>3}  {schedule:<9}  {' '.join(chaos.done):<60}  {summary['actor_restarts']:>6}"
+                f"{number:>3}  {schedule:<9}  {done:<60}  {summary['actor_restarts']:>6}"
                 f"  {summary['learner_restarts']:>7}  {'yes' if equal else 'NO'}",
                 flush=True,
             )
-    print(f"{number} runs, {unequal} unequal")
     return 1 if unequal else 0
+
+
+def plan(arguments: argparse.Namespace, chance: random.Random) -> Iterator[tuple[str, list[str]]]:
+    """(schedule, faults) of each run to do."""
+    if arguments.fault:
+        for schedule in ("sync", "pipelined"):
+            yield schedule, [arguments.fault] * arguments.times
+        return
+    deadline = time.monotonic() + 60 * arguments.minutes
+    while time.monotonic() < deadline:
+        yield chance.choice(["sync", "pipelined"]), chance.choices(FAULTS, k=chance.randint(1, 8))
 
 
 if __name__ == "__main__":
