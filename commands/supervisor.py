@@ -112,6 +112,7 @@ class Supervisor:
         self._can_restart = can_restart
         self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
         self._learner_crashes = Crashes()
+        self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
         self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
         self._deadline: float | None = None  # for the learner's summary, once it was asked to stop
@@ -163,8 +164,12 @@ class Supervisor:
             case "actor_working":
                 if event["actor"] in self._slots:
                     self._slots[event["actor"]] = Crashes()
-                if self.actor_restarts:
-                    self._terminal.note(f"actor {event['actor']} delivers, {event['seconds']:.1f} s after it joined")
+                lost_at = self._lost_at.pop(event["actor"], None)
+                if lost_at is not None:
+                    self._terminal.note(
+                        f"actor {event['actor']} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost"
+                        f" ({event['seconds']:.1f} s after it joined, rebuilding lanes included)"
+                    )
             case "learner_exit":
                 self._lost_learner(event["code"], event["last_line"])
             case "actor_exit":
@@ -214,6 +219,7 @@ class Supervisor:
         backoff = self._slots[actor].next_backoff()
         if backoff is not None:
             self._due[actor] = time.monotonic() + backoff
+            self._lost_at.setdefault(actor, time.monotonic())
             self.actor_restarts += 1
             self._terminal.note(f"warning: {cause}; it starts again in {backoff:.1f} s")
             return

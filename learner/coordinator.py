@@ -75,6 +75,7 @@ class Coordinator:
         self._check_stop = check_stop  # raises when the run should stop
         self._report = report
         self._actors: dict[bytes, ActorRecord] = {}
+        self._gathering = True  # whether lanes wait for actors that have not joined yet
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
         first = LaneBorder.first(experiment)
@@ -268,9 +269,10 @@ class Coordinator:
     def _rebalance(self) -> None:
         """Let every lane have a host, and every actor its share."""
         ready = [identity for identity, record in self._actors.items() if record.ready]
-        first = min((self._actors[identity].joined for identity in ready), default=0.0)
-        gathering = time.monotonic() - first < GATHERING_SECONDS
-        sharers = max(len(ready), self._num_actors if gathering else 1)
+        if self._gathering:
+            first = min((self._actors[identity].joined for identity in ready), default=time.monotonic())
+            self._gathering = len(ready) < self._num_actors and time.monotonic() - first < GATHERING_SECONDS
+        sharers = max(len(ready), self._num_actors if self._gathering else 1)
         owners = [lane.moving_to or lane.owner for lane in self._lanes]
         for index, wanted in enumerate(balance(owners, ready, quota=-(-len(self._lanes) // sharers))):
             lane = self._lanes[index]

@@ -21,12 +21,15 @@ class LaneBorder:
     def after(self, trajectory: Trajectory) -> "LaneBorder":
         """The border at the end of `trajectory`, which began at this one."""
         done = trajectory.done
-        logs = []
-        for n, log in enumerate(self.logs):
-            ends = np.flatnonzero(done[:, n])
-            start = int(ends[-1]) + 1 if len(ends) else 0
-            kept = () if start or trajectory.restarted[n] else log
-            logs.append((*kept, trajectory.actions[start:, n].copy()))
+        starts = np.where(done.any(axis=0), len(done) - done[::-1].argmax(axis=0), 0).tolist()  # of the last episode
+        # One contiguous copy, so that a log keeps neither the message's memory nor the other environments' actions.
+        actions = np.ascontiguousarray(trajectory.actions.swapaxes(0, 1))
+        logs = [
+            (*(() if start or restarted else log), steps[start:])
+            for log, start, restarted, steps in zip(
+                self.logs, starts, trajectory.restarted.tolist(), actions, strict=True
+            )
+        ]
         return replace(
             self,
             rollout_index=self.rollout_index + 1,

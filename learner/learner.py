@@ -1,8 +1,11 @@
 """The learner: gathers a batch, trains on it, broadcasts the new weights, and again."""
 
 import hashlib
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,6 +32,22 @@ LANE_ARRAYS = ("episode_indices", "episode_steps", "actions", "digests")  # of a
 
 class StopRequested(Exception):
     """The run was asked to end; the last completed version is its result."""
+
+
+@dataclass(frozen=True)
+class Border:
+    """The whole state after a completed version, on the host: what any thread can save at any time."""
+
+    checkpoint: Checkpoint  # without the states of the lanes
+    lanes: list[LaneBorder]  # which only a save has to write out
+
+    def whole(self) -> Checkpoint:
+        arrays = dict(self.checkpoint.arrays)
+        for index, lane in enumerate(self.lanes):
+            if lane.rollout_index:
+                state = lane.state()
+                arrays |= {f"lanes.{index}.{name}": getattr(state, name) for name in LANE_ARRAYS}
+        return replace(self.checkpoint, arrays=arrays)
 
 
 class Learner:
@@ -68,8 +87,11 @@ class Learner:
         self._window = EpisodeWindow()
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
-        self._border: Checkpoint | None = None  # the last completed version, whole, on the host
+        self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
+        self._border: Border | None = None  # after the last completed version
+        self._saving = threading.Lock()
         self._saved_version: int | None = None
+        self._mlx_version = metadata.version("mlx")
 
     def run(self) -> str:
         """Train to the end, or until stopped; returns the status, `finished` or `stopped`."""
@@ -90,14 +112,14 @@ class Learner:
 
     def conclude(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Save the last completed version and return the summary. Touches no MLX, so any thread may call it."""
-        if self._border is not None and self._saved_version != self._border.policy_version:
+        if self._border is not None and self._saved_version != self._border.checkpoint.policy_version:
             self._save()
         self._coordinator.ledger.end_run()
         return self._summary(status) | ({"error": error} if error else {})
 
     def _summary(self, status: str) -> dict[str, Any]:
         """What `summary.json` says, but for what only the supervisor knows."""
-        border = self._border
+        border = self._border.checkpoint if self._border else None
         steps = (border.policy_version if border else 0) * self._config.experiment.env_steps_per_iteration
         seconds = self._elapsed()
         return {
@@ -180,7 +202,7 @@ class Learner:
             "rollout/episodes": len(self._window.returns),
             **metrics,
             "time/seconds": self._elapsed(),
-            "time/env_steps_per_second": env_steps / self._elapsed(),
+            "time/env_steps_per_second": self._recent_speed(),
             "time/learner_wait_share": wait_share,
             "samples": self._coordinator.ledger.as_dict(),
         }
@@ -193,8 +215,8 @@ class Learner:
         }
         return PolicySnapshot(self._version, weights, *self._statistics.normalization())
 
-    def _capture(self) -> Checkpoint:
-        """The completed version as a checkpoint; lane states and older snapshots included."""
+    def _capture(self) -> Border:
+        """The version just completed, copied to the host."""
         arrays = self._ppo.state_dict()
         arrays |= {
             "statistics.mean": self._statistics.mean,
@@ -206,11 +228,6 @@ class Learner:
                 "previous.observation_mean": snapshot.observation_mean,
                 "previous.observation_scale": snapshot.observation_scale,
             }
-        borders = self._coordinator.trained_borders()
-        if borders[0].rollout_index:
-            for index, border in enumerate(borders):
-                state = border.state()
-                arrays |= {f"lanes.{index}.{name}": getattr(state, name) for name in LANE_ARRAYS}
         facts = {
             "statistics_count": self._statistics.count,
             "episode_returns": list(self._window.returns),
@@ -222,16 +239,16 @@ class Learner:
             "moved_global_random": self._coordinator.moved_global_random,
             "seconds": self._elapsed(),
             "fingerprint": self._coordinator.fingerprint,
-            "mlx": metadata.version("mlx"),
+            "mlx": self._mlx_version,
             "device": self._device,
         }
-        return Checkpoint(self._version, arrays, facts)
+        return Border(Checkpoint(self._version, arrays, facts), self._coordinator.trained_borders())
 
     def _restore_facts(self, checkpoint: Checkpoint) -> None:
         """What a summary needs, before there is an actor: the run may be stopped again at once."""
         facts = checkpoint.facts
         self._version = self._saved_version = checkpoint.policy_version
-        self._border = checkpoint
+        self._border = Border(checkpoint, lanes=[])
         self._seconds = facts["seconds"]
         self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
         self._coordinator.fingerprint = facts["fingerprint"]
@@ -257,13 +274,15 @@ class Learner:
             self._coordinator.restore([LaneBorder.of(state) for state in states])
 
     def _save(self) -> None:
-        assert self._border is not None
+        border = self._border
+        assert border is not None
         try:
-            path = write_checkpoint(self._run_dir / "checkpoints", self._border)
+            with self._saving:
+                path = write_checkpoint(self._run_dir / "checkpoints", border.whole())
         except OSError as error:
             self._warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
             return
-        self._saved_version = self._border.policy_version
+        self._saved_version = border.checkpoint.policy_version
         self._report({"event": "checkpoint", "path": str(path)})
 
     def _check_finite(self, snapshot: PolicySnapshot, metrics: dict[str, Any]) -> None:
@@ -273,6 +292,15 @@ class Learner:
                 f"iteration {self._version - 1} gave weights that are not finite; the checkpoint before it stands."
                 " Try a smaller --learning-rate"
             )
+
+    def _recent_speed(self) -> float:
+        """Env-steps per second over the last iterations."""
+        first = self._coordinator.first_grant_time
+        self._updates.append(time.monotonic())
+        iterations, began = len(self._updates) - 1, self._updates[0]
+        if iterations == 0 and first is not None:
+            iterations, began = 1, first
+        return iterations * self._config.experiment.env_steps_per_iteration / (self._updates[-1] - began)
 
     def _elapsed(self) -> float:
         """Seconds from the first grant to the last update, summed over restarts."""

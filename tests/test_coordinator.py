@@ -1,0 +1,336 @@
+"""Who hosts which lane, what is accepted, and whether the books balance."""
+
+from collections import Counter
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.coordinator import Coordinator
+from learner.lanes import balance
+from learner.ledger import SampleLedger
+from protocol.errors import ProtocolError
+from protocol.experiment import Experiment
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Welcome
+from protocol.snapshot import PolicySnapshot
+from protocol.spaces import BoxSpace, Spaces
+from protocol.trajectory import DIGEST_SIZE, Trajectory
+
+EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=3)
+SPACES = Spaces(BoxSpace((4,), "float32"), BoxSpace((), "int64"), "categorical", 2)
+STEPS = 6  # of a lane in a rollout
+
+
+class FakeSocket:
+    """A LearnerSocket whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.inbox: list[tuple[bytes, Message | ProtocolError]] = []
+        self.sent: list[tuple[bytes, Message]] = []
+        self.gone: set[bytes] = set()
+
+    def receive(self, timeout: float) -> tuple[bytes, Message | ProtocolError] | None:
+        return self.inbox.pop(0) if self.inbox else None
+
+    def send(self, identity: bytes, message: Message) -> bool:
+        if identity in self.gone:
+            return False
+        self.sent.append((identity, message))
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def take(self, kind: type, identity: bytes | None = None) -> list[Any]:
+        """The messages of `kind` sent (to `identity`) since the last call, which are then forgotten."""
+        taken = [(i, m) for i, m in self.sent if isinstance(m, kind) and identity in (None, i)]
+        self.sent = [entry for entry in self.sent if entry not in taken]
+        return [message for _, message in taken]
+
+
+class Conversation:
+    """A coordinator and what its actors say."""
+
+    def __init__(self, num_actors: int = 2, schedule: str = "pipelined", step_timeout: float = 60.0) -> None:
+        self.socket = FakeSocket()
+        self.events: list[dict[str, Any]] = []
+        self.lost: SimpleQueue[int] = SimpleQueue()
+        self.coordinator = Coordinator(
+            self.socket,  # pyright: ignore[reportArgumentType]
+            replace(EXPERIMENT, schedule=schedule),
+            "run",
+            num_actors,
+            10,
+            step_timeout,
+            self.lost,
+            lambda: None,
+            self.events.append,
+        )
+
+    def say(self, identity: bytes, message: Message | ProtocolError) -> None:
+        self.socket.inbox.append((identity, message))
+        self.serve()
+
+    def serve(self) -> None:
+        self.coordinator._serve(0)
+
+    def join(self, index: int, **hello: Any) -> bytes:
+        identity = f"actor-{index}-{len(self.socket.sent)}".encode()
+        self.say(identity, Hello(index, hello.get("pid", 1000 + index), hello.get("fingerprint", {"numpy": "2"})))
+        self.say(identity, Ready(SPACES))
+        return identity
+
+    def publish(self, version: int) -> None:
+        zeros = np.zeros(4, np.float32)
+        self.coordinator.publish(PolicySnapshot(version, {"w": zeros}, zeros, zeros))
+
+
+def fulfil(grant: Grant, **changes: Any) -> Trajectory:
+    t, n = EXPERIMENT.rollout_length, EXPERIMENT.lane_size
+    trajectory = Trajectory(
+        run_id=grant.run_id,
+        lane=grant.lane,
+        rollout_index=grant.rollout_index,
+        policy_version=grant.policy_version,
+        serial=grant.serial,
+        observations=np.zeros((t, n, 4), np.float32),
+        last_observations=np.zeros((n, 4), np.float32),
+        actions=np.zeros((t, n), np.int64),
+        behaviour_log_probs=np.zeros((t, n), np.float32),
+        rewards=np.zeros((t, n), np.float32),
+        terminated=np.zeros((t, n), bool),
+        truncated=np.zeros((t, n), bool),
+        final_observations=np.zeros((0, 4), np.float32),
+        episode_returns=np.zeros(0),
+        episode_lengths=np.zeros(0, np.int64),
+        episode_indices=np.zeros(n, np.int64),
+        restarted=np.zeros(n, bool),
+        digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+        faults=(),
+        moved_global_random=False,
+    )
+    return replace(trajectory, **changes)
+
+
+@given(
+    owners=st.lists(st.sampled_from([b"a", b"b", b"c", b"gone", None]), min_size=1, max_size=20),
+    ready=st.lists(st.sampled_from([b"a", b"b", b"c"]), unique=True),
+)
+def test_lanes_are_shared_as_evenly_as_can_be_and_no_more_than_need_to_move(
+    owners: list[bytes | None], ready: list[bytes]
+) -> None:
+    wanted = balance(owners, ready, quota=len(owners))
+    loads = Counter(wanted)
+    if not ready:
+        assert set(wanted) == {None}
+        return
+    assert set(loads) <= set(ready)
+    shares = [loads[actor] for actor in ready]
+    assert max(shares) - min(shares) <= 1
+    before = Counter(owner for owner in owners if owner in ready)
+    kept = sum(w == o for w, o in zip(wanted, owners, strict=True))
+    low, extra = divmod(len(owners), len(ready))
+    shares_kept = sorted((before[actor] for actor in ready), reverse=True)
+    assert kept == sum(min(had, low + (i < extra)) for i, had in enumerate(shares_kept))
+
+
+def test_the_first_actor_leaves_lanes_for_those_that_are_expected() -> None:
+    talk = Conversation(num_actors=2)
+    talk.publish(0)
+    first = talk.join(0)
+    assert {grant.lane for grant in talk.socket.take(Grant, first)} == {0, 1}
+    second = talk.join(1)
+    assert {grant.lane for grant in talk.socket.take(Grant, second)} == {2, 3}
+
+
+def test_a_grant_is_preceded_by_its_snapshot_once() -> None:
+    talk = Conversation(num_actors=1)
+    talk.publish(0)
+    talk.join(0)
+    kinds = [type(message) for _, message in talk.socket.sent]
+    assert kinds.count(PolicySnapshot) == 1
+    assert kinds.index(PolicySnapshot) < kinds.index(Grant)
+
+
+@pytest.mark.parametrize(("schedule", "granted"), [("sync", [0]), ("pipelined", [0, 1])])
+def test_a_version_grants_the_rollouts_that_act_with_it(schedule: str, granted: list[int]) -> None:
+    talk = Conversation(num_actors=1, schedule=schedule)
+    talk.publish(0)
+    talk.join(0)
+    assert sorted({grant.rollout_index for grant in talk.socket.take(Grant)}) == granted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": "other"},
+        {"serial": 0},
+        {"serial": 9},
+        {"rollout_index": 1},
+        {"lane": 3},
+        {"lane": 99},
+        {"lane": -1},
+        {"policy_version": 1},
+    ],
+    ids=str,
+)
+def test_what_was_not_granted_is_dropped_and_counted(change: dict[str, Any]) -> None:
+    talk = Conversation(num_actors=2)
+    talk.publish(0)
+    actor = talk.join(0)
+    grant = talk.socket.take(Grant)[0]
+    talk.say(actor, fulfil(grant, **change))
+    ledger = talk.coordinator.ledger
+    assert (ledger.produced, ledger.in_flight, ledger.dropped) == (STEPS, 0, {"stale": STEPS})
+
+
+def test_each_rollout_of_a_lane_is_accepted_once() -> None:
+    talk = Conversation(num_actors=1)
+    talk.publish(0)
+    actor = talk.join(0)
+    grant = talk.socket.take(Grant)[0]
+    for _ in range(3):
+        talk.say(actor, fulfil(grant))
+    ledger = talk.coordinator.ledger
+    assert (ledger.produced, ledger.in_flight, ledger.dropped) == (3 * STEPS, STEPS, {"stale": 2 * STEPS})
+
+
+def test_a_malformed_trajectory_is_refused_with_its_reason_and_its_lanes_move() -> None:
+    talk = Conversation(num_actors=2)
+    talk.publish(0)
+    bad, good = talk.join(0), talk.join(1)
+    grant = talk.socket.take(Grant, bad)[0]
+    talk.socket.take(Grant)
+    talk.say(bad, fulfil(grant, rewards=np.full((3, 2), np.nan, np.float32)))
+    assert "rewards" in talk.socket.take(Refusal, bad)[0].reason
+    assert {moved.lane for moved in talk.socket.take(Grant, good)} == {0, 1}
+    assert talk.coordinator.ledger.dropped == {"malformed": STEPS}
+
+
+def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_serial() -> None:
+    talk = Conversation(num_actors=2)
+    talk.publish(0)
+    first, second = talk.join(0), talk.join(1)
+    grant = next(g for g in talk.socket.take(Grant, first) if (g.lane, g.rollout_index) == (0, 0))
+    talk.say(first, fulfil(grant))
+    talk.socket.take(Grant)
+    talk.lost.put(1000)
+    talk.serve()
+    moved = {(g.lane, g.rollout_index): g for g in talk.socket.take(Grant, second)}
+    assert set(moved) == {(0, 1), (1, 0), (1, 1)}
+    assert moved[0, 1].serial > grant.serial
+    assert moved[0, 1].state is not None
+    assert moved[0, 1].state.episode_steps.tolist() == [3, 3]
+    assert moved[1, 0].state is None
+    talk.say(first, fulfil(replace(grant, rollout_index=1)))
+    assert talk.coordinator.ledger.dropped == {"stale": STEPS}
+
+
+def test_a_lane_moves_to_a_newcomer_only_when_nothing_is_outstanding() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    talk.publish(0)
+    first = talk.join(0)
+    grants = talk.socket.take(Grant, first)
+    second = talk.join(1)
+    assert not talk.socket.take(Grant, second)
+    for grant in grants:
+        talk.say(first, fulfil(grant))
+    talk.publish(1)
+    assert {g.lane for g in talk.socket.take(Grant, first)} == {0, 1}
+    assert {g.lane for g in talk.socket.take(Grant, second)} == {2, 3}
+    assert not talk.coordinator.ledger.dropped
+
+
+def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_not() -> None:
+    talk = Conversation(num_actors=2, step_timeout=0.5)
+    talk.publish(0)
+    hung, alive = talk.join(0), talk.join(1)
+    talk.coordinator._actors[hung].last_heard -= 1
+    talk.say(alive, Progress(1))
+    talk.serve()
+    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == [0]
+    assert {g.lane for g in talk.socket.take(Grant, alive)} == {0, 1, 2, 3}
+
+
+def test_an_actor_with_nothing_to_do_may_be_silent() -> None:
+    talk = Conversation(num_actors=1)
+    idle = talk.join(0)
+    talk.coordinator._actors[idle].last_heard -= 1e6
+    talk.serve()
+    assert not [event for event in talk.events if event["event"] == "kill"]
+
+
+def test_an_actor_whose_connection_has_gone_is_forgotten() -> None:
+    talk = Conversation(num_actors=2)
+    first, second = talk.join(0), talk.join(1)
+    talk.socket.gone.add(first)
+    talk.publish(0)
+    talk.serve()
+    assert {g.lane for g in talk.socket.take(Grant, second)} == {0, 1, 2, 3}
+
+
+def test_an_actor_that_computes_otherwise_is_refused_and_told_why() -> None:
+    talk = Conversation()
+    talk.join(0, fingerprint={"numpy": "2.4.6", "arithmetic": "a"})
+    other = talk.join(1, fingerprint={"numpy": "2.3.0", "arithmetic": "a"})
+    reason = talk.socket.take(Refusal, other)[0].reason
+    assert "numpy 2.3.0 instead of 2.4.6" in reason
+    assert "arithmetic" not in reason
+
+
+def test_an_actor_with_other_spaces_is_refused() -> None:
+    talk = Conversation()
+    talk.join(0)
+    talk.say(b"other", Hello(1, 2, {"numpy": "2"}))
+    assert len(talk.socket.take(Welcome, b"other")) == 1
+    talk.say(b"other", Ready(replace(SPACES, distribution_size=3)))
+    assert talk.socket.take(Refusal, b"other")
+
+
+def test_garbage_is_answered_with_its_reason() -> None:
+    talk = Conversation()
+    talk.say(b"stranger", ProtocolError("the header is not a map"))
+    assert talk.socket.take(Refusal, b"stranger")[0].reason == "the header is not a map"
+
+
+def test_a_lane_that_brings_its_actors_down_ends_the_run() -> None:
+    talk = Conversation(num_actors=1)
+    talk.publish(0)
+    with pytest.raises(Exception, match="actors in a row were lost with rollout 0 of lane 0"):
+        for _ in range(100):
+            talk.join(0)
+
+
+def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    talk.publish(0)
+    actor = talk.join(0)
+    for grant in reversed(talk.socket.take(Grant)):
+        talk.say(actor, fulfil(grant))
+    assert [trajectory.lane for trajectory in talk.coordinator.gather(0)] == [0, 1, 2, 3]
+    talk.coordinator.trained_on(0)
+    assert talk.coordinator.ledger.trained == 4 * STEPS
+    assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [1, 1, 1, 1]
+
+
+def test_books_that_do_not_balance_are_an_error() -> None:
+    ledger = SampleLedger()
+    ledger.accept(10)
+    ledger.check(in_flight=10)
+    with pytest.raises(RuntimeError, match="does not balance"):
+        ledger.check(in_flight=5)
+    ledger.produced += 1
+    with pytest.raises(RuntimeError, match="does not balance"):
+        ledger.check(in_flight=10)
+
+
+def test_a_settled_ledger_leaves_out_what_will_be_produced_again() -> None:
+    ledger = SampleLedger()
+    ledger.accept(30)
+    ledger.drop(5, "stale")
+    ledger.train(20)
+    assert ledger.settled() == {"produced": 25, "trained": 20, "dropped": {"stale": 5}, "in_flight": 0}
