@@ -76,6 +76,7 @@ class Coordinator:
         self._report = report
         self._actors: dict[bytes, ActorRecord] = {}
         self._gathering = True  # whether lanes wait for actors that have not joined yet
+        self._next_look = 0.0  # time.monotonic()
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
         first = LaneBorder.first(experiment)
@@ -135,10 +136,12 @@ class Coordinator:
         """Handle one message, or what is to be done when there is none."""
         self._check_stop()
         self._forget_lost()
-        received = self._socket.receive(timeout)
+        received = self._socket.receive(0)
         if received is None:  # only now is an actor's silence its own, and not the learner's being busy
             self._look_after_actors()
-            return
+            received = self._socket.receive(timeout)
+            if received is None:
+                return
         identity, message = received
         if identity in self._actors:
             self._actors[identity].last_heard = time.monotonic()
@@ -285,8 +288,11 @@ class Coordinator:
             self._offer(index)
 
     def _look_after_actors(self) -> None:
-        """Find actors that hang, and lanes that nobody hosts."""
+        """Find actors that hang, and lanes that nobody hosts; a few times a second is enough."""
         now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + POLL_SECONDS
         for identity, record in list(self._actors.items()):
             busy = not record.ready or any(lane.outstanding for lane in self._lanes if lane.owner == identity)
             silence = now - record.last_heard

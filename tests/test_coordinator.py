@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.coordinator import Coordinator
+from learner.coordinator import MAX_FAULTS, Coordinator, EnvironmentsFailed
 from learner.lanes import balance
 from learner.ledger import SampleLedger
 from protocol.errors import ProtocolError
@@ -32,9 +32,12 @@ class FakeSocket:
         self.inbox: list[tuple[bytes, Message | ProtocolError]] = []
         self.sent: list[tuple[bytes, Message]] = []
         self.gone: set[bytes] = set()
+        self.chatter: tuple[bytes, Message] | None = None  # what always arrives before a wait is over
 
     def receive(self, timeout: float) -> tuple[bytes, Message | ProtocolError] | None:
-        return self.inbox.pop(0) if self.inbox else None
+        if self.inbox:
+            return self.inbox.pop(0)
+        return self.chatter if timeout else None
 
     def send(self, identity: bytes, message: Message) -> bool:
         if identity in self.gone:
@@ -76,7 +79,8 @@ class Conversation:
         self.serve()
 
     def serve(self) -> None:
-        self.coordinator._serve(0)
+        self.coordinator._next_look = 0.0
+        self.coordinator._serve(0.001)
 
     def join(self, index: int, **hello: Any) -> bytes:
         identity = f"actor-{index}-{len(self.socket.sent)}".encode()
@@ -254,6 +258,27 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
     talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == [0]
     assert {g.lane for g in talk.socket.take(Grant, alive)} == {0, 1, 2, 3}
+
+
+def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
+    talk = Conversation(num_actors=2, step_timeout=0.5)
+    talk.publish(0)
+    hung, alive = talk.join(0), talk.join(1)
+    talk.socket.chatter = (alive, Progress(1))
+    talk.coordinator._actors[hung].last_heard -= 1
+    talk.serve()
+    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == [0]
+
+
+def test_an_environment_that_fails_a_hundred_times_ends_the_run() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    talk.publish(0)
+    actor = talk.join(0)
+    grants = talk.socket.take(Grant)
+    talk.say(actor, fulfil(grants[0], faults=("environment 0 broke",) * MAX_FAULTS))
+    assert talk.coordinator.env_faults == MAX_FAULTS
+    with pytest.raises(EnvironmentsFailed, match="environment 2 broke"):
+        talk.say(actor, fulfil(grants[1], faults=("environment 2 broke",)))
 
 
 def test_an_actor_with_nothing_to_do_may_be_silent() -> None:

@@ -193,10 +193,13 @@ def test_children_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) 
     with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 3)
         children = psutil.Process(process.pid).children(recursive=True)
+        folder = socket_folder(children)
         process.kill()
         process.communicate(timeout=10)
         _, alive = psutil.wait_procs(children, timeout=5)
         assert not alive
+    train(tmp_path / "next", *SMALL)
+    assert not folder.exists()  # the next run swept it
 
 
 def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -> None:
