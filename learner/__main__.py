@@ -17,7 +17,8 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from learner.config import RunConfig  # noqa: E402
-from learner.process import Supervision, run_learner  # noqa: E402
+from learner.process import run_learner  # noqa: E402
+from learner.supervision import Supervision  # noqa: E402
 from protocol.lifeline import LOST, run_child  # noqa: E402
 
 

@@ -5,13 +5,12 @@ its share, and grants it to another with the next serial. The supervisor decides
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import Any
+from queue import Empty
 
 from learner.lanes import LaneBorder, LaneRecord, balance
 from learner.ledger import SampleLedger
+from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
@@ -54,9 +53,7 @@ class Coordinator:
         num_actors: int,
         total_iterations: int,
         step_timeout: float,
-        lost: SimpleQueue[int],
-        check_stop: Callable[[], None],
-        report: Callable[[dict[str, Any]], None],
+        supervision: Supervision,
     ) -> None:
         self.spaces: Spaces | None = None
         self.fingerprint: dict | None = None
@@ -71,9 +68,9 @@ class Coordinator:
         self._num_actors = num_actors
         self._total_iterations = total_iterations
         self._step_timeout = step_timeout
-        self._lost = lost  # pids of actor processes that are no more
-        self._check_stop = check_stop  # raises when the run should stop
-        self._report = report
+        self._supervision = supervision
+        self._report = supervision.report
+        self._warn = supervision.warn
         self._actors: dict[bytes, ActorRecord] = {}
         self._gathering = True  # whether lanes wait for actors that have not joined yet
         self._next_look = 0.0  # time.monotonic()
@@ -134,7 +131,7 @@ class Coordinator:
 
     def _serve(self, timeout: float) -> None:
         """Handle one message, or what is to be done when there is none."""
-        self._check_stop()
+        self._supervision.check_stop()
         self._forget_lost()
         received = self._socket.receive(0)
         if received is None:  # only now is an actor's silence its own, and not the learner's being busy
@@ -308,7 +305,7 @@ class Coordinator:
             self._forget(self._unreachable.pop())
         while True:
             try:
-                pid = self._lost.get_nowait()
+                pid = self._supervision.lost.get_nowait()
             except Empty:
                 return
             for identity, record in list(self._actors.items()):
@@ -343,6 +340,3 @@ class Coordinator:
                 f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"
                 f" (environments {index * self._experiment.lane_size} and following)"
             )
-
-    def _warn(self, text: str) -> None:
-        self._report({"event": "warning", "text": text})

@@ -4,11 +4,9 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,16 +20,12 @@ from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics, normalize
 from learner.ppo import PPO
+from learner.supervision import StopRequested, Supervision
 from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
-Report = Callable[[dict[str, Any]], None]
 LANE_ARRAYS = ("episode_indices", "episode_steps", "actions", "digests")  # of a LaneState, as a checkpoint names them
-
-
-class StopRequested(Exception):
-    """The run was asked to end; the last completed version is its result."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +55,15 @@ class Learner:
         num_actors: int,
         step_timeout: float,
         device: str,
-        lost: SimpleQueue[int],
-        stopped: Callable[[], bool],
-        report: Report,
+        supervision: Supervision,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._socket = socket
         self._device = device
-        self._stopped = stopped
-        self._report = report
+        self._report = supervision.report
+        self._warn = supervision.warn
+        self._check_stop = supervision.check_stop
         self._coordinator = Coordinator(
             socket,
             config.experiment,
@@ -78,9 +71,7 @@ class Learner:
             num_actors,
             config.total_iterations,
             step_timeout,
-            lost,
-            self._check_stop,
-            report,
+            supervision,
         )
         self._total_iterations = config.total_iterations
         self._version = 0
@@ -306,13 +297,6 @@ class Learner:
         """Seconds from the first grant to the last update, summed over restarts."""
         first = self._coordinator.first_grant_time
         return self._seconds + (self._last_update - first if first and self._last_update else 0.0)
-
-    def _check_stop(self) -> None:
-        if self._stopped():
-            raise StopRequested
-
-    def _warn(self, text: str) -> None:
-        self._report({"event": "warning", "text": text})
 
 
 def weights_digest(arrays: dict[str, np.ndarray]) -> str:

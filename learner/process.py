@@ -3,28 +3,17 @@
 import fcntl
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TextIO
+from typing import TextIO
 
 from learner.config import RunConfig
 from learner.device import prepare_device
+from learner.supervision import Supervision
 from protocol.errors import UserError
 from protocol.transport import LearnerSocket
 
 PATIENCE = 2.5  # seconds a learner may take to stop by itself before it is finished from outside
 LOCK_SECONDS = 10.0  # that a learner whose launcher was killed may still be saving
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """What passes between a learner and its supervisor."""
-
-    report: Callable[[dict[str, Any]], None]  # events, from the learner; the last is the summary
-    stop: threading.Event = field(default_factory=threading.Event)
-    lost: SimpleQueue[int] = field(default_factory=SimpleQueue)  # pids of actor processes that are no more
 
 
 def run_learner(
@@ -43,7 +32,7 @@ def run_learner(
 
     for note in notes:
         report({"event": "note", "text": note})
-    learner = Learner(config, run_dir, socket, num_actors, step_timeout, device, supervision.lost, stop.is_set, report)
+    learner = Learner(config, run_dir, socket, num_actors, step_timeout, device, supervision)
     conclusion = threading.Lock()  # taken once, by whoever ends the run
 
     def conclude(status: str, error: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from learner.coordinator import MAX_FAULTS, Coordinator, EnvironmentsFailed
 from learner.lanes import balance
 from learner.ledger import SampleLedger
+from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Welcome
@@ -61,7 +61,7 @@ class Conversation:
     def __init__(self, num_actors: int = 2, schedule: str = "pipelined", step_timeout: float = 60.0) -> None:
         self.socket = FakeSocket()
         self.events: list[dict[str, Any]] = []
-        self.lost: SimpleQueue[int] = SimpleQueue()
+        self.supervision = Supervision(self.events.append)
         self.coordinator = Coordinator(
             self.socket,  # pyright: ignore[reportArgumentType]
             replace(EXPERIMENT, schedule=schedule),
@@ -69,9 +69,7 @@ class Conversation:
             num_actors,
             10,
             step_timeout,
-            self.lost,
-            lambda: None,
-            self.events.append,
+            self.supervision,
         )
 
     def say(self, identity: bytes, message: Message | ProtocolError) -> None:
@@ -222,7 +220,7 @@ def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_
     grant = next(g for g in talk.socket.take(Grant, first) if (g.lane, g.rollout_index) == (0, 0))
     talk.say(first, fulfil(grant))
     talk.socket.take(Grant)
-    talk.lost.put(1000)
+    talk.supervision.lost.put(1000)
     talk.serve()
     moved = {(g.lane, g.rollout_index): g for g in talk.socket.take(Grant, second)}
     assert set(moved) == {(0, 1), (1, 0), (1, 1)}
