@@ -10,7 +10,7 @@ import tyro
 
 from actors.environment import ActionConverter, describe_spaces, make_environment
 from actors.policy import Policy
-from learner.checkpoint import Checkpoint, load_newest_checkpoint
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights
 from learner.config import RunConfig
 from learner.normalization import RunningStatistics
 from protocol.errors import UserError
@@ -86,9 +86,7 @@ def evaluate(config: RunConfig, checkpoint: Checkpoint, episodes: int) -> tuple[
 def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
     """The policy that a checkpoint holds, as actors receive it."""
     arrays = checkpoint.arrays
-    weights = {name.removeprefix("model."): array for name, array in arrays.items() if name.startswith("model.")}
     statistics = RunningStatistics(arrays["statistics.mean"].shape)
     statistics.count = checkpoint.facts["statistics_count"]
     statistics.mean, statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
-    policy = {name: array for name, array in weights.items() if not name.startswith("value.")}
-    return PolicySnapshot(checkpoint.policy_version, policy, *statistics.normalization())
+    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())

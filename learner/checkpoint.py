@@ -89,6 +89,12 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
 
 
+def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What actors need of a checkpoint's arrays, by parameter name: all weights but the critic's."""
+    weights = {name.removeprefix("model."): array for name, array in arrays.items() if name.startswith("model.")}
+    return {name: array for name, array in weights.items() if not name.startswith("value.")}
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file and have it on the disk before returning."""
     with open(path, "wb") as file:

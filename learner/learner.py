@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, write_checkpoint
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, write_checkpoint
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.lanes import LaneBorder
@@ -140,8 +140,9 @@ class Learner:
         self._statistics = RunningStatistics(spaces.observation.shape)
         self._ppo = PPO(ActorCritic(spaces, experiment), self._config.ppo, experiment.seed, self._total_iterations)
         if checkpoint is None:
-            self._snapshots = [self._snapshot()]
-            self._border = self._capture()
+            arrays = self._ppo.state_dict()
+            self._snapshots = [self._snapshot(arrays)]
+            self._border = self._capture(arrays)
             self._save()
         else:
             self._restore_arrays(checkpoint)
@@ -175,13 +176,14 @@ class Learner:
     def _complete_version(self, metrics: dict[str, Any], wait_share: float) -> None:
         """Broadcast the new weights first, then account for them: actors wait for nothing else."""
         self._version += 1
-        snapshot = self._snapshot()
-        self._check_finite(snapshot, metrics)
+        arrays = self._ppo.state_dict()
+        self._check_finite(arrays, metrics)
+        snapshot = self._snapshot(arrays)
         self._snapshots = [self._snapshots[-1], snapshot]
         self._coordinator.publish(snapshot)
         self._last_update = time.monotonic()
         self._coordinator.trained_on(self._version - 1)
-        self._border = self._capture()
+        self._border = self._capture(arrays)
         if self._version % self._config.training.checkpoint_every == 0:
             self._save()
         env_steps = self._version * self._config.experiment.env_steps_per_iteration
@@ -200,16 +202,13 @@ class Learner:
         self._metrics_file.append(row)
         self._report({"event": "iteration", **row})
 
-    def _snapshot(self) -> PolicySnapshot:
-        weights = {
-            name: np.array(array) for name, array in self._ppo.model.named_parameters() if not name.startswith("value.")
-        }
-        return PolicySnapshot(self._version, weights, *self._statistics.normalization())
+    def _snapshot(self, arrays: dict[str, np.ndarray]) -> PolicySnapshot:
+        """The policy in `arrays`, which PPO's `state_dict` returned."""
+        return PolicySnapshot(self._version, policy_weights(arrays), *self._statistics.normalization())
 
-    def _capture(self) -> Border:
-        """The version just completed, copied to the host."""
-        arrays = self._ppo.state_dict()
-        arrays |= {
+    def _capture(self, arrays: dict[str, np.ndarray]) -> Border:
+        """The version just completed, whose weights and moments are in `arrays`."""
+        arrays = arrays | {
             "statistics.mean": self._statistics.mean,
             "statistics.squares": self._statistics.squares,
         }
@@ -243,6 +242,11 @@ class Learner:
         self._seconds = facts["seconds"]
         self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
         self._coordinator.fingerprint = facts["fingerprint"]
+        if (facts["mlx"], facts["device"]) != (self._mlx_version, self._device):
+            self._warn(
+                f"the run was begun with MLX {facts['mlx']} on the {facts['device']} and goes on with"
+                f" {self._mlx_version} on the {self._device}: it will not end with the same bits"
+            )
         self._coordinator.ledger.restore(facts["samples"])
         for name in ("lanes_not_replayable", "env_faults", "moved_global_random"):
             setattr(self._coordinator, name, facts[name])
@@ -252,7 +256,7 @@ class Learner:
         self._ppo.load_state_dict(arrays)
         self._statistics.count = checkpoint.facts["statistics_count"]
         self._statistics.mean, self._statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
-        self._snapshots = [self._snapshot()]
+        self._snapshots = [self._snapshot(arrays)]
         if version:
             prefix = "previous.weights."
             weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -276,9 +280,9 @@ class Learner:
         self._saved_version = border.checkpoint.policy_version
         self._report({"event": "checkpoint", "path": str(path)})
 
-    def _check_finite(self, snapshot: PolicySnapshot, metrics: dict[str, Any]) -> None:
+    def _check_finite(self, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
         losses = [metrics["train/policy_loss"], metrics["train/value_loss"]]
-        if not (np.isfinite(losses).all() and all(np.isfinite(w).all() for w in snapshot.weights.values())):
+        if not (np.isfinite(losses).all() and all(np.isfinite(array).all() for array in arrays.values())):
             raise FloatingPointError(
                 f"iteration {self._version - 1} gave weights that are not finite; the checkpoint before it stands."
                 " Try a smaller --learning-rate"
