@@ -48,14 +48,8 @@ Flat = tyro.conf.OmitArgPrefixes
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train a PPO policy: many actors step environments, one learner improves the policy on MLX.
-
-    Examples:
-      python launch.py --actors 8
-      python launch.py --env Pendulum-v1 --seed 1
-      python launch.py --resume runs/CartPole-v1-seed0
-      python launch.py eval runs/CartPole-v1-seed0
-    """
+    """Train a PPO policy: many actors step environments, one learner improves the policy on MLX. The defaults shown are
+    those for the environment, from presets/. Other commands: `eval RUN_DIR` and `actors RUN_DIR`, each with --help."""
 
     execution: Flat[ExecutionConfig]
     experiment: Flat[Experiment]
