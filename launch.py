@@ -1,8 +1,10 @@
 """The entry point: `python launch.py --actors 8` trains, `python launch.py eval RUN_DIR` evaluates."""
 
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 from protocol.threads import use_one_thread
 
@@ -11,12 +13,18 @@ use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eva
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
+sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
 COMMANDS = ("train", "eval", "actors")
 
 
 def main(arguments: list[str]) -> int:
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a dash is no reason to end a run
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     try:
+        if command != "train":
+            for number in (signal.SIGINT, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
         if command == "eval":
             from commands.eval import main as evaluate
 

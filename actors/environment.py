@@ -13,12 +13,12 @@ from protocol.spaces import BoxSpace, Spaces
 
 def check_registered(env_id: str) -> None:
     """Raise `UserError` unless gymnasium knows the id, `module:EnvId` included; cheap, since nothing is made."""
-    module, _, name = env_id.rpartition(":")
+    module, colon, name = env_id.rpartition(":")
     try:
-        if module:
+        if colon:
             importlib.import_module(module)
         gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise UserError(f"--env {env_id}: {' '.join(str(error).split())}") from None
 
 

@@ -7,6 +7,7 @@ its past: resetting with that seed and repeating the actions leads to the same p
 import hashlib
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 import gymnasium
 import numpy as np
@@ -36,6 +37,7 @@ class Lane:
         size = experiment.lane_size
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
+        self._integral = self.observations.dtype.kind in "iub"
         self.episode_indices = np.zeros(size, np.int64)
         self.episode_returns = [0.0] * size  # so far, of the episodes under way
         self.episode_lengths = [0] * size
@@ -110,7 +112,8 @@ class Lane:
 
     def close(self) -> None:
         for env in self._environments:
-            env.close()
+            with suppress(Exception):  # an environment that has failed may fail at this, too
+                env.close()
 
     def _replay(self, n: int, actions: np.ndarray) -> bool:
         """Repeat `actions` in environment `n`; False if it does not even get that far."""
@@ -159,11 +162,14 @@ class Lane:
     def _observe(self, n: int, observation: np.ndarray) -> None:
         if np.shape(observation) != self.observations.shape[1:]:  # an assignment would broadcast
             raise ValueError(f"the observation has shape {np.shape(observation)}")
+        if self._integral and np.asarray(observation).dtype.kind == "f":  # it would be cut off
+            raise ValueError(f"the observation is {np.asarray(observation).dtype}, the space {self.observations.dtype}")
         self.observations[n] = observation
 
     def _renew(self, n: int) -> None:
         """Replace environment `n` by a fresh one."""
-        self._environments[n].close()
+        with suppress(Exception):  # it has just failed, and may fail at this, too
+            self._environments[n].close()
         self._environments[n] = make_environment(self._experiment)
         self._progress()
 

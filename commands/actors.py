@@ -1,7 +1,6 @@
 """`actors RUN_DIR --count N`: how many actors a run has from now on. The numbers stay the same."""
 
 import fcntl
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import tyro
 
 from commands.supervisor import WANTED_ACTORS
 from protocol.errors import UserError
+from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 
 ANSWER_SECONDS = 10.0
@@ -38,14 +38,12 @@ def main(arguments: list[str]) -> int:
     if not _is_running(command.run_dir):
         raise UserError(f"actors {command.run_dir}: no run is under way here")
     wish = command.run_dir / WANTED_ACTORS
-    temporary = wish.with_suffix(f".{os.getpid()}")
-    temporary.write_text(str(command.count))
-    temporary.replace(wish)
+    replace_file(wish, str(command.count))
     deadline = time.monotonic() + ANSWER_SECONDS
     while wish.exists():
         if time.monotonic() > deadline or not _is_running(command.run_dir):
             wish.unlink(missing_ok=True)
-            raise UserError(f"actors {command.run_dir}: the run does not answer")
+            raise UserError(f"actors {command.run_dir}: the run does not answer (one --in-process cannot)")
         time.sleep(0.05)
     print(f"{command.run_dir} now has {command.count} actors")
     return SUCCESS

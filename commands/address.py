@@ -32,6 +32,7 @@ def listening_address(transport: str, port: int) -> Iterator[str]:
 
 def _free_port(port: int) -> int:
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that just ended
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:

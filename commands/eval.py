@@ -14,6 +14,7 @@ from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weight
 from learner.config import RunConfig
 from learner.normalization import RunningStatistics
 from protocol.errors import UserError
+from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 from protocol.randomness import Purpose, environment_seed
 from protocol.snapshot import PolicySnapshot
@@ -53,7 +54,10 @@ def main(arguments: list[str]) -> int:
         "returns": returns,
         "lengths": lengths,
     }
-    (command.run_dir / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
+    try:
+        replace_file(command.run_dir / "eval.json", json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{command.run_dir / 'eval.json'} cannot be written: {error.strerror}") from None
     print(
         f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} over {command.episodes} episodes"
         f" (length {np.mean(lengths):.1f}), policy version {checkpoint.policy_version}"
@@ -70,6 +74,9 @@ def evaluate(config: RunConfig, checkpoint: Checkpoint, episodes: int) -> tuple[
     convert = ActionConverter(env.action_space)
     returns, lengths = [], []
     for episode in range(episodes):
+        if experiment.rebuild_env and episode:
+            env.close()
+            env = make_environment(experiment)
         observation, _ = env.reset(seed=environment_seed(experiment.seed, Purpose.EVALUATION_SEED, episode))
         total, length, over = 0.0, 0, False
         while not over and length < experiment.replay_cap:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +24,7 @@ class ProcessWorkers:
     def __init__(self, run_dir: Path, address: str, num_actors: int, step_timeout: float, events: Events) -> None:
         self._run_dir = run_dir
         self._address = address
-        self._num_actors = num_actors
+        self.num_actors = num_actors
         self._step_timeout = step_timeout
         self._events = events
         self._learner: subprocess.Popen[bytes] | None = None
@@ -31,17 +33,18 @@ class ProcessWorkers:
         (run_dir / "logs").mkdir(exist_ok=True)
 
     def start_learner(self) -> None:
-        arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self._num_actors)]
+        arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self.num_actors)]
         arguments += ["--step-timeout", str(self._step_timeout)]
         self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
 
-    def start_actor(self, index: int) -> None:
+    def start_actor(self, index: int) -> int:
         arguments = ["--connect", self._address, "--index", str(index)]
         log = self._log(f"actor-{index}")
         process = self._actors[index] = self._start("actors", arguments, log, stdout=subprocess.DEVNULL)
 
         self._watch(self._await_actor, index, process, log)
+        return process.pid
 
     def stop_learner(self) -> None:
         self._tell_learner(STOP)
@@ -52,20 +55,25 @@ class ProcessWorkers:
     def kill_actor(self, index: int, pid: int) -> bool:
         process = self._actors.get(index)
         if process is not None and process.pid == pid:
-            process.kill()
+            _kill(process)
         return True
 
+    def restart_actor(self, index: int) -> None:
+        _kill(self._actors[index])
+
     def end_actor(self, index: int) -> None:
-        process = self._actors.pop(index)
+        process = self._actors.pop(index, None)
+        if process is None:
+            return
         _close_stdin(process)
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill(process)
 
     def _tell_learner(self, line: str) -> None:
         if self._learner is not None and self._learner.stdin is not None:
-            with suppress(BrokenPipeError):  # it has ended, and its exit is on the way
+            with suppress(BrokenPipeError, ValueError):  # it has ended, and its exit is on the way or was handled
                 self._learner.stdin.write(f"{line}\n".encode())
                 self._learner.stdin.flush()
 
@@ -73,23 +81,26 @@ class ProcessWorkers:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
             _close_stdin(process)
+        deadline = time.monotonic() + seconds  # for all of them together
         for process in processes:
             try:
-                process.wait(seconds)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
+                _kill(process)
                 process.wait()
         for watcher in self._watchers:
             watcher.join()
 
     def _start(self, module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
+        # The user's folder comes last: a module of theirs must not take the place of one of ours.
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
         with open(log, "ab") as stderr:
             return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-P", "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=stderr,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
                 start_new_session=True,  # a terminal's signals are for the supervisor alone
             )
 
@@ -108,13 +119,24 @@ class ProcessWorkers:
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
-                self._events.put(json.loads(line))
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # a library's own words, or a line torn by a kill
+                if isinstance(event, dict) and "event" in event:
+                    self._events.put(event)
         code = process.wait()
         _close_stdin(process)
         self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
 
     def _log(self, name: str) -> Path:
         return self._run_dir / "logs" / f"{name}.log"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child and whatever it started: each leads a session of its own."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _close_stdin(process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,6 @@ It decides about processes and nothing else: the learner decides about lanes. Wh
 """
 
 import json
-import os
 import queue
 import signal
 import sys
@@ -20,6 +19,7 @@ from commands.terminal import Terminal
 from commands.workers import END_SECONDS, Events, Workers
 from learner.config import RunConfig
 from protocol.errors import UserError
+from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
@@ -44,7 +44,7 @@ def supervise(
 ) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     summary_path = run_dir / "summary.json"
-    earlier = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+    earlier = _read_summary(summary_path)
     if earlier.get("status") == "finished":
         print(f"{run_dir} is finished already: {earlier['weights_digest']}")
         return SUCCESS
@@ -76,7 +76,10 @@ def supervise(
                 }
                 restarts = {name: earlier.get(name, 0) + count for name, count in restarts.items()}
                 summary = supervisor.summary | restarts
-                _write(summary_path, json.dumps(summary, indent=2) + "\n", terminal)
+                try:
+                    replace_file(summary_path, json.dumps(summary, indent=2) + "\n")
+                except OSError as failure:
+                    terminal.note(f"warning: {summary_path} NOT WRITTEN: {failure}")
                 terminal.summarize(summary)
     if error is not None:
         print(f"launch.py: {error} (logs in {run_dir / 'logs'}; go on with --resume {run_dir})", file=sys.stderr)
@@ -112,6 +115,8 @@ class Supervisor:
         self._can_restart = can_restart
         self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
         self._learner_crashes = Crashes()
+        self._learning = False  # whether an iteration was completed: from then on every end has a summary
+        self._pids: dict[int, int] = {}  # of each actor's present process
         self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
         self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
@@ -140,7 +145,7 @@ class Supervisor:
             for index in [i for i, since in self._joining.items() if now - since > START_SECONDS]:
                 del self._joining[index]
                 self._terminal.note(f"warning: actor {index} has not joined within {START_SECONDS:.0f} s")
-                self._workers.end_actor(index)
+                self._workers.restart_actor(index)
             self._adjust_actors()
             try:
                 self._handle(self._events.get(timeout=0.1))
@@ -175,6 +180,7 @@ class Supervisor:
             case "actor_exit":
                 self._lost_actor(**{key: event[key] for key in ("actor", "pid", "code", "last_line")})
             case "iteration":
+                self._learning = True
                 self._learner_crashes.in_a_row = 0
                 self._terminal.show(event)
             case _:
@@ -190,7 +196,7 @@ class Supervisor:
 
     def _start_actor(self, index: int) -> None:
         self._joining[index] = time.monotonic()
-        self._workers.start_actor(index)
+        self._pids[index] = self._workers.start_actor(index)
 
     def _lost_learner(self, code: int, last_line: str) -> None:
         if code == USER_ERROR:
@@ -204,13 +210,19 @@ class Supervisor:
         self._terminal.note(f"warning: {cause}; it starts again from its newest checkpoint in {backoff:.1f} s")
 
     def _lost_actor(self, actor: int, pid: int, code: int, last_line: str) -> None:
-        self._joining.pop(actor, None)
-        if code == SUCCESS or self._deadline is not None or actor not in self._slots:
+        current = self._pids.get(actor) == pid
+        if current:
+            self._joining.pop(actor, None)
+        if code == SUCCESS or self._deadline is not None or actor not in self._slots or not current:
             if self._can_restart:
                 self._workers.tell_lost(pid)
             return
         if code == USER_ERROR:
-            raise UserError(last_line.removeprefix(f"actor {actor}: "))
+            reason = last_line.removeprefix(f"actor {actor}: ")
+            if self._learning:
+                self._stop(reason)
+                return
+            raise UserError(reason)
         cause = f"actor {actor} ended with code {code}" + (f": {last_line}" if last_line else "")
         if not self._can_restart:
             self._stop(cause)
@@ -229,21 +241,26 @@ class Supervisor:
             self._stop(f"no actor is left: {cause}")
 
     def _adjust_actors(self) -> None:
-        """Follow what `launch.py actors` wrote."""
+        """Follow what `launch.py actors` wrote; threads cannot."""
+        if not self._can_restart:
+            return
         try:
             wanted = int(self._wanted_file.read_text())
         except FileNotFoundError:
             return
-        if self._can_restart:
-            for index in [i for i in self._slots if i >= wanted]:
-                del self._slots[index]
-                self._due.pop(index, None)
-                self._workers.end_actor(index)
-            for index in range(wanted):
-                if index not in self._slots:
-                    self._slots[index] = Crashes()
-                    self._start_actor(index)
-            self._terminal.note(f"now with {wanted} actors")
+        except (OSError, ValueError):  # not written by `launch.py actors`
+            self._wanted_file.unlink(missing_ok=True)
+            return
+        self._workers.num_actors = wanted
+        for index in [i for i in self._slots if i >= wanted]:
+            del self._slots[index]
+            self._due.pop(index, None)
+            self._workers.end_actor(index)
+        for index in range(wanted):
+            if index not in self._slots:
+                self._slots[index] = Crashes()
+                self._start_actor(index)
+        self._terminal.note(f"now with {wanted} actors")
         self._wanted_file.unlink()
 
 
@@ -262,10 +279,10 @@ def _signals(events: Events) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _write(path: Path, text: str, terminal: Terminal) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run's earlier part; empty where there is none that can be read."""
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        terminal.note(f"warning: {path} NOT WRITTEN: {error}")
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}

@@ -1,5 +1,7 @@
 """What the user sees of a run: a live table in a terminal, plain lines anywhere else."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,14 @@ LINE_SECONDS = 1.0  # between plain lines
 SLOW_START_SECONDS = 3.0
 
 
+class _Console(Console):
+    """Falls silent when nobody reads any more (`| head`), where rich would exit: the run matters more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Terminal:
     """Shows events as they come. A context manager: the live table stands as long as the context lasts."""
 
@@ -22,7 +32,7 @@ class Terminal:
         self._config = config
         self._run_dir = run_dir
         self._total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._row: dict[str, Any] | None = None
         self._began = time.monotonic()
@@ -40,7 +50,7 @@ class Terminal:
             self.note(f"note: {num_actors} actors are more than the {experiment.num_lanes} lanes; {idle} will idle")
 
     def __enter__(self) -> "Terminal":
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
         return self

@@ -1,6 +1,7 @@
 """The learner and the actors as threads of this process, for `--in-process`."""
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ class ThreadWorkers:
         self._config = config
         self._run_dir = run_dir
         self._address = address
-        self._num_actors = num_actors
+        self.num_actors = num_actors
         self._step_timeout = step_timeout
         self._events = events
         self._supervision = Supervision(events.put)
@@ -39,13 +40,14 @@ class ThreadWorkers:
     def start_learner(self) -> None:
         def work() -> None:
             run_learner(
-                self._config, self._run_dir, self._address, self._num_actors, self._step_timeout, self._supervision
+                self._config, self._run_dir, self._address, self.num_actors, self._step_timeout, self._supervision
             )
 
         self._start({"event": "learner_exit"}, work)
 
-    def start_actor(self, index: int) -> None:
+    def start_actor(self, index: int) -> int:
         self._start({"event": "actor_exit", "actor": index, "pid": 0}, Actor(index, self._address).run)
+        return 0
 
     def stop_learner(self) -> None:
         self._supervision.stop.set()
@@ -56,13 +58,17 @@ class ThreadWorkers:
     def kill_actor(self, index: int, pid: int) -> bool:
         return False
 
+    def restart_actor(self, index: int) -> None:
+        pass  # a thread cannot be killed, and may yet join
+
     def end_actor(self, index: int) -> None:
         raise NotImplementedError("threads cannot be taken away")
 
     def end(self, seconds: float) -> None:
         self._supervision.stop.set()
+        deadline = time.monotonic() + seconds  # for all of them together
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self, exit_event: dict[str, Any], work: Callable[[], None]) -> None:
         def run() -> None:

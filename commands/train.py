@@ -84,6 +84,8 @@ def main(arguments: list[str]) -> int:
         raise UserError("--actors must be at least 0, and --port between 0 and 65535")
     if not execution.step_timeout > 0:
         raise UserError(f"--step-timeout must be above 0, not {execution.step_timeout}")
+    if execution.resume is not None and execution.run_dir is not None:
+        raise UserError("--run-dir and --resume exclude each other: a run goes on in its own directory")
     num_actors = execution.actors or default_actors(config.experiment.num_lanes)
     run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
     with _claimed(run_dir, fresh=resumed is None, config=config):
@@ -180,7 +182,11 @@ def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]
         if fresh:
             if (run_dir / "config.json").exists():
                 raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
-            config.save(run_dir / "config.json")
+            try:
+                config.save(run_dir / "config.json")
+                (run_dir / "logs").mkdir(exist_ok=True)
+            except OSError as error:
+                raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
         try:
             yield
         except UserError:

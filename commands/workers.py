@@ -14,9 +14,13 @@ END_SECONDS = 0.5  # that a process has to end by itself
 class Workers(Protocol):
     """One learner and its actors."""
 
+    num_actors: int  # that a learner started from now on should expect
+
     def start_learner(self) -> None: ...
 
-    def start_actor(self, index: int) -> None: ...
+    def start_actor(self, index: int) -> int:
+        """Start an actor; returns its pid."""
+        ...
 
     def stop_learner(self) -> None:
         """Ask the learner to save and end; its summary follows."""
@@ -28,6 +32,10 @@ class Workers(Protocol):
 
     def kill_actor(self, index: int, pid: int) -> bool:
         """Kill an actor that hangs, unless another process has its place already; False where that cannot be done."""
+        ...
+
+    def restart_actor(self, index: int) -> None:
+        """Kill an actor that does not join; its exit counts as a crash, so it is started again."""
         ...
 
     def end_actor(self, index: int) -> None:

@@ -56,7 +56,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(directory)
-    _remove_old(directory)
+    _remove_old(directory, checkpoint.policy_version)
     return target
 
 
@@ -120,8 +120,9 @@ def _sync(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def _remove_old(directory: Path) -> None:
-    paths = list_checkpoints(directory)
+def _remove_old(directory: Path, newest: int) -> None:
+    """Keep `KEEP` checkpoints up to version `newest`; those beyond it were passed over as damaged, and do not count."""
+    paths = [path for path in list_checkpoints(directory) if path.name <= f"{newest:08d}"]
     best = max(paths, key=_return)
     for path in paths[:-KEEP]:
         if path != best:

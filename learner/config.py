@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class PPOConfig:
     def check(self, batch_size: int) -> None:
         """Raise `UserError` on a setting that cannot work with batches of `batch_size` samples."""
         limits: dict[str, tuple[float, float]] = {
-            "learning_rate": (0, float("inf")),
-            "clip_range": (0, float("inf")),
+            "learning_rate": (0, 1e3),
+            "clip_range": (0, 1e6),
             "discount": (0, 1),
             "gae_lambda": (0, 1),
-            "entropy_coef": (0, float("inf")),
-            "value_coef": (0, float("inf")),
+            "entropy_coef": (0, 1e6),
+            "value_coef": (0, 1e6),
             "max_grad_norm": (0, float("inf")),
         }
         for name, (low, high) in limits.items():
@@ -68,10 +70,10 @@ class PPOConfig:
         if batch_size % self.minibatches:
             divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
             below = max(d for d in divisors if d < self.minibatches)
-            above = min((d for d in divisors if d > self.minibatches), default=below)
+            above = min((d for d in divisors if d > self.minibatches), default=None)
             raise UserError(
                 f"a batch of {batch_size} samples (--num-envs times --rollout-length) does not divide into"
-                f" --minibatches {self.minibatches}; use {below} or {above}"
+                f" --minibatches {self.minibatches}; use {below}" + (f" or {above}" if above else "")
             )
 
 
@@ -95,6 +97,8 @@ class TrainingConfig:
         for name in ("total_steps", "checkpoint_every", "learner_threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.stop_return is not None and not math.isfinite(self.stop_return):
+            raise UserError(f"--stop-return must be a number, or None, not {self.stop_return}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class RunConfig:
         self.ppo.check(self.experiment.env_steps_per_iteration)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        replace_file(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
@@ -124,7 +128,7 @@ class RunConfig:
         try:
             saved = json.loads(path.read_text())
             return cls(**{name: _from_dict(hint, saved[name]) for name, hint in typing.get_type_hints(cls).items()})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is not a run's configuration: {error!r}") from None
 
 

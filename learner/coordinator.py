@@ -22,7 +22,8 @@ from protocol.transport import LearnerSocket
 POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
 GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
 MAX_LOSSES = 20  # of actors in a row on one rollout of a lane, before the run ends: the lane brings them down
-MAX_FAULTS = 100  # of environments in a run, before it ends: something is wrong with the environment
+MAX_FAULTS = 100  # of environments, before a run ends: something is wrong with the environment…
+MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
 
 
 class EnvironmentsFailed(Exception):
@@ -61,6 +62,7 @@ class Coordinator:
         self.first_grant_time: float | None = None  # time.monotonic()
         self.lanes_not_replayable = 0
         self.env_faults = 0
+        self.episodes = 0  # finished, and trained on
         self.moved_global_random = False
         self._socket = socket
         self._experiment = experiment
@@ -73,6 +75,7 @@ class Coordinator:
         self._warn = supervision.warn
         self._actors: dict[bytes, ActorRecord] = {}
         self._gathering = True  # whether lanes wait for actors that have not joined yet
+        self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
@@ -89,6 +92,8 @@ class Coordinator:
         """Broadcast a policy version, and grant every lane the rollouts that act with it."""
         version = snapshot.policy_version
         self._snapshots = {v: s for v, s in self._snapshots.items() if v == version - 1} | {version: snapshot}
+        for record in self._actors.values():
+            record.versions &= self._snapshots.keys()
         for index in range(len(self._lanes)):
             self._offer(index)
 
@@ -101,7 +106,8 @@ class Coordinator:
     def trained_on(self, rollout_index: int) -> None:
         """Forget a rollout that has been trained on; the lanes' trained border is now behind it."""
         for lane in self._lanes:
-            del lane.accepted[rollout_index], lane.borders[rollout_index]
+            self._count_faults(lane.accepted.pop(rollout_index))
+            del lane.borders[rollout_index]
         self.ledger.train(self._experiment.env_steps_per_iteration)
         self.ledger.check(in_flight=sum(len(lane.accepted) for lane in self._lanes) * self._lane_steps)
 
@@ -178,6 +184,11 @@ class Coordinator:
         if record is None or record.ready:
             self._refuse(identity, "said ready out of turn")
             return
+        try:
+            ready.spaces.check()
+        except ProtocolError as error:
+            self._refuse(identity, str(error))
+            return
         if self.spaces is None:
             self.spaces = ready.spaces
         elif ready.spaces != self.spaces:
@@ -222,14 +233,13 @@ class Coordinator:
     def _note_environments(self, trajectory: Trajectory) -> None:
         """Tell the user what the environments of a trajectory did wrong."""
         env = self._experiment.env
-        if trajectory.restarted.any():
-            self.lanes_not_replayable += 1
-            if self.lanes_not_replayable == 1:
-                self._warn(
-                    f"{env} does not repeat itself after reset(seed=…) and the same actions: an environment of lane"
-                    f" {trajectory.lane} began a fresh episode, and this run is not reproducible. If its reset leaks"
-                    " state, --rebuild-env helps; a wrapper with a memory across episodes must forget it in reset"
-                )
+        if trajectory.restarted.any() and not self._told_not_replayable:
+            self._told_not_replayable = True
+            self._warn(
+                f"{env} does not repeat itself after reset(seed=…) and the same actions: an environment of lane"
+                f" {trajectory.lane} began a fresh episode, and this run is not reproducible. If its reset leaks"
+                " state, --rebuild-env helps; a wrapper with a memory across episodes must forget it in reset"
+            )
         if trajectory.moved_global_random and not self.moved_global_random:
             self.moved_global_random = True
             self._warn(
@@ -237,10 +247,20 @@ class Coordinator:
                 " from self.np_random, which reset(seed=…) seeds"
             )
         for fault in trajectory.faults:
-            self.env_faults += 1
             self._warn(f"{fault}; its episode was truncated there")
-        if trajectory.faults and (self._experiment.on_env_error == "stop" or self.env_faults > MAX_FAULTS):
+        if trajectory.faults and self._experiment.on_env_error == "stop":
             raise EnvironmentsFailed(trajectory.faults[-1])
+
+    def _count_faults(self, trajectory: Trajectory) -> None:
+        """Count what was trained on, and so once, whoever delivered it and however often."""
+        self.lanes_not_replayable += bool(trajectory.restarted.any())
+        self.env_faults += len(trajectory.faults)
+        self.episodes += len(trajectory.episode_returns)
+        if self.env_faults > MAX_FAULTS and self.env_faults > MAX_FAULT_SHARE * self.episodes:
+            last = trajectory.faults[-1] if trajectory.faults else "see above"
+            raise EnvironmentsFailed(
+                f"{self.env_faults} of {self.episodes} episodes ended in a fault; the last: {last}"
+            )
 
     def _offer(self, index: int) -> None:
         """Grant a lane all that can be granted; hand it over first, if it is to move and nothing is outstanding."""

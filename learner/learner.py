@@ -76,6 +76,7 @@ class Learner:
         self._total_iterations = config.total_iterations
         self._version = 0
         self._window = EpisodeWindow()
+        self._continued_elsewhere = False  # whether another MLX, or another device, began the run
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
@@ -115,7 +116,7 @@ class Learner:
         seconds = self._elapsed()
         return {
             "status": status,
-            "deterministic": self._device == "cpu" and self._coordinator.reproducible,
+            "deterministic": self._device == "cpu" and self._coordinator.reproducible and not self._continued_elsewhere,
             "env_steps": steps,
             "seconds": seconds,
             "env_steps_per_second": steps / seconds if seconds else None,
@@ -226,7 +227,9 @@ class Learner:
             "samples": self._coordinator.ledger.settled(),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
             "env_faults": self._coordinator.env_faults,
+            "episodes": self._coordinator.episodes,
             "moved_global_random": self._coordinator.moved_global_random,
+            "continued_elsewhere": self._continued_elsewhere,
             "seconds": self._elapsed(),
             "fingerprint": self._coordinator.fingerprint,
             "mlx": self._mlx_version,
@@ -242,13 +245,15 @@ class Learner:
         self._seconds = facts["seconds"]
         self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
         self._coordinator.fingerprint = facts["fingerprint"]
+        self._continued_elsewhere = facts["continued_elsewhere"]
         if (facts["mlx"], facts["device"]) != (self._mlx_version, self._device):
+            self._continued_elsewhere = True
             self._warn(
                 f"the run was begun with MLX {facts['mlx']} on the {facts['device']} and goes on with"
                 f" {self._mlx_version} on the {self._device}: it will not end with the same bits"
             )
         self._coordinator.ledger.restore(facts["samples"])
-        for name in ("lanes_not_replayable", "env_faults", "moved_global_random"):
+        for name in ("lanes_not_replayable", "env_faults", "episodes", "moved_global_random"):
             setattr(self._coordinator, name, facts[name])
 
     def _restore_arrays(self, checkpoint: Checkpoint) -> None:
@@ -281,8 +286,8 @@ class Learner:
         self._report({"event": "checkpoint", "path": str(path)})
 
     def _check_finite(self, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
-        losses = [metrics["train/policy_loss"], metrics["train/value_loss"]]
-        if not (np.isfinite(losses).all() and all(np.isfinite(array).all() for array in arrays.values())):
+        lost = metrics["train/policy_loss"] is None or metrics["train/value_loss"] is None
+        if lost or not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(
                 f"iteration {self._version - 1} gave weights that are not finite; the checkpoint before it stands."
                 " Try a smaller --learning-rate"

@@ -1,6 +1,7 @@
 """Numbers for people: the window of finished episodes, and the file of metrics."""
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from protocol.files import replace_file
 
 WINDOW = 100  # episodes
 
@@ -45,30 +48,35 @@ class MetricsFile:
         self._path = path
         self._warn = warn
         self._failed = False
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # torn by a kill, or by a full disk
-                if row["policy_version"] <= policy_version:
-                    kept.append(line)
-        self._write("".join(line + "\n" for line in kept), "w")
+        try:
+            lines = path.read_text().splitlines() if path.exists() else []
+            replace_file(path, "".join(line + "\n" for line in lines if _version(line) <= policy_version))
+        except OSError as error:
+            self._complain(error)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; where the disk will not have it, say so once and go on."""
-        self._write(json.dumps(row, allow_nan=False) + "\n", "a")
-
-    def _write(self, text: str, mode: str) -> None:
-        size = self._path.stat().st_size if mode == "a" and self._path.exists() else 0
+        size = None
         try:
-            with open(self._path, mode) as file:
-                file.write(text)
+            size = self._path.stat().st_size if self._path.exists() else 0
+            with open(self._path, "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
             self._failed = False
         except OSError as error:
-            if not self._failed:
-                self._warn(f"{self._path} IS NOT BEING WRITTEN: {error}; training continues")
-            self._failed = True
-            with suppress(OSError):
-                os.truncate(self._path, size)  # no torn line
+            self._complain(error)
+            if size is not None:
+                with suppress(OSError):
+                    os.truncate(self._path, size)  # no torn line
+
+    def _complain(self, error: OSError) -> None:
+        if not self._failed:
+            self._warn(f"{self._path} IS NOT BEING WRITTEN: {error}; training continues")
+        self._failed = True
+
+
+def _version(line: str) -> float:
+    """The policy version of a row; infinite for what is no row: torn by a kill, or by a full disk."""
+    try:
+        return json.loads(line)["policy_version"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf

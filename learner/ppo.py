@@ -64,7 +64,8 @@ class PPO:
                 if approx_kl > self._config.target_kl:
                     break
         means = np.array(totals) / steps
-        return {f"train/{name}": float(mean) for name, mean in zip(STEP_METRICS, means, strict=True)} | {
+        finite = {f"train/{name}": _finite(mean) for name, mean in zip(STEP_METRICS, means.tolist(), strict=True)}
+        return finite | {
             "train/explained_variance": explained_variance(values, value_targets),
             "train/learning_rate": learning_rate,
             "train/clip_range": clip_range,
@@ -180,6 +181,10 @@ def ppo_loss(
     approx_kl = (ratio - 1 - log_ratio).mean()
     clip_fraction = (mx.abs(ratio - 1) > clip).astype(mx.float32).mean()
     return loss, mx.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def explained_variance(values: np.ndarray, value_targets: np.ndarray) -> float | None:

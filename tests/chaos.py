@@ -62,6 +62,12 @@ class Chaos:
             pass
         self._signal(self.learner(), signal.SIGKILL)
 
+    def kill_learner_and_actor(self) -> None:
+        """The actor while there is no learner to be told."""
+        self.kill_learner()
+        time.sleep(0.2)
+        self.kill_actor()
+
     def kill_everything(self) -> None:
         """SIGKILL to the launcher and all its children, then `--resume`."""
         assert self.process is not None
@@ -126,6 +132,7 @@ FAULTS = [
     "stop_actor",
     "kill_learner",
     "kill_learner_while_saving",
+    "kill_learner_and_actor",
     "kill_everything",
     "kill_launcher",
     "change_actors",

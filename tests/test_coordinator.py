@@ -268,15 +268,15 @@ def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == [0]
 
 
-def test_an_environment_that_fails_a_hundred_times_ends_the_run() -> None:
+def test_an_environment_that_keeps_failing_ends_the_run_once_trained_on() -> None:
     talk = Conversation(num_actors=1, schedule="sync")
     talk.publish(0)
     actor = talk.join(0)
-    grants = talk.socket.take(Grant)
-    talk.say(actor, fulfil(grants[0], faults=("environment 0 broke",) * MAX_FAULTS))
-    assert talk.coordinator.env_faults == MAX_FAULTS
-    with pytest.raises(EnvironmentsFailed, match="environment 2 broke"):
-        talk.say(actor, fulfil(grants[1], faults=("environment 2 broke",)))
+    for grant in talk.socket.take(Grant):
+        talk.say(actor, fulfil(grant, faults=(f"environment {grant.lane} broke",) * MAX_FAULTS))
+    assert talk.coordinator.env_faults == 0
+    with pytest.raises(EnvironmentsFailed, match="environment 1 broke"):
+        talk.coordinator.trained_on(0)
 
 
 def test_an_actor_with_nothing_to_do_may_be_silent() -> None:
@@ -312,6 +312,26 @@ def test_an_actor_with_other_spaces_is_refused() -> None:
     assert len(talk.socket.take(Welcome, b"other")) == 1
     talk.say(b"other", Ready(replace(SPACES, distribution_size=3)))
     assert talk.socket.take(Refusal, b"other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"distribution_size": 0},
+        {"distribution_size": 2**40},
+        {"observation": BoxSpace((-1,), "float32")},
+        {"observation": BoxSpace((2**20, 2**20), "float32")},
+        {"observation": BoxSpace((4,), "nonsense")},
+        {"action": BoxSpace((3,), "int64")},
+    ],
+    ids=str,
+)
+def test_spaces_that_no_environment_has_are_refused(change: dict[str, Any]) -> None:
+    talk = Conversation()
+    talk.say(b"first", Hello(0, 1, {"numpy": "2"}))
+    talk.say(b"first", Ready(replace(SPACES, **change)))
+    assert talk.socket.take(Refusal, b"first")
+    assert talk.coordinator.spaces is None
 
 
 def test_garbage_is_answered_with_its_reason() -> None:

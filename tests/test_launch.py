@@ -219,6 +219,11 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
         (["--env", "CartPole-v99"], "CartPole"),
         (["--env", "Blackjack-v1"], "observation space Tuple"),
         (["--minibatches", 7], "use 4 or 8"),
+        (["--minibatches", 4096], "use 2048"),
+        (["--clip-range", "inf"], "--clip-range"),
+        (["--stop-return", "nan"], "--stop-return"),
+        (["--env", ":CartPole-v1"], "--env"),
+        (["--resume", "here", "--run-dir", "there"], "no run here"),
         (["--num-envs", 60], "use 56 or 64"),
         (["--seed", -1], "--seed"),
         (["--discount", 1.5], "--discount"),
@@ -272,6 +277,36 @@ def test_resume_refuses_other_experiment_flags_and_takes_execution_flags(finishe
     assert done.returncode == 2
     assert "--learning-rate" in done.stderr
     assert launch("--resume", finished, "--actors", 5, "--transport", "tcp").returncode == 0
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    with running(tmp_path / "run", *SMALL, "--total-steps", 512 * 60) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_torn_summary_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    train(tmp_path / "run", "--in-process", *SMALL)
+    digest = summary_of(tmp_path / "run")["weights_digest"]
+    (tmp_path / "run" / "summary.json").write_text("")
+    assert launch("--resume", tmp_path / "run").returncode == 0
+    assert summary_of(tmp_path / "run")["weights_digest"] == digest
+
+
+def test_the_users_folder_brings_environments_and_takes_no_module_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "my_envs.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv',"
+        " max_episode_steps=50)\n"
+    )
+    flags = ["--env", "my_envs:Mine-v0", "--run-dir", "run", *SMALL, "--total-steps", "512"]
+    done = subprocess.run([*LAUNCH, *flags], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary_of(tmp_path / "run")["env_steps"] == 512
 
 
 def test_every_flag_has_a_sentence_in_the_help() -> None:

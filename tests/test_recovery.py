@@ -42,7 +42,7 @@ def disturb(run_dir: Path, schedule: str, faults: list[str]) -> dict[str, Any]:
     "faults",
     [
         ["stop_actor"],
-        ["kill_learner", "kill_learner_while_saving"],
+        ["kill_learner_and_actor", "kill_learner_while_saving"],
         ["kill_everything", "kill_launcher"],
         ["change_actors", "kill_actor", "change_actors"],
     ],
