@@ -104,8 +104,12 @@ class Learner:
 
     def conclude(self, status: str, error: str | None = None) -> dict[str, Any]:
         """Save the last completed version and return the summary. Touches no MLX, so any thread may call it."""
-        if self._border is not None and self._saved_version != self._border.checkpoint.policy_version:
+        version = self._border.checkpoint.policy_version if self._border else None
+        if self._saved_version != version:
             self._save()
+            if self._saved_version != version:
+                status = "failed"
+                error = error or f"version {version} could not be saved; make room on the disk and go on from the last"
         self._coordinator.ledger.end_run()
         return self._summary(status) | ({"error": error} if error else {})
 

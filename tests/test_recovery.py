@@ -149,8 +149,10 @@ def test_an_environment_that_draws_from_the_global_random_is_named(tmp_path: Pat
     assert summary_of(tmp_path / "run")["deterministic"] is False
 
 
-def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path) -> None:
-    """A quota of 60 kB a file stands in for the disk: metrics no longer fit after a while, checkpoints never do."""
+def test_a_full_disk_is_told_training_goes_on_and_what_could_not_be_saved_is_no_success(
+    tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    """A limit of 60 kB a file stands in for the disk: checkpoints do not fit."""
     code = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
         " import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -173,9 +175,12 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path) -> None:
         check=False,
         env=os.environ | {"PYTHONPATH": str(root)},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "CHECKPOINT NOT SAVED" in done.stdout
+    assert "version 25 could not be saved" in done.stderr
     assert summary_of(tmp_path / "run")["env_steps"] == 1024 * 25
+    assert launch("--resume", tmp_path / "run").returncode == 0
+    assert summary_of(tmp_path / "run")["weights_digest"] == undisturbed["pipelined"]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
