@@ -7,10 +7,8 @@ multiplied on one thread.
 import numpy as np
 
 from actors.distributions import Categorical, Distribution, Gaussian
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, normalize
 from protocol.spaces import Spaces
-
-OBSERVATION_CLIP = np.float32(10.0)
 
 
 class Policy:
@@ -35,11 +33,8 @@ class Policy:
 
     def forward(self, observations: np.ndarray) -> np.ndarray:
         """The distribution's parameters, float32 [N, size], for raw observations [N, *observation]."""
-        hidden = observations.reshape(len(observations), -1).astype(np.float32)
-        if self._normalize:
-            hidden -= self._mean
-            hidden *= self._scale
-            np.clip(hidden, -OBSERVATION_CLIP, OBSERVATION_CLIP, out=hidden)
+        hidden = observations.reshape(len(observations), -1)
+        hidden = normalize(hidden, self._mean, self._scale) if self._normalize else hidden.astype(np.float32)
         last = len(self._weights) - 1
         for i, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
             hidden = hidden @ weight

@@ -42,7 +42,6 @@ class ProcessWorkers:
         arguments = ["--connect", self._address, "--index", str(index)]
         log = self._log(f"actor-{index}")
         process = self._actors[index] = self._start("actors", arguments, log, stdout=subprocess.DEVNULL)
-
         self._watch(self._await_actor, index, process, log)
         return process.pid
 

@@ -210,12 +210,11 @@ class Supervisor:
         self._terminal.note(f"warning: {cause}; it starts again from its newest checkpoint in {backoff:.1f} s")
 
     def _lost_actor(self, actor: int, pid: int, code: int, last_line: str) -> None:
-        current = self._pids.get(actor) == pid
-        if current:
-            self._joining.pop(actor, None)
-        if code == SUCCESS or self._deadline is not None or actor not in self._slots or not current:
-            if self._can_restart:
-                self._workers.tell_lost(pid)
+        self._workers.tell_lost(pid)
+        if self._pids.get(actor) != pid:
+            return  # another process has its place already
+        self._joining.pop(actor, None)
+        if code == SUCCESS or self._deadline is not None or actor not in self._slots:
             return
         if code == USER_ERROR:
             reason = last_line.removeprefix(f"actor {actor}: ")
@@ -227,7 +226,6 @@ class Supervisor:
         if not self._can_restart:
             self._stop(cause)
             return
-        self._workers.tell_lost(pid)
         backoff = self._slots[actor].next_backoff()
         if backoff is not None:
             self._due[actor] = time.monotonic() + backoff

@@ -22,12 +22,11 @@ class LaneBorder:
         """The border at the end of `trajectory`, which began at this one."""
         done = trajectory.done
         starts = np.where(done.any(axis=0), len(done) - done[::-1].argmax(axis=0), 0).tolist()  # of the last episode
-        # One contiguous copy, so that a log keeps neither the message's memory nor the other environments' actions.
-        actions = np.ascontiguousarray(trajectory.actions.swapaxes(0, 1))
+        # Copies, so that a log keeps neither the message's memory nor the other environments' actions.
         logs = [
-            (*(() if start or restarted else log), steps[start:])
-            for log, start, restarted, steps in zip(
-                self.logs, starts, trajectory.restarted.tolist(), actions, strict=True
+            (*(() if start or restarted else log), trajectory.actions[start:, n].copy())
+            for n, (log, start, restarted) in enumerate(
+                zip(self.logs, starts, trajectory.restarted.tolist(), strict=True)
             )
         ]
         return replace(

@@ -18,10 +18,10 @@ from learner.coordinator import Coordinator
 from learner.lanes import LaneBorder
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
-from learner.normalization import RunningStatistics, normalize
+from learner.normalization import RunningStatistics
 from learner.ppo import PPO
 from learner.supervision import StopRequested, Supervision
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, normalize
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 

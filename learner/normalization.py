@@ -2,8 +2,6 @@
 
 import numpy as np
 
-OBSERVATION_CLIP = np.float32(10.0)
-
 
 class RunningStatistics:
     """Mean and variance of all samples seen, in float64 (Chan, Golub & LeVeque 1979, the parallel formula)."""
@@ -32,11 +30,3 @@ class RunningStatistics:
     def normalization(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, one over the standard deviation), float32, as a snapshot carries them."""
         return self.mean.astype(np.float32), (1 / np.sqrt(self.variance + 1e-8)).astype(np.float32)
-
-
-def normalize(observations: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Observations [B, *shape] as float32, centred, scaled and clipped: the operations of the actor's policy."""
-    normalized = observations.astype(np.float32)
-    normalized -= mean
-    normalized *= scale
-    return np.clip(normalized, -OBSERVATION_CLIP, OBSERVATION_CLIP, out=normalized)

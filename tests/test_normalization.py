@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.policy import Policy
-from learner.normalization import RunningStatistics, normalize
-from protocol.snapshot import PolicySnapshot
+from learner.normalization import RunningStatistics
+from protocol.snapshot import PolicySnapshot, normalize
 from protocol.spaces import BoxSpace, Spaces
 
 

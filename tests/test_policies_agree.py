@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from actors.policy import Policy
 from learner.activations import rational_tanh, tanh_for
 from learner.model import ActorCritic
-from learner.normalization import RunningStatistics, normalize
+from learner.normalization import RunningStatistics
 from protocol.experiment import Experiment
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, normalize
 from protocol.spaces import BoxSpace, Spaces
 
 BLOCK = 8

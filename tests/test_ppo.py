@@ -19,11 +19,11 @@ from learner.advantage import gae, vtrace
 from learner.batch import Batch
 from learner.config import PPOConfig
 from learner.model import ActorCritic
-from learner.normalization import RunningStatistics, normalize
+from learner.normalization import RunningStatistics
 from learner.ppo import PPO, explained_variance, ppo_loss
 from protocol.experiment import Experiment
 from protocol.messages import Grant
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, normalize
 from protocol.spaces import BoxSpace, Spaces
 
 T, N = 6, 4
