@@ -298,6 +298,7 @@ def test_a_torn_summary_does_not_keep_a_run_from_going_on(tmp_path: Path) -> Non
 
 def test_the_users_folder_brings_environments_and_takes_no_module_of_ours(tmp_path: Path) -> None:
     (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / "__init__.py").touch()
     (tmp_path / "my_envs.py").write_text(
         "import gymnasium\n"
         "gymnasium.register('Mine-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv',"
