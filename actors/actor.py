@@ -68,7 +68,7 @@ class Actor:
         self._close_lanes()
         self._experiment = experiment
         env = make_environment(experiment)
-        self._spaces = describe_spaces(env)
+        self._spaces = describe_spaces(env, experiment)
         env.close()
         self._socket.send(Ready(self._spaces))
 
@@ -77,7 +77,7 @@ class Actor:
         version = snapshot.policy_version
         # Grants name the newest version or the one before it, and no other.
         self._policies = {v: policy for v, policy in self._policies.items() if v >= version - 1}
-        self._policies[version] = Policy(snapshot, self._spaces, self._experiment.normalize_observations)
+        self._policies[version] = Policy(snapshot, self._spaces, self._experiment)
 
     def _fulfil(self, grant: Grant) -> Trajectory:
         assert self._experiment is not None and self._spaces is not None

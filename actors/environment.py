@@ -1,6 +1,9 @@
-"""Gymnasium environments: making them, and describing their spaces as plain data."""
+"""Gymnasium environments: making them, describing their spaces as plain data, and passing between the two."""
 
+import ast
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -8,7 +11,9 @@ from gymnasium import spaces as gym_spaces
 
 from protocol.errors import UserError
 from protocol.experiment import Experiment
-from protocol.spaces import BoxSpace, Spaces
+from protocol.spaces import BoxSpace, ObservationPart, Spaces
+
+SMALLEST_FLAT_IMAGE = 36  # pixels a side from which a uint8 [height, width] is an image, and no table of numbers
 
 
 def check_registered(env_id: str) -> None:
@@ -17,6 +22,10 @@ def check_registered(env_id: str) -> None:
     try:
         if colon:
             importlib.import_module(module)
+        elif name.startswith("ALE/"):
+            importlib.import_module("ale_py")  # which registers its games by being imported
+        elif name.startswith("MiniGrid-"):
+            importlib.import_module("minigrid")
         gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise UserError(f"--env {env_id}: {' '.join(str(error).split())}") from None
@@ -25,37 +34,181 @@ def check_registered(env_id: str) -> None:
 def make_environment(experiment: Experiment) -> gymnasium.Env:
     """One environment, without gymnasium's own checks: the lane makes those that matter on every step."""
     check_registered(experiment.env)
+    kwargs = parse_env_kwargs(experiment.env_kwargs)
+    wrappers = [(text, *load_wrapper(text)) for text in experiment.wrapper]
     try:
-        return gymnasium.make(experiment.env, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
+        env = gymnasium.make(experiment.env, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         raise UserError(f"--env {experiment.env} cannot be made: {' '.join(str(error).split())}") from error
+    for text, wrapper, kwargs in wrappers:
+        try:
+            env = wrapper(env, **kwargs)
+        except Exception as error:
+            raise UserError(f"--wrapper {text} cannot be put on: {type(error).__name__}: {error}") from error
+    return env
 
 
-def describe_spaces(env: gymnasium.Env) -> Spaces:
+def parse_env_kwargs(items: tuple[str, ...]) -> dict[str, Any]:
+    """Keyword arguments from `name=value` each: the value a Python literal, or else the text itself."""
+    kwargs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--env-kwargs {item} is not name=value")
+        try:
+            kwargs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[name] = value
+    return kwargs
+
+
+def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
+    """The wrapper class and its keyword arguments, from `module:Class` or `module:Class(name=value, …)`."""
+    module, _, call = text.partition(":")
+    try:
+        name, kwargs = parse_call(call if "(" in call else f"{call}()")
+        return getattr(importlib.import_module(module), name), kwargs
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"--wrapper {text} is no module:Class or module:Class(name=value, …): {error}") from None
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """(name, keyword arguments) of a Python call whose arguments are literals; raises `ValueError` on anything else."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            return call.func.id, {str(item.arg): ast.literal_eval(item.value) for item in call.keywords if item.arg}
+    except SyntaxError as error:
+        raise ValueError(error.msg) from None
+    raise ValueError(f"{text!r} is not a name with keyword arguments")
+
+
+def reset_environment(env: gymnasium.Env, seed: int) -> Any:
+    """The first observation of the episode with this seed; raises whatever the environment does."""
+    if _is_quick_to_reseed(env):
+        # ALE loads the game anew for a seed, which takes 90 ms. Without sticky actions the seed decides nothing but
+        # the number of no-ops, drawn from this generator.
+        env.unwrapped.np_random = np.random.Generator(np.random.PCG64(seed))
+        return env.reset()[0]
+    return env.reset(seed=seed)[0]
+
+
+def _is_quick_to_reseed(env: gymnasium.Env) -> bool:
+    spec = env.spec
+    ale = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
+    return ale and env.unwrapped.ale.getFloat("repeat_action_probability") == 0  # pyright: ignore
+
+
+def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
     """The environment's spaces as plain data, or `UserError` naming the one that is not supported."""
-    observation, action = env.observation_space, env.action_space
-    if not isinstance(observation, gym_spaces.Box):
-        raise UserError(f"observation space {observation} is not supported; Box is")
-    # Trajectories hold float64 observations as float32: the networks would round them anyway.
-    dtype = np.dtype(np.float32) if observation.dtype == np.float64 else np.dtype(observation.dtype)
-    observation_box = BoxSpace(shape=tuple(observation.shape), dtype=dtype.name)
+    images = experiment.network != "mlp"
+    parts = tuple(_describe_leaf(space, images) for _, space in leaves(env.observation_space))
+    if len(parts) == 1:
+        observation = parts[0].box
+    else:
+        total = sum(part.box.size * np.dtype(part.box.dtype).itemsize for part in parts)
+        observation = BoxSpace((total,), "uint8")
+    action = env.action_space
     if isinstance(action, gym_spaces.Discrete):
-        return Spaces(observation_box, BoxSpace(shape=(), dtype="int64"), "categorical", int(action.n))
+        return Spaces(observation, parts, BoxSpace((), "int64"), "categorical", (int(action.n),))
+    if isinstance(action, gym_spaces.MultiDiscrete):
+        choices = tuple(action.nvec.reshape(-1).tolist())
+        return Spaces(observation, parts, BoxSpace(tuple(action.shape), "int64"), "categorical", choices)
+    if isinstance(action, gym_spaces.MultiBinary):
+        return Spaces(observation, parts, BoxSpace(tuple(action.shape), "int8"), "bernoulli", ())
     if isinstance(action, gym_spaces.Box) and np.issubdtype(action.dtype, np.floating):
-        action_box = BoxSpace(shape=tuple(action.shape), dtype="float32")
-        return Spaces(observation_box, action_box, "gaussian", action_box.size)
-    raise UserError(f"action space {action} is not supported; Discrete and Box of floats are")
+        return Spaces(observation, parts, BoxSpace(tuple(action.shape), "float32"), "gaussian", ())
+    raise UserError(
+        f"action space {action} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of floats are"
+    )
+
+
+def leaves(space: gymnasium.Space, path: tuple = ()) -> list[tuple[tuple, gymnasium.Space]]:
+    """(path, space) of everything in a space that is no Dict or Tuple, in the space's own order."""
+    if isinstance(space, gym_spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, (*path, key))]
+    if isinstance(space, gym_spaces.Tuple):
+        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, (*path, i))]
+    return [(path, space)]
+
+
+def _describe_leaf(space: gymnasium.Space, images: bool) -> ObservationPart:
+    if isinstance(space, gym_spaces.Box):
+        # Trajectories hold float64 observations as float32: the networks would round them anyway.
+        dtype = np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
+        image = images and dtype == np.uint8 and _has_shape_of_image(space.shape)
+        return ObservationPart("image" if image else "numbers", BoxSpace(tuple(space.shape), dtype.name), ())
+    if isinstance(space, gym_spaces.Discrete):
+        return ObservationPart("choices", BoxSpace((), "int64"), (int(space.n),))
+    if isinstance(space, gym_spaces.MultiDiscrete):
+        choices = tuple(space.nvec.reshape(-1).tolist())
+        return ObservationPart("choices", BoxSpace(tuple(space.shape), "int64"), choices)
+    if isinstance(space, gym_spaces.MultiBinary):
+        return ObservationPart("binary", BoxSpace(tuple(space.shape), "int8"), ())
+    raise UserError(
+        f"observation space {space} is not supported; Box, Discrete, MultiDiscrete, MultiBinary and Dict and Tuple of"
+        " these are. A wrapper (--wrapper) can leave it out or turn it into one of them"
+    )
+
+
+def _has_shape_of_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (3, 4) or (len(shape) == 2 and min(shape) >= SMALLEST_FLAT_IMAGE)
+
+
+class ObservationConverter:
+    """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space."""
+
+    def __init__(self, space: gymnasium.Space, spaces: Spaces) -> None:
+        self._spaces = spaces
+        self._leaves = list(zip(leaves(space), spaces.parts, strict=True))
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        if len(self._leaves) == 1:
+            ((path, space), part) = self._leaves[0]
+            return self._convert(_at(observation, path), space, part)
+        arrays = [self._convert(_at(observation, path), space, part) for (path, space), part in self._leaves]
+        for array in arrays:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("the observation is not finite")
+        return np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
+
+    @staticmethod
+    def _convert(value: Any, space: gymnasium.Space, part: ObservationPart) -> np.ndarray:
+        array = np.asarray(value)
+        if array.shape != part.box.shape:  # an assignment would broadcast
+            raise ValueError(f"the observation has shape {array.shape}")
+        dtype = np.dtype(part.box.dtype)
+        if dtype.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
+            raise ValueError(f"the observation is {array.dtype}, the space {dtype}")
+        if part.kind == "choices":
+            array = array.astype(np.int64) - space.start  # pyright: ignore[reportAttributeAccessIssue]
+            if not ((array >= 0) & (array < np.reshape(part.choices, array.shape))).all():
+                raise ValueError(f"the observation {value} is not in {space}")
+        elif part.kind == "binary" and not np.isin(array, (0, 1)).all():
+            raise ValueError(f"the observation {value} is not in {space}")
+        return array.astype(dtype, copy=False)
+
+
+def _at(observation: Any, path: tuple) -> Any:
+    for key in path:
+        observation = observation[key]
+    return observation
 
 
 class ActionConverter:
-    """From a policy's action to what `env.step` takes: Discrete counted from its start, Box clipped to its bounds."""
+    """From a policy's action to what `env.step` takes: choices counted from their start, Box clipped to its bounds."""
 
     def __init__(self, space: gymnasium.Space) -> None:
         self._space = space
 
     def __call__(self, actions: np.ndarray) -> list:
         """One entry for each environment, from actions [N, *action]."""
-        if isinstance(self._space, gym_spaces.Discrete):
-            return (actions + int(self._space.start)).tolist()
-        assert isinstance(self._space, gym_spaces.Box)
-        return list(np.clip(actions, self._space.low, self._space.high).astype(self._space.dtype))
+        space = self._space
+        if isinstance(space, gym_spaces.Discrete):
+            return (actions + int(space.start)).tolist()
+        if isinstance(space, gym_spaces.MultiDiscrete):
+            return list((actions + space.start).astype(space.dtype))
+        if isinstance(space, gym_spaces.MultiBinary):
+            return list(actions)
+        assert isinstance(space, gym_spaces.Box)
+        return list(np.clip(actions, space.low, space.high).astype(space.dtype))

@@ -1,33 +1,45 @@
 """What two machines must share to compute the same bits."""
 
 import hashlib
-import itertools
 import platform
 
 import gymnasium
 import numpy as np
 
+from actors.networks import Convolution
 from actors.policy import Policy
+from protocol.experiment import Experiment
 from protocol.snapshot import PolicySnapshot
-from protocol.spaces import BoxSpace, Spaces
+from protocol.spaces import BoxSpace, ObservationPart, Spaces
 
 
 def fingerprint() -> dict[str, str]:
     """Library versions, and a digest of a fixed forward pass through every operation a policy uses."""
-    spaces = Spaces(BoxSpace((24,), "float32"), BoxSpace((4,), "float32"), "gaussian", 4)
+    observation, action = BoxSpace((24,), "float32"), BoxSpace((4,), "float32")
+    spaces = Spaces(observation, (ObservationPart("numbers", observation, ()),), action, "gaussian", ())
     random = np.random.Generator(np.random.Philox(key=1))
-    sizes = [24, 64, 64, 4]
+    shapes = {
+        "encoder.layers.0": (64, 24),
+        "encoder.layers.1": (64, 64),
+        "gru.inputs": (96, 64),
+        "gru.recurrent": (96, 32),
+        "policy_head": (4, 32),
+    }
     weights = {"log_std": random.standard_normal(4, np.float32)}
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        weights[f"policy.layers.{i}.weight"] = random.standard_normal((outputs, inputs), np.float32)
-        weights[f"policy.layers.{i}.bias"] = random.standard_normal(outputs, np.float32)
+    for name, shape in shapes.items():
+        weights[f"{name}.weight"] = random.standard_normal(shape, np.float32)
+        weights[f"{name}.bias"] = random.standard_normal(shape[0], np.float32)
     snapshot = PolicySnapshot(0, weights, *random.standard_normal((2, 24), np.float32))
-    policy = Policy(snapshot, spaces, normalize_observations=True)
+    policy = Policy(snapshot, spaces, Experiment(recurrent_size=32))
     digest = hashlib.blake2b(digest_size=8)
+    memory = np.zeros((8, 32), np.float32)
     for _ in range(8):
         noise = policy.draw_noise(random, (8,))
-        actions, parameters = policy.act(random.standard_normal((8, 24), np.float32), noise)
+        actions, parameters, memory = policy.act(random.standard_normal((8, 24), np.float32), memory, noise)
         digest.update(actions.tobytes() + policy.log_prob(parameters, actions).tobytes())
+    kernel = {"c.weight": random.standard_normal((32, 8, 8, 4), np.float32), "c.bias": np.zeros(32, np.float32)}
+    images = random.standard_normal((8, 36, 36, 4), np.float32)
+    digest.update(Convolution(kernel, "c", stride=4, padding=0)(images).tobytes())
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,

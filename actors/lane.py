@@ -12,7 +12,7 @@ from contextlib import suppress
 import gymnasium
 import numpy as np
 
-from actors.environment import ActionConverter, make_environment
+from actors.environment import ActionConverter, ObservationConverter, make_environment, reset_environment
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.spaces import Spaces
@@ -37,7 +37,7 @@ class Lane:
         size = experiment.lane_size
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
-        self._integral = self.observations.dtype.kind in "iub"
+        self.memory = np.zeros((size, experiment.recurrent_size), np.float32)  # of a recurrent policy
         self.episode_indices = np.zeros(size, np.int64)
         self.episode_returns = [0.0] * size  # so far, of the episodes under way
         self.episode_lengths = [0] * size
@@ -50,6 +50,7 @@ class Lane:
             self._environments.append(make_environment(experiment))
             progress()
         self._convert = ActionConverter(self._environments[0].action_space)
+        self._store = ObservationConverter(self._environments[0].observation_space, spaces)
 
     def begin(self) -> None:
         """Start the first episode of every environment."""
@@ -63,6 +64,7 @@ class Lane:
         """
         self.episode_indices[:] = state.episode_indices
         self.begin()
+        self.memory[:] = state.memory
         for n in range(len(self._environments)):
             if not self._replay(n, state.actions_of(n)) or self.digest(n) != state.digests[n].tobytes():
                 self.restarted[n] = True
@@ -129,8 +131,8 @@ class Lane:
     def _reset(self, n: int) -> None:
         for attempt in range(1, RESET_ATTEMPTS + 1):
             try:
-                observation, _ = self._environments[n].reset(seed=self._episode_seed(n))
-                self._observe(n, observation)
+                observation = reset_environment(self._environments[n], self._episode_seed(n))
+                self.observations[n] = self._store(observation)
                 if not np.isfinite(self.observations[n]).all():
                     raise ValueError("the observation is not finite")
                 break
@@ -143,6 +145,7 @@ class Lane:
                 self._renew(n)
         self.episode_returns[n] = 0.0
         self.episode_lengths[n] = 0
+        self.memory[n] = 0
         self._progress()
 
     def _step(self, n: int, action: object) -> tuple[float, bool, bool]:
@@ -151,20 +154,13 @@ class Lane:
             reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
             if not abs(reward) <= LARGEST_REWARD:
                 raise ValueError(f"the reward is {reward}")
-            self._observe(n, observation)
+            self.observations[n] = self._store(observation)
         except Exception as error:
             raise EnvironmentFault(f"{self._where(n)}: {type(error).__name__}: {error}") from error
         self.episode_returns[n] += reward
         self.episode_lengths[n] += 1
         self._progress()
         return reward, bool(terminated), bool(truncated)
-
-    def _observe(self, n: int, observation: np.ndarray) -> None:
-        if np.shape(observation) != self.observations.shape[1:]:  # an assignment would broadcast
-            raise ValueError(f"the observation has shape {np.shape(observation)}")
-        if self._integral and np.asarray(observation).dtype.kind == "f":  # it would be cut off
-            raise ValueError(f"the observation is {np.asarray(observation).dtype}, the space {self.observations.dtype}")
-        self.observations[n] = observation
 
     def _renew(self, n: int) -> None:
         """Replace environment `n` by a fresh one."""

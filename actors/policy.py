@@ -6,65 +6,65 @@ multiplied on one thread.
 
 import numpy as np
 
-from actors.distributions import Categorical, Distribution, Gaussian
-from protocol.snapshot import PolicySnapshot, normalize
+from actors.distributions import make_distribution
+from actors.networks import GRU, Linear
+from protocol.experiment import Experiment
+from protocol.networks import network_class
+from protocol.observations import InputShapes, encode
+from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 
 
 class Policy:
-    """A multilayer perceptron with tanh, from observations to the parameters of a distribution over actions."""
+    """From observations, and for a recurrent policy its memory of the past, to a distribution over actions."""
 
-    def __init__(self, snapshot: PolicySnapshot, spaces: Spaces, normalize_observations: bool) -> None:
+    def __init__(self, snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) -> None:
         self.version = snapshot.policy_version
         self._spaces = spaces
-        self._normalize = normalize_observations
-        self._mean = snapshot.observation_mean.reshape(-1)
-        self._scale = snapshot.observation_scale.reshape(-1)
-        weights = snapshot.weights
-        layers = range(sum(name.endswith(".weight") for name in weights))
-        # MLX keeps [out, in]; a contiguous [in, out] multiplies from the right.
-        self._weights = [np.ascontiguousarray(weights[f"policy.layers.{i}.weight"].T) for i in layers]
-        self._biases = [weights[f"policy.layers.{i}.bias"] for i in layers]
-        self.distribution: Distribution
-        if spaces.distribution == "categorical":
-            self.distribution = Categorical()
-        else:
-            self.distribution = Gaussian(weights["log_std"])
+        normalization = snapshot.observation_mean, snapshot.observation_scale
+        self._normalization = normalization if experiment.normalize_observations else None
+        weights, prefix = snapshot.weights, "encoder."
+        shapes = InputShapes.of(spaces)
+        self._encoder = network_class(experiment, shapes, "actor")(
+            {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)},
+            shapes,
+            experiment,
+        )
+        self._gru = GRU(weights, "gru") if experiment.recurrent_size else None
+        self._head = Linear(weights, "policy_head")
+        self.distribution = make_distribution(spaces, weights.get("log_std"))
 
-    def forward(self, observations: np.ndarray) -> np.ndarray:
-        """The distribution's parameters, float32 [N, size], for raw observations [N, *observation]."""
-        hidden = observations.reshape(len(observations), -1)
-        hidden = normalize(hidden, self._mean, self._scale) if self._normalize else hidden.astype(np.float32)
-        last = len(self._weights) - 1
-        for i, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            hidden = hidden @ weight
-            hidden += bias
-            if i < last:
-                np.tanh(hidden, out=hidden)
-        return hidden
+    def forward(self, observations: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(distribution parameters float32 [N, size], next memory [N, recurrent_size]) for raw observations and the
+        memory before them."""
+        x = self._encoder(encode(observations, self._spaces, self._normalization))
+        if self._gru is not None:
+            x = memory = self._gru(x, memory)
+        return self._head(x), memory
 
-    def act(self, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(actions [N, *action], distribution parameters [N, size]) for raw observations [N, *observation].
+    def act(
+        self, observations: np.ndarray, memory: np.ndarray, noise: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(actions [N, *action], distribution parameters [N, size], next memory) for raw observations.
 
-        `noise` [N, size] comes from `draw_noise`. The log-probabilities follow from both results by `log_prob`, for a
-        whole rollout in one call.
+        `noise` [N, size] comes from `draw_noise`. The log-probabilities follow from actions and parameters by
+        `log_prob`, for a whole rollout in one call.
         """
-        parameters = self.forward(observations)
-        return self._shaped(self.distribution.sample(parameters, noise)), parameters
+        parameters, memory = self.forward(observations, memory)
+        return self._shaped(self.distribution.sample(parameters, noise)), parameters, memory
 
-    def mode(self, observations: np.ndarray) -> np.ndarray:
-        """The most probable actions [N, *action]."""
-        return self._shaped(self.distribution.mode(self.forward(observations)))
+    def mode(self, observations: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the most probable actions [N, *action], next memory)."""
+        parameters, memory = self.forward(observations, memory)
+        return self._shaped(self.distribution.mode(parameters)), memory
 
     def draw_noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Noise for `act`: float32 [*shape, size]."""
-        return self.distribution.draw_noise(generator, shape, self._spaces.distribution_size)
+        return self.distribution.draw_noise(generator, (*shape, self._spaces.distribution_size))
 
     def log_prob(self, parameters: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """log π(actions), float32 [...], for parameters [..., size] and actions [..., *action]."""
-        if self._spaces.distribution == "gaussian":
-            actions = actions.reshape(parameters.shape)
-        return self.distribution.log_prob(parameters, actions)
+        return self.distribution.log_prob(parameters, actions.reshape(*parameters.shape[:-1], -1))
 
     def _shaped(self, actions: np.ndarray) -> np.ndarray:
         return actions.reshape(len(actions), *self._spaces.action.shape)

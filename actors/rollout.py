@@ -23,11 +23,12 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     terminated = np.empty((t, n), bool)
     truncated = np.empty((t, n), bool)
     final_observations, episode_returns, episode_lengths = [], [], []
+    initial_memory = lane.memory.copy()
     random_before = global_random_state()
     noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
     for step in range(t):
         observations[step] = lane.observations
-        actions[step], parameters[step] = policy.act(lane.observations, noise[step])
+        actions[step], parameters[step], lane.memory = policy.act(lane.observations, lane.memory, noise[step])
         lane.step(actions[step], rewards[step], terminated[step], truncated[step])
         for env in np.flatnonzero(terminated[step] | truncated[step]).tolist():
             if truncated[step, env]:
@@ -58,6 +59,8 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
         episode_indices=lane.episode_indices.copy(),
         restarted=restarted,
         digests=np.frombuffer(b"".join(lane.digest(i) for i in range(n)), np.uint8).reshape(n, -1),
+        initial_memory=initial_memory,
+        last_memory=lane.memory.copy(),
         faults=tuple(faults),
         moved_global_random=global_random_state() != random_before,
     )

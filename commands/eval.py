@@ -8,9 +8,15 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from actors.environment import ActionConverter, describe_spaces, make_environment
+from actors.environment import (
+    ActionConverter,
+    ObservationConverter,
+    describe_spaces,
+    make_environment,
+    reset_environment,
+)
 from actors.policy import Policy
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, part_of, policy_weights
 from learner.config import RunConfig
 from learner.normalization import RunningStatistics
 from protocol.errors import UserError
@@ -69,19 +75,20 @@ def evaluate(config: RunConfig, checkpoint: Checkpoint, episodes: int) -> tuple[
     """(returns, lengths) of `episodes` episodes, each with a seed that training never uses."""
     experiment = config.experiment
     env = make_environment(experiment)
-    spaces = describe_spaces(env)
-    policy = Policy(policy_snapshot(checkpoint), spaces, experiment.normalize_observations)
-    convert = ActionConverter(env.action_space)
+    spaces = describe_spaces(env, experiment)
+    policy = Policy(policy_snapshot(checkpoint), spaces, experiment)
+    convert, store = ActionConverter(env.action_space), ObservationConverter(env.observation_space, spaces)
     returns, lengths = [], []
     for episode in range(episodes):
         if experiment.rebuild_env and episode:
             env.close()
             env = make_environment(experiment)
-        observation, _ = env.reset(seed=environment_seed(experiment.seed, Purpose.EVALUATION_SEED, episode))
+        observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, episode))
+        memory = np.zeros((1, experiment.recurrent_size), np.float32)
         total, length, over = 0.0, 0, False
         while not over and length < experiment.replay_cap:
-            block = np.asarray(observation, spaces.observation.dtype)[None]
-            (action,) = convert(policy.mode(block))
+            actions, memory = policy.mode(store(observation)[None], memory)
+            (action,) = convert(actions)
             observation, reward, terminated, truncated, _ = env.step(action)
             total, length, over = total + float(reward), length + 1, terminated or truncated
         returns.append(total)
@@ -94,6 +101,5 @@ def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
     """The policy that a checkpoint holds, as actors receive it."""
     arrays = checkpoint.arrays
     statistics = RunningStatistics(arrays["statistics.mean"].shape)
-    statistics.count = checkpoint.facts["statistics_count"]
-    statistics.mean, statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
+    statistics.load_state_dict(part_of(arrays, "statistics."))
     return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())

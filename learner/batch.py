@@ -19,6 +19,7 @@ class Batch:
     rewards: np.ndarray  # float32 [T, num_envs]
     terminated: np.ndarray  # bool [T, num_envs]
     truncated: np.ndarray  # bool [T, num_envs]
+    initial_memory: np.ndarray  # float32 [num_envs, recurrent_size]
     episode_returns: np.ndarray  # float64 [E], of the finished episodes, in the order (t, environment)
     episode_lengths: np.ndarray  # int64 [E]
     policy_version: int  # that all of it was acted with
@@ -26,6 +27,11 @@ class Batch:
     @property
     def size(self) -> int:
         return self.rewards.size
+
+    @property
+    def done(self) -> np.ndarray:
+        """bool [T, num_envs]: the steps that ended an episode."""
+        return self.terminated | self.truncated
 
     @classmethod
     def stack(cls, trajectories: list[Trajectory]) -> "Batch":
@@ -52,6 +58,7 @@ class Batch:
             rewards=side_by_side("rewards"),
             terminated=side_by_side("terminated"),
             truncated=side_by_side("truncated"),
+            initial_memory=np.concatenate([t.initial_memory for t in trajectories]),
             episode_returns=in_order("done", "episode_returns"),
             episode_lengths=in_order("done", "episode_lengths"),
             policy_version=trajectories[0].policy_version,

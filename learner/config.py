@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from learner.schedules import ADAPTIVE, parse_schedule
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import replace_file
@@ -19,24 +20,31 @@ class PPOConfig:
 
     learning_rate: float = 3e-4
     """Step size of Adam."""
-    anneal_learning_rate: bool = True
-    """Let the learning rate fall linearly to 0 over the run."""
+    learning_rate_schedule: str = "linear"
+    """`constant`, `linear` or `cosine` (to 0 at the end), points such as `1:1,0.5:0.1,0:0.1` (remaining progress:
+    factor), or `adaptive`: by the KL divergence of each iteration, see `--desired-kl`."""
+    desired_kl: float = 0.01
+    """What the `adaptive` learning rate steers the KL divergence of an iteration to."""
     epochs: int = 10
     """Passes over each batch."""
     minibatches: int = 8
     """Parts that a batch is split into; each is one step of Adam."""
     clip_range: float = 0.2
     """How far the probability ratio may move before its gradient is cut."""
-    anneal_clip_range: bool = False
-    """Let the clip range fall linearly to 0 over the run."""
+    clip_range_schedule: str = "constant"
+    """As for the learning rate, but for `adaptive`."""
     discount: float = 0.99
     """Discount of future rewards, gamma."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation: 0 trusts the critic, 1 trusts the rewards."""
     normalize_advantages: bool = True
     """Scale the advantages of each minibatch to mean 0 and standard deviation 1."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return, and clip them to ±10."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
+    entropy_coef_schedule: str = "constant"
+    """As for the learning rate, but for `adaptive`."""
     value_coef: float = 0.5
     """Weight of the value loss."""
     value_clip_range: float | None = None
@@ -46,8 +54,8 @@ class PPOConfig:
     target_kl: float | None = None
     """Skip an iteration's remaining epochs once the policy has moved this far (KL divergence); None never does."""
 
-    def check(self, batch_size: int) -> None:
-        """Raise `UserError` on a setting that cannot work with batches of `batch_size` samples."""
+    def check(self, samples: int, recurrent: bool) -> None:
+        """Raise `UserError` on a setting that cannot work with batches of that many samples: steps, or sequences."""
         limits: dict[str, tuple[float, float]] = {
             "learning_rate": (0, 1e3),
             "clip_range": (0, 1e6),
@@ -63,16 +71,21 @@ class PPOConfig:
         for name in ("epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("value_clip_range", "target_kl"):
+        for name in ("learning_rate_schedule", "clip_range_schedule", "entropy_coef_schedule"):
+            text = getattr(self, name)
+            if name != "learning_rate_schedule" or text != ADAPTIVE:
+                parse_schedule(text, _flag(name))
+        for name in ("value_clip_range", "target_kl", "desired_kl"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{_flag(name)} must be above 0, or None, not {value}")
-        if batch_size % self.minibatches:
-            divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+        if samples % self.minibatches:
+            divisors = [d for d in range(1, samples + 1) if samples % d == 0]
             below = max(d for d in divisors if d < self.minibatches)
             above = min((d for d in divisors if d > self.minibatches), default=None)
+            kind = "sequences (--num-envs)" if recurrent else "samples (--num-envs times --rollout-length)"
             raise UserError(
-                f"a batch of {batch_size} samples (--num-envs times --rollout-length) does not divide into"
+                f"a batch of {samples} {kind} does not divide into"
                 f" --minibatches {self.minibatches}; use {below}" + (f" or {above}" if above else "")
             )
 
@@ -117,7 +130,8 @@ class RunConfig:
         """Raise `UserError` on settings that cannot work, alone or together."""
         self.experiment.check()
         self.training.check()
-        self.ppo.check(self.experiment.env_steps_per_iteration)
+        recurrent = self.experiment.recurrent_size > 0
+        self.ppo.check(self.experiment.num_envs if recurrent else self.experiment.env_steps_per_iteration, recurrent)
 
     def save(self, path: Path) -> None:
         replace_file(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")

@@ -17,6 +17,7 @@ class LaneBorder:
     episode_indices: np.ndarray  # int64 [N]
     logs: tuple[tuple[np.ndarray, ...], ...]  # for each environment, its episode's actions in pieces [n, *action]
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
+    memory: np.ndarray  # float32 [N, recurrent_size]
 
     def after(self, trajectory: Trajectory) -> "LaneBorder":
         """The border at the end of `trajectory`, which began at this one."""
@@ -35,6 +36,7 @@ class LaneBorder:
             episode_indices=trajectory.episode_indices,
             logs=tuple(logs),
             digests=trajectory.digests,
+            memory=trajectory.last_memory,
         )
 
     def state(self) -> LaneState:
@@ -46,18 +48,20 @@ class LaneBorder:
             episode_steps=np.array([sum(len(piece) for piece in log) for log in self.logs], np.int64),
             actions=np.concatenate(pieces),
             digests=self.digests,
+            memory=self.memory,
         )
 
     @classmethod
     def of(cls, state: LaneState) -> "LaneBorder":
         logs = tuple((state.actions_of(n),) for n in range(len(state.episode_steps)))
-        return cls(state.rollout_index, state.episode_indices, logs, state.digests)
+        return cls(state.rollout_index, state.episode_indices, logs, state.digests, state.memory)
 
     @classmethod
     def first(cls, experiment: Experiment) -> "LaneBorder":
         """The border before a lane's first rollout: nothing to replay, and no state to send."""
         size = experiment.lane_size
-        return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8))
+        memory = np.zeros((size, experiment.recurrent_size), np.float32)
+        return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8), memory)
 
 
 @dataclass

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,27 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, write_checkpoint
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, part_of, policy_weights, write_checkpoint
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.lanes import LaneBorder
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
-from learner.normalization import RunningStatistics
+from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO
 from learner.supervision import StopRequested, Supervision
-from protocol.snapshot import PolicySnapshot, normalize
+from protocol.observations import encode, normalized_size, numbers_of
+from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
-LANE_ARRAYS = ("episode_indices", "episode_steps", "actions", "digests")  # of a LaneState, as a checkpoint names them
+LANE_ARRAYS = (
+    "episode_indices",
+    "episode_steps",
+    "actions",
+    "digests",
+    "memory",
+)  # of a LaneState, as a checkpoint names them
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,9 @@ class Learner:
         if checkpoint is not None:
             self._restore_facts(checkpoint)
         spaces = self._coordinator.wait_for_spaces()
-        self._statistics = RunningStatistics(spaces.observation.shape)
+        self._spaces = spaces
+        self._statistics = RunningStatistics((normalized_size(spaces),))
+        self._reward_scaling = RewardScaling(experiment.num_envs, self._config.ppo.discount)
         self._ppo = PPO(ActorCritic(spaces, experiment), self._config.ppo, experiment.seed, self._total_iterations)
         if checkpoint is None:
             arrays = self._ppo.state_dict()
@@ -166,15 +176,17 @@ class Learner:
         """One iteration of PPO; afterwards version, statistics and episode window are the next version's."""
         snapshot = self._snapshots[-1]
 
-        def to_inputs(observations: np.ndarray) -> np.ndarray:
-            if self._config.experiment.normalize_observations:
-                observations = normalize(observations, snapshot.observation_mean, snapshot.observation_scale)
-            return observations.reshape(len(observations), -1).astype(np.float32, copy=False)
-
+        normalization = None
+        if self._config.experiment.normalize_observations:
+            normalization = snapshot.observation_mean, snapshot.observation_scale
+        to_inputs = partial(encode, spaces=self._spaces, normalization=normalization)
+        if self._config.ppo.normalize_rewards:
+            batch = replace(batch, rewards=self._reward_scaling(batch.rewards, batch.done))
         metrics = self._ppo.update(batch, self._version, to_inputs, interrupt=self._check_stop)
         metrics["policy/lag_mean"] = self._version - batch.policy_version
         if self._config.experiment.normalize_observations:
-            self._statistics.update(batch.observations.reshape(-1, *batch.observations.shape[2:]))
+            observations = batch.observations.reshape(-1, *batch.observations.shape[2:])
+            self._statistics.update(numbers_of(observations, self._spaces))
         self._window.extend(batch.episode_returns, batch.episode_lengths)
         return metrics
 
@@ -213,10 +225,9 @@ class Learner:
 
     def _capture(self, arrays: dict[str, np.ndarray]) -> Border:
         """The version just completed, whose weights and moments are in `arrays`."""
-        arrays = arrays | {
-            "statistics.mean": self._statistics.mean,
-            "statistics.squares": self._statistics.squares,
-        }
+        arrays = dict(arrays)
+        arrays |= {f"statistics.{name}": array for name, array in self._statistics.state_dict().items()}
+        arrays |= {f"rewards.{name}": array for name, array in self._reward_scaling.state_dict().items()}
         for snapshot in self._snapshots[:-1]:  # in `pipelined`, the next rollout acts with it
             arrays |= {f"previous.weights.{name}": array for name, array in snapshot.weights.items()}
             arrays |= {
@@ -224,7 +235,6 @@ class Learner:
                 "previous.observation_scale": snapshot.observation_scale,
             }
         facts = {
-            "statistics_count": self._statistics.count,
             "episode_returns": list(self._window.returns),
             "episode_lengths": list(self._window.lengths),
             "episode_return_mean": self._window.return_mean,
@@ -263,12 +273,11 @@ class Learner:
     def _restore_arrays(self, checkpoint: Checkpoint) -> None:
         arrays, version = checkpoint.arrays, checkpoint.policy_version
         self._ppo.load_state_dict(arrays)
-        self._statistics.count = checkpoint.facts["statistics_count"]
-        self._statistics.mean, self._statistics.squares = arrays["statistics.mean"], arrays["statistics.squares"]
+        self._statistics.load_state_dict(part_of(arrays, "statistics."))
+        self._reward_scaling.load_state_dict(part_of(arrays, "rewards."))
         self._snapshots = [self._snapshot(arrays)]
         if version:
-            prefix = "previous.weights."
-            weights = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            weights = part_of(arrays, "previous.weights.")
             normalization = arrays["previous.observation_mean"], arrays["previous.observation_scale"]
             self._snapshots.insert(0, PolicySnapshot(version - 1, weights, *normalization))
             states = [

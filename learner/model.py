@@ -1,6 +1,5 @@
-"""The policy and value networks in MLX; `actors/policy.py` is the same policy in NumPy."""
+"""The actor and the critic in MLX; `actors/policy.py` is the same policy in NumPy."""
 
-import itertools
 import typing
 from collections.abc import Iterator, Mapping
 
@@ -9,29 +8,21 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from learner.activations import tanh_for
-from learner.distributions import Categorical, Gaussian
+from learner.distributions import Distribution, make_distribution
+from learner.networks import GRU
 from protocol.experiment import Experiment
+from protocol.networks import network_class
+from protocol.observations import InputShapes
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 
-
-class MLP(nn.Module):
-    """A multilayer perceptron with tanh between its layers."""
-
-    def __init__(self, sizes: list[int]) -> None:
-        super().__init__()
-        self.layers = [nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes)]
-        self._tanh = tanh_for(mx.default_device())
-
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in self.layers[:-1]:
-            x = self._tanh(layer(x))
-        return self.layers[-1](x)
+GAINS = {"policy_head": 0.01, "value_head": 1.0, "gru.inputs": 1.0, "gru.recurrent": 1.0}  # √2 elsewhere
 
 
 class ActorCritic(nn.Module):
-    """Separate policy and value networks, and for Gaussian policies the log standard deviations.
+    """An encoder of observations, a GRU if wanted, and a linear head each for the policy and the value.
+
+    Without images and memory the value has an encoder of its own; Gaussian policies have log standard deviations.
 
     Only its trainable parameters are ever differentiated, so it may hold anything else besides. `parameters`,
     `named_parameters`, `state_dict` and `load_state_dict` mean what PyTorch users expect; MLX's own view of the
@@ -40,28 +31,41 @@ class ActorCritic(nn.Module):
 
     def __init__(self, spaces: Spaces, experiment: Experiment) -> None:
         super().__init__()
-        inputs, hidden = spaces.observation.size, list(experiment.hidden_sizes)
+        shapes = InputShapes.of(spaces)
+        network = network_class(experiment, shapes, "learner")
+        mx.random.seed(experiment.seed)  # for what is not initialised below
         self.spaces = spaces
-        self.policy = MLP([inputs, *hidden, spaces.distribution_size])
-        self.value = MLP([inputs, *hidden, 1])
+        self.recurrent = experiment.recurrent_size > 0
+        self.encoder = network(shapes, experiment)
+        size = self.encoder.size
+        if self.recurrent:
+            self.gru = GRU(size, experiment.recurrent_size)
+            size = experiment.recurrent_size
+        elif not shapes.images:
+            self.value_encoder = network(shapes, experiment)
+        self.policy_head = nn.Linear(size, spaces.distribution_size)
+        self.value_head = nn.Linear(size, 1)
         if spaces.distribution == "gaussian":
             self.log_std = mx.zeros(spaces.distribution_size)
         self._initialize(experiment.seed)
 
-    def __call__(self, observations: mx.array) -> tuple[Categorical | Gaussian, mx.array]:
-        """(distribution over actions, values [B]) for normalised observations [B, inputs]."""
-        return self.distribution(observations), self.state_values(observations)
+    def __call__(
+        self, inputs: list[mx.array], memory: mx.array, starts: mx.array
+    ) -> tuple[Distribution, mx.array, mx.array]:
+        """(distribution over actions, values [...], memory after each step) for a network's inputs [..., shape].
 
-    def distribution(self, observations: mx.array) -> Categorical | Gaussian:
-        """The distribution over actions, for normalised observations [B, inputs]."""
-        parameters = self.policy(observations)
-        if self.spaces.distribution == "categorical":
-            return Categorical(parameters)
-        return Gaussian(parameters, self.log_std)
-
-    def state_values(self, observations: mx.array) -> mx.array:
-        """State values [B], for normalised observations [B, inputs]."""
-        return self.value(observations).squeeze(-1)
+        Without a memory the leading shape is [B], and `memory` and `starts` are not read. With one it is [B, T];
+        `memory` [B, recurrent_size] is that before the first step, and `starts` [B, T] is 1 where an episode begins.
+        """
+        if self.recurrent:
+            flat = [x.reshape(-1, *x.shape[2:]) for x in inputs]
+            x = self.encoder(flat).reshape(*inputs[0].shape[:2], -1)
+            x = memory = self.gru(x, memory, starts)
+        else:
+            x = self.encoder(inputs)
+        values = self.value_head(self.value_encoder(inputs) if "value_encoder" in self else x)
+        distribution = make_distribution(self.spaces, self.policy_head(x), self.get("log_std"))
+        return distribution, values.squeeze(-1), memory
 
     def named_parameters(self) -> Iterator[tuple[str, mx.array]]:
         """(name, array) of every parameter, such as `policy.layers.0.weight`."""
@@ -87,16 +91,16 @@ class ActorCritic(nn.Module):
         self.update(tree_unflatten([(name, mx.array(state[name])) for name in own]))
 
     def _initialize(self, seed: int) -> None:
-        """Orthogonal weights: gain √2 in hidden layers, 0.01 for the policy's outputs, 1 for the value; zero biases."""
-        gains = {f"policy.layers.{len(self.policy.layers) - 1}": 0.01, f"value.layers.{len(self.value.layers) - 1}": 1}
-        state = {}
+        """Orthogonal weights, with gain √2 but for `GAINS`, and zero biases; anything else stays as it is."""
+        state = self.state_dict()
         for index, (name, array) in enumerate(self.named_parameters()):
             layer, _, kind = name.rpartition(".")
-            if kind == "weight":
+            if kind == "weight" and array.ndim > 1:
                 random = generator(seed, Purpose.INITIAL_WEIGHTS, index)
-                state[name] = orthogonal(random, array.shape, gains.get(layer, 2**0.5))
-            else:
-                state[name] = np.zeros(array.shape, np.float32)
+                matrix = orthogonal(random, (len(array), array[0].size), GAINS.get(layer, 2**0.5))
+                state[name] = mx.array(matrix.reshape(array.shape))
+            elif kind in ("bias", "log_std"):
+                state[name] = mx.zeros(array.shape)
         self.load_state_dict(state)
 
 

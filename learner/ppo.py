@@ -2,24 +2,28 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from learner.advantage import gae, vtrace
 from learner.batch import Batch
+from learner.checkpoint import part_of
 from learner.config import PPOConfig
+from learner.distributions import Distribution
 from learner.model import ActorCritic
+from learner.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 from protocol.randomness import Purpose, generator
 
 MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 ADAM_EPSILON = 1e-5
 
-Normalize = Callable[[np.ndarray], np.ndarray]
+Encode = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class PPO:
@@ -30,30 +34,30 @@ class PPO:
         self._config = config
         self._seed = seed
         self._total_iterations = total_iterations
+        self._adapted_learning_rate = config.learning_rate  # where the schedule is adaptive
         self._optimizer = optim.Adam(config.learning_rate, eps=ADAM_EPSILON, bias_correction=True)
         self._optimizer.init(model.trainable_parameters())
         self._compile()
 
-    def update(self, batch: Batch, iteration: int, normalize: Normalize, interrupt: Callable[[], None]) -> dict:
+    def update(self, batch: Batch, iteration: int, encode: Encode, interrupt: Callable[[], None]) -> dict:
         """Train on `batch`; returns the iteration's metrics, None where one is undefined.
 
-        `normalize` maps raw observations [B, …] to the network's input. `interrupt` is called between steps and may
+        `encode` maps raw observations [B, …] to the network's inputs. `interrupt` is called between steps and may
         raise; the weights are then those of no completed version.
         """
-        samples, values, value_targets = self._prepare(batch, iteration, normalize)
-        remaining = 1 - iteration / self._total_iterations
-        learning_rate = self._config.learning_rate * (remaining if self._config.anneal_learning_rate else 1)
-        clip_range = self._config.clip_range * (remaining if self._config.anneal_clip_range else 1)
-        self._optimizer.learning_rate = mx.array(learning_rate, mx.float32)
-        clip = mx.array(clip_range, mx.float32)
+        self._shape = batch.rewards.shape
+        samples, values, value_targets = self._prepare(batch, iteration, encode)
+        settings = self._scheduled(iteration)
+        self._optimizer.learning_rate = mx.array(settings["learning_rate"], mx.float32)
+        clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
 
         totals, steps = mx.zeros(len(STEP_METRICS)), 0
         for epoch in range(self._config.epochs):
             epoch_totals = mx.zeros(len(STEP_METRICS))
             previous = epoch_totals
-            for indices in self._minibatches(batch.size, iteration, epoch):
+            for indices in self._minibatches(len(samples["actions"]), iteration, epoch):
                 interrupt()
-                latest = epoch_totals + self._step(samples, indices, clip)
+                latest = epoch_totals + self._step(samples, indices, clip, entropy_coef)
                 mx.async_eval(latest, self._state)
                 mx.eval(previous)  # stay one step ahead of the device, not a whole iteration
                 previous, epoch_totals = epoch_totals, latest
@@ -64,11 +68,13 @@ class PPO:
                 if approx_kl > self._config.target_kl:
                     break
         means = np.array(totals) / steps
-        finite = {f"train/{name}": _finite(mean) for name, mean in zip(STEP_METRICS, means.tolist(), strict=True)}
-        return finite | {
+        metrics = {f"train/{name}": _finite(mean) for name, mean in zip(STEP_METRICS, means.tolist(), strict=True)}
+        if (approx_kl := metrics["train/approx_kl"]) is not None:
+            rate = adapt_learning_rate(self._adapted_learning_rate, approx_kl, self._config.desired_kl)
+            self._adapted_learning_rate = rate
+        return metrics | {
             "train/explained_variance": explained_variance(values, value_targets),
-            "train/learning_rate": learning_rate,
-            "train/clip_range": clip_range,
+            **{f"train/{name}": value for name, value in settings.items()},
             "train/epochs": steps // self._config.minibatches,
         }
 
@@ -76,16 +82,13 @@ class PPO:
         """Weights as `model.NAME`, Adam's moments and step count as `optimizer.NAME`: host copies of all of it."""
         weights = {f"model.{name}": np.array(array) for name, array in self.model.named_parameters()}
         moments = {f"optimizer.{name}": np.array(array) for name, array in tree_flatten(self._optimizer.state)}
-        return weights | moments
+        return weights | moments | {"schedule.learning_rate": np.array(self._adapted_learning_rate)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Continue from what `state_dict` returned."""
-        parts = {
-            part: {name.removeprefix(part): array for name, array in state.items() if name.startswith(part)}
-            for part in ("model.", "optimizer.")
-        }
-        self.model.load_state_dict(parts["model."])
-        moments = [(name, mx.array(array)) for name, array in parts["optimizer."].items()]
+        self.model.load_state_dict(part_of(state, "model."))
+        self._adapted_learning_rate = float(state["schedule.learning_rate"])
+        moments = [(name, mx.array(array)) for name, array in part_of(state, "optimizer.").items()]
         self._optimizer.state = tree_unflatten(moments)
         self._compile()
 
@@ -93,79 +96,155 @@ class PPO:
         self._state = [self.model.state, self._optimizer.state]
         loss_and_gradients = nn.value_and_grad(self.model, self._loss)
 
-        def step(samples: dict[str, mx.array], indices: mx.array, clip: mx.array) -> mx.array:
-            minibatch = {name: array[indices] for name, array in samples.items()}
-            (_, metrics), gradients = loss_and_gradients(minibatch, clip)
+        def step(samples: dict[str, Any], indices: mx.array, clip: mx.array, entropy_coef: mx.array) -> mx.array:
+            minibatch = tree_map(lambda array: array[indices], samples)
+            (_, metrics), gradients = loss_and_gradients(minibatch, clip, entropy_coef)
             gradients, norm = optim.clip_grad_norm(gradients, self._config.max_grad_norm)
             self._optimizer.update(self.model, gradients)
             return mx.concatenate([metrics, norm[None]])
 
-        def evaluate(observations: mx.array, actions: mx.array) -> tuple[mx.array, mx.array]:
-            distribution = self.model.distribution(observations[: len(actions)])
-            return self.model.state_values(observations), distribution.log_prob(actions)
+        def evaluate(samples: dict[str, Any]) -> list[mx.array]:
+            distribution, values, memory = forward(self.model, samples)
+            memories = [memory] if self.model.recurrent else []
+            return [values, distribution.log_prob(samples["actions"]), *memories]
+
+        def evaluate_states(inputs: list[mx.array], memory: mx.array) -> mx.array:
+            if not self.model.recurrent:
+                return self.model(inputs, memory, memory)[1]
+            sequences = [x[:, None] for x in inputs]  # of one step each
+            return self.model(sequences, memory, mx.zeros((len(memory), 1)))[1].squeeze(1)
 
         self._step = mx.compile(step, inputs=self._state, outputs=self._state)
         self._evaluate = mx.compile(evaluate, inputs=[self.model.state])
+        self._evaluate_states = mx.compile(evaluate_states, inputs=[self.model.state])
 
-    def _loss(self, minibatch: dict[str, mx.array], clip: mx.array) -> tuple[mx.array, mx.array]:
-        return ppo_loss(self.model, minibatch, clip, self._config)
+    def _loss(self, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array) -> tuple[mx.array, mx.array]:
+        return ppo_loss(self.model, minibatch, clip, entropy_coef, self._config)
 
-    def _prepare(
-        self, batch: Batch, iteration: int, normalize: Normalize
-    ) -> tuple[dict[str, mx.array], np.ndarray, np.ndarray]:
-        """The batch as flat arrays on the device, and values and value targets [T, num_envs]."""
-        shape = batch.rewards.shape
-        flat = batch.observations.reshape(batch.size, *batch.observations.shape[2:])
-        inputs = mx.array(normalize(np.concatenate([flat, batch.last_observations])))
-        actions = mx.array(batch.actions.reshape(batch.size, *batch.actions.shape[2:]))
-        all_values, log_probs = self._evaluate(inputs, actions)
-        all_values = np.array(all_values).reshape(len(batch.rewards) + 1, -1)
-        values, next_values = all_values[:-1], all_values[1:].copy()
-        if len(batch.final_observations):
-            next_values[batch.truncated] = np.array(
-                self.model.state_values(mx.array(normalize(batch.final_observations)))
-            )
+    def _scheduled(self, iteration: int) -> dict[str, float]:
+        """The settings that follow a schedule, as they are in `iteration`."""
+        remaining = 1 - iteration / self._total_iterations
+        settings = {}
+        for name in ("learning_rate", "clip_range", "entropy_coef"):
+            text = getattr(self._config, f"{name}_schedule")
+            if text == ADAPTIVE:
+                settings[name] = self._adapted_learning_rate
+            else:
+                settings[name] = getattr(self._config, name) * parse_schedule(text, name)(remaining)
+        return settings
+
+    def _prepare(self, batch: Batch, iteration: int, encode: Encode) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """The batch as samples on the device, and values and value targets [T, num_envs].
+
+        A sample is a step or, for a recurrent policy, the sequence of an environment's steps; samples come first in all
+        arrays, which are then [B, …] or [num_envs, T, …].
+        """
+        samples: dict[str, Any] = {
+            "inputs": [mx.array(self._arranged(x)) for x in self._encoded(batch.observations, encode)],
+            "actions": mx.array(self._arranged(batch.actions.reshape(*batch.rewards.shape, -1))),
+        }
+        if self.model.recurrent:
+            starts = np.concatenate([np.zeros_like(batch.done[:1]), batch.done[:-1]])
+            samples |= {
+                "starts": mx.array(self._arranged(starts), mx.float32),
+                "memory": mx.array(batch.initial_memory),
+            }
+        values, log_probs, memories = self._evaluate_samples(samples)
+        next_values = self._next_values(batch, values, memories, encode)
 
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
         facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
         if batch.policy_version == iteration:  # lag 0: the proximal policy is the behaviour policy, to the last bit
             proximal_log_probs = batch.behaviour_log_probs
-            ratios = np.ones(shape, np.float32)
+            ratios = np.ones(batch.rewards.shape, np.float32)
             advantages, value_targets = gae(*facts, **settings)
         else:
-            proximal_log_probs = np.array(log_probs).reshape(shape)
+            proximal_log_probs = log_probs
             ratios = np.exp(proximal_log_probs - batch.behaviour_log_probs)
             advantages, value_targets = vtrace(*facts, ratios, **settings)
-        samples = {
-            "observations": inputs[: batch.size],
-            "actions": actions,
-            "proximal_log_probs": mx.array(proximal_log_probs.reshape(-1)),
-            "weights": mx.array(np.minimum(ratios, MAX_SAMPLE_WEIGHT).reshape(-1)),
-            "advantages": mx.array(advantages.reshape(-1)),
-            "values": mx.array(values.reshape(-1)),
-            "value_targets": mx.array(value_targets.reshape(-1)),
+        flat = {
+            "proximal_log_probs": proximal_log_probs,
+            "weights": np.minimum(ratios, MAX_SAMPLE_WEIGHT),
+            "advantages": advantages,
+            "values": values,
+            "value_targets": value_targets,
         }
-        return samples, values, value_targets
+        return samples | {k: mx.array(self._arranged(v)) for k, v in flat.items()}, values, value_targets
+
+    def _evaluate_samples(self, samples: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """(values, log-probabilities) [T, num_envs] and memories after each step [T, num_envs, recurrent_size].
+
+        As many at a time as make a minibatch, so that memory stays bounded and one compiled graph serves all.
+        """
+        count = len(samples["actions"])
+        size = count // self._config.minibatches
+        parts = [self._evaluate(tree_map(lambda x: x[i : i + size], samples)) for i in range(0, count, size)]  # noqa: B023
+        values, log_probs, *memories = (self._time_major(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+        return values, log_probs, memories[0] if memories else None
+
+    def _next_values(self, batch: Batch, values: np.ndarray, memories: np.ndarray | None, encode: Encode) -> np.ndarray:
+        """Values [T, num_envs] of what each step led to: the next, last or truncated episode's final observation."""
+        num_envs = values.shape[1]
+        observations = np.concatenate([batch.last_observations, batch.final_observations])
+        missing = -len(observations) % num_envs  # filled up, so that shapes recur and nothing is compiled anew
+        rows = np.concatenate([observations, np.repeat(observations[:1], missing, axis=0)])
+        inputs = encode(rows)
+        memory = np.zeros((len(rows), 0), np.float32)
+        if memories is not None:
+            known = np.concatenate([memories[-1], memories[batch.truncated]])
+            memory = np.concatenate([known, np.repeat(known[:1], missing, axis=0)])
+        found = np.concatenate(
+            [
+                np.array(
+                    self._evaluate_states(
+                        [mx.array(x[i : i + num_envs]) for x in inputs], mx.array(memory[i : i + num_envs])
+                    )
+                )
+                for i in range(0, len(rows), num_envs)
+            ]
+        )[: len(observations)]
+        next_values = np.concatenate([values[1:], found[None, :num_envs]])
+        next_values[batch.truncated] = found[num_envs:]
+        return next_values
+
+    def _encoded(self, observations: np.ndarray, encode: Encode) -> list[np.ndarray]:
+        """A network's inputs [T, num_envs, …] for raw observations [T, num_envs, *observation]."""
+        shape = observations.shape[:2]
+        return [x.reshape(*shape, *x.shape[1:]) for x in encode(observations.reshape(-1, *observations.shape[2:]))]
+
+    def _arranged(self, array: np.ndarray) -> np.ndarray:
+        """[T, num_envs, …] with the samples first."""
+        return array.swapaxes(0, 1) if self.model.recurrent else array.reshape(-1, *array.shape[2:])
+
+    def _time_major(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `_arranged`."""
+        return array.swapaxes(0, 1) if self.model.recurrent else array.reshape(*self._shape, *array.shape[1:])
 
     def _minibatches(self, size: int, iteration: int, epoch: int) -> list[mx.array]:
-        """The sample indices of an epoch's minibatches, all of one length."""
+        """The indices of the samples in an epoch's minibatches, all of one length."""
         order = generator(self._seed, Purpose.MINIBATCHES, iteration, epoch).permutation(size).astype(np.uint32)
         return [mx.array(part) for part in np.split(order, self._config.minibatches)]
 
 
+def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:
+    """What `model` says of samples."""
+    unused = samples["actions"]
+    return model(samples["inputs"], samples.get("memory", unused), samples.get("starts", unused))
+
+
 def ppo_loss(
-    model: ActorCritic, minibatch: dict[str, mx.array], clip: mx.array, config: PPOConfig
+    model: ActorCritic, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array, config: PPOConfig
 ) -> tuple[mx.array, mx.array]:
-    """(loss, metrics [5] in the order of `STEP_METRICS` without the norm) of a minibatch of flat arrays [B, …].
+    """(loss, metrics [5] in the order of `STEP_METRICS` without the norm) of a minibatch.
 
     The clipped objective of Schulman et al. (arXiv 1707.06347, equation 7), each sample weighted by
     min(π_proximal / π_behaviour, 2); approx_kl is Schulman's low-variance estimator, E[(r − 1) − log r].
     """
-    distribution, values = model(minibatch["observations"])
+    distribution, values, _ = forward(model, minibatch)
     log_ratio = distribution.log_prob(minibatch["actions"]) - minibatch["proximal_log_probs"]
     ratio = mx.exp(log_ratio)
     advantages = minibatch["advantages"]
-    if config.normalize_advantages and len(advantages) > 1:
+    if config.normalize_advantages and advantages.size > 1:
         advantages = (advantages - advantages.mean()) / (mx.sqrt(advantages.var(ddof=1)) + 1e-8)
     clipped = mx.clip(ratio, 1 - clip, 1 + clip)
     policy_loss = -(minibatch["weights"] * mx.minimum(ratio * advantages, clipped * advantages)).mean()
@@ -177,7 +256,7 @@ def ppo_loss(
     value_loss = 0.5 * errors.mean()
     entropy = distribution.entropy().mean()
 
-    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
     approx_kl = (ratio - 1 - log_ratio).mean()
     clip_fraction = (mx.abs(ratio - 1) > clip).astype(mx.float32).mean()
     return loss, mx.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])

@@ -6,13 +6,19 @@ from typing import Literal
 from protocol.errors import UserError
 from protocol.randomness import MAX_SEED
 
+NETWORKS = ("mlp", "nature_cnn", "impala_cnn")
+
 
 @dataclass(frozen=True)
 class Experiment:
     """What is acted on, and how. Everything here decides the numbers; how many processes share the work does not."""
 
     env: str = "CartPole-v1"
-    """Gymnasium environment id."""
+    """Gymnasium environment id, or `module:EnvId` of a module that registers it."""
+    env_kwargs: tuple[str, ...] = ()
+    """Keyword arguments of the environment, `name=value` each."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers around it, from the inside out: `module:Class`, or `module:Class(name=value, …)`."""
     seed: int = 0
     """Seed of everything random in the run; the same seed gives the same weights, bit for bit."""
     num_envs: int = 64
@@ -23,8 +29,15 @@ class Experiment:
     """Steps of each environment in one iteration."""
     schedule: Literal["sync", "pipelined"] = "pipelined"
     """`sync`: act, then learn (textbook PPO). `pipelined`: act with the previous weights while learning."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers, in the policy network and in the value network alike."""
+    network: str = "auto"
+    """`mlp`, `nature_cnn`, `impala_cnn`, or `package:Class` for one of your own. `auto` takes the MLP without images,
+    and for images the Nature CNN, or the IMPALA CNN where they are smaller than 36 × 36."""
+    hidden_sizes: tuple[int, ...] | None = None
+    """Widths of the fully connected layers; None takes 64 64 for the MLP, 512 and 256 for the two CNNs."""
+    activation: Literal["tanh", "relu", "silu"] = "tanh"
+    """Between the layers of the MLP; the CNNs use relu."""
+    recurrent_size: int = 0
+    """Units of a GRU after those layers, for a policy with a memory; 0 has none."""
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, and clip them to ±10."""
     rebuild_env: bool = False
@@ -63,5 +76,9 @@ class Experiment:
             raise UserError(
                 f"--num-envs {self.num_envs} is not a multiple of --lane-size {self.lane_size}; use {nearest}"
             )
-        if any(size < 1 for size in self.hidden_sizes):
-            raise UserError(f"--hidden-sizes must all be at least 1, not {list(self.hidden_sizes)}")
+        if any(size < 1 for size in self.hidden_sizes or ()):
+            raise UserError(f"--hidden-sizes must all be at least 1, not {list(self.hidden_sizes or ())}")
+        if self.recurrent_size < 0:
+            raise UserError(f"--recurrent-size must be at least 0, not {self.recurrent_size}")
+        if self.network not in ("auto", *NETWORKS) and not all(self.network.partition(":")):
+            raise UserError(f"--network {self.network} is none of auto, {', '.join(NETWORKS)} and package:Class")

@@ -102,7 +102,13 @@ def from_frames(frames: Sequence[codec.Frame]) -> Message:
 def _plain(record: Any) -> dict[str, Any]:
     """A dataclass as a map, one level at a time: arrays stay arrays."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {k: _plain(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    return _plain(value) if dataclasses.is_dataclass(value) else value
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -1,10 +1,8 @@
-"""The policy as actors receive it, and the normalisation that both sides must do alike, to the last bit."""
+"""The policy as actors receive it."""
 
 from dataclasses import dataclass
 
 import numpy as np
-
-OBSERVATION_CLIP = np.float32(10.0)
 
 
 @dataclass(frozen=True)
@@ -13,13 +11,5 @@ class PolicySnapshot:
 
     policy_version: int  # learner iterations completed
     weights: dict[str, np.ndarray]  # float32, by parameter name
-    observation_mean: np.ndarray  # float32 [*observation]
-    observation_scale: np.ndarray  # float32 [*observation], one over the standard deviation
-
-
-def normalize(observations: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Observations [B, *shape] as float32, centred, scaled and clipped to ±10."""
-    normalized = observations.astype(np.float32)
-    normalized -= mean
-    normalized *= scale
-    return np.clip(normalized, -OBSERVATION_CLIP, OBSERVATION_CLIP, out=normalized)
+    observation_mean: np.ndarray  # float32 [normalized_size], see `protocol/observations.py`
+    observation_scale: np.ndarray  # float32 [normalized_size], one over the standard deviation

@@ -10,6 +10,7 @@ from protocol.codec import DTYPES, MAX_DIMENSIONS
 from protocol.errors import ProtocolError
 
 MAX_SIZE = 2**24  # numbers in one observation, and outputs of the policy network
+MAX_PARTS = 1024
 
 
 @dataclass(frozen=True)
@@ -21,31 +22,108 @@ class BoxSpace:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    def check(self, name: str) -> None:
+        """Raise `ProtocolError` unless an array can be like this."""
+        if self.dtype not in {dtype.name for dtype in DTYPES.values()}:
+            raise ProtocolError(f"the {name} space has dtype {self.dtype:.40}")
+        if len(self.shape) >= MAX_DIMENSIONS - 1 or any(not 0 < n <= MAX_SIZE for n in self.shape):
+            raise ProtocolError(f"the {name} space has shape {list(self.shape)}")
+        if self.size > MAX_SIZE:
+            raise ProtocolError(f"the {name} space has shape {list(self.shape)}")
+
+
+@dataclass(frozen=True)
+class ObservationPart:
+    """One leaf of the observation space, and how a network is to see it."""
+
+    # `numbers`: as float32, normalised. `binary`: as float32. `choices`: one-hot. `image`: by a convolutional network.
+    kind: Literal["numbers", "binary", "choices", "image"]
+    box: BoxSpace
+    choices: tuple[int, ...]  # for each number of a `choices` part, how many values it may take, counted from 0
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """An environment's two spaces. The first actor to join defines them; later ones must match."""
+    """An environment's two spaces. The first actor to join defines them; later ones must match.
 
-    observation: BoxSpace
-    action: BoxSpace
-    distribution: Literal["categorical", "gaussian"]
-    distribution_size: int  # outputs of the policy network: actions to choose from, or action dimensions
+    An observation with one part is stored as that part; one with several as their bytes, one after the other.
+    """
+
+    observation: BoxSpace  # as stored
+    parts: tuple[ObservationPart, ...]
+    action: BoxSpace  # as stored
+    distribution: Literal["categorical", "gaussian", "bernoulli"]
+    choices: tuple[int, ...]  # of a categorical distribution: for each number of an action, how many it chooses from
+
+    @property
+    def distribution_size(self) -> int:
+        """Outputs of the policy network."""
+        return sum(self.choices) if self.distribution == "categorical" else self.action.size
+
+    def unpack(self, observations: np.ndarray) -> list[np.ndarray]:
+        """The parts [B, *part] of stored observations [B, *observation]; views, where the parts allow it."""
+        if len(self.parts) == 1:
+            return [observations]
+        arrays, start = [], 0
+        for part in self.parts:
+            dtype = np.dtype(part.box.dtype)
+            end = start + part.box.size * dtype.itemsize
+            columns = np.ascontiguousarray(observations[:, start:end])
+            arrays.append(columns.view(dtype).reshape(len(observations), *part.box.shape))
+            start = end
+        return arrays
+
+    def check_observations(self, observations: np.ndarray) -> None:
+        """Raise `ProtocolError` unless all values of stored observations [B, *observation] are possible ones."""
+        for part, array in zip(self.parts, self.unpack(observations), strict=True):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ProtocolError("an observation holds a value that is not finite")
+            if part.kind == "binary" and not np.isin(array, (0, 1)).all():
+                raise ProtocolError("a binary observation is neither 0 nor 1")
+            if part.kind == "choices":
+                _check_choices(array, part.choices, "an observation")
+
+    def check_actions(self, actions: np.ndarray) -> None:
+        """Raise `ProtocolError` unless actions [B, *action] are possible ones."""
+        if self.distribution == "categorical":
+            _check_choices(actions, self.choices, "an action")
+        elif self.distribution == "bernoulli" and not np.isin(actions, (0, 1)).all():
+            raise ProtocolError("a binary action is neither 0 nor 1")
 
     def check(self) -> None:
         """Raise `ProtocolError` unless these can be the spaces of an environment."""
-        for name, box in (("observation", self.observation), ("action", self.action)):
-            if box.dtype not in {dtype.name for dtype in DTYPES.values()}:
-                raise ProtocolError(f"the {name} space has dtype {box.dtype:.40}")
-            if len(box.shape) >= MAX_DIMENSIONS - 1 or any(not 0 < n <= MAX_SIZE for n in box.shape):
-                raise ProtocolError(f"the {name} space has shape {list(box.shape)}")
-            if math.prod(box.shape) > MAX_SIZE:
-                raise ProtocolError(f"the {name} space has shape {list(box.shape)}")
-        categorical = self.distribution == "categorical"
-        form = ((), "int64") if categorical else (self.action.shape, "float32")
-        outputs = self.distribution_size if categorical else self.action.size
-        if (self.action.shape, self.action.dtype) != form or self.distribution_size != outputs:
+        self.observation.check("observation")
+        self.action.check("action")
+        if not 0 < len(self.parts) <= MAX_PARTS:
+            raise ProtocolError(f"the observation space has {len(self.parts)} parts")
+        for part in self.parts:
+            part.box.check("observation")
+            numbers = part.box.size if part.kind == "choices" else 0
+            if len(part.choices) != numbers or not all(0 < n <= MAX_SIZE for n in part.choices):
+                raise ProtocolError("an observation's choices do not fit its shape")
+            if part.kind == "choices" and np.dtype(part.box.dtype).kind not in "iu":
+                raise ProtocolError(f"an observation of choices has dtype {part.box.dtype}")
+            if part.kind == "image" and (part.box.dtype != "uint8" or not 2 <= len(part.box.shape) <= 4):
+                raise ProtocolError(f"an image is {part.box.dtype} {list(part.box.shape)}")
+        total = sum(part.box.size * np.dtype(part.box.dtype).itemsize for part in self.parts)
+        packed = BoxSpace((total,), "uint8") if len(self.parts) > 1 else self.parts[0].box
+        if self.observation != packed:
+            raise ProtocolError("the observation space does not fit its parts")
+        forms = {
+            "categorical": ("int64", self.action.size),
+            "gaussian": ("float32", 0),
+            "bernoulli": ("int8", 0),
+        }
+        if (self.action.dtype, len(self.choices)) != forms[self.distribution]:
             raise ProtocolError("the action space does not fit its distribution")
-        if not 0 < self.distribution_size <= MAX_SIZE:
+        if not all(0 < n <= MAX_SIZE for n in self.choices) or not 0 < self.distribution_size <= MAX_SIZE:
             raise ProtocolError(f"the policy would have {self.distribution_size} outputs")
+
+
+def _check_choices(array: np.ndarray, choices: tuple[int, ...], name: str) -> None:
+    chosen = array.reshape(-1, len(choices))
+    if len(chosen) and not ((chosen >= 0).all() and (chosen.max(axis=0) < choices).all()):
+        limits = sorted(set(choices))
+        raise ProtocolError(f"{name} lies outside 0…n−1, for n = {', '.join(map(str, limits[:8]))}")

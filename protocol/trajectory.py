@@ -33,6 +33,8 @@ class Trajectory:
     episode_indices: np.ndarray  # int64 [N], the episode each environment is in at the rollout's end
     restarted: np.ndarray  # bool [N], environments that could not be rebuilt and began a fresh episode
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE], of (observation, return, length) at the rollout's end
+    initial_memory: np.ndarray  # float32 [N, recurrent_size], of a recurrent policy at the rollout's start
+    last_memory: np.ndarray  # float32 [N, recurrent_size], at its end; 0 where an episode begins
     faults: tuple[str, ...]  # environments that raised or returned nonsense: which, its episode seed and step, and what
     moved_global_random: bool  # the environments drew from `random` or `np.random`, which no seed of theirs controls
 
@@ -61,6 +63,8 @@ class Trajectory:
             "episode_indices": ((n,), "int64"),
             "restarted": ((n,), "bool"),
             "digests": ((n, DIGEST_SIZE), "uint8"),
+            "initial_memory": ((n, experiment.recurrent_size), "float32"),
+            "last_memory": ((n, experiment.recurrent_size), "float32"),
         }
         for name, (shape, dtype) in expected.items():
             array: np.ndarray = getattr(self, name)
@@ -72,10 +76,9 @@ class Trajectory:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
         if np.any(self.terminated & self.truncated):
             raise ProtocolError("a step is both terminated and truncated")
-        if spaces.distribution == "categorical" and not (
-            self.actions.min() >= 0 and self.actions.max() < spaces.distribution_size
-        ):
-            raise ProtocolError(f"an action lies outside 0…{spaces.distribution_size - 1}")
+        spaces.check_actions(self.actions)
+        for observations in (self.observations, self.last_observations, self.final_observations):
+            spaces.check_observations(observations.reshape(-1, *observation.shape))
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class LaneState:
     episode_steps: np.ndarray  # int64 [N], actions since each episode's reset
     actions: np.ndarray  # [sum of episode_steps, *action], environment by environment
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
+    memory: np.ndarray  # float32 [N, recurrent_size]
 
     def actions_of(self, n: int) -> np.ndarray:
         """The actions to replay in the lane's environment `n`: [episode_steps[n], *action]."""
@@ -102,6 +106,7 @@ class LaneState:
             "episode_steps": ((n,), "int64"),
             "actions": ((total, *spaces.action.shape), spaces.action.dtype),
             "digests": ((n, DIGEST_SIZE), "uint8"),
+            "memory": ((n, experiment.recurrent_size), "float32"),
         }
         for name, (shape, dtype) in expected.items():
             array: np.ndarray = getattr(self, name)

@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 
 
@@ -91,6 +92,91 @@ class RememberingReward(gymnasium.Wrapper):
         super().__init__(gymnasium.wrappers.NormalizeReward(CartPoleEnv()))
 
 
+class EverySpace(gymnasium.Env):
+    """Walks at random; what it shows and takes has the spaces asked for, and rewards what the actions say."""
+
+    OBSERVATIONS = {  # noqa: RUF012
+        "matrix": spaces.Box(-5, 5, (2, 3), np.float64),
+        "ram": spaces.Box(0, 255, (16,), np.uint8),
+        "image": spaces.Box(0, 255, (12, 10, 3), np.uint8),
+        "frames": spaces.Box(0, 255, (4, 40, 40), np.uint8),
+        "discrete": spaces.Discrete(5, start=3),
+        "multi_discrete": spaces.MultiDiscrete([3, 4], start=[1, -2]),
+        "multi_binary": spaces.MultiBinary((2, 2)),
+        "dict": spaces.Dict(
+            {
+                "where": spaces.Box(-5, 5, (3,), np.float64),
+                "camera": spaces.Box(0, 255, (3, 12, 12), np.uint8),
+                "bag": spaces.Tuple((spaces.Discrete(4, start=-1), spaces.MultiBinary(3))),
+            }
+        ),
+        "text": spaces.Dict({"where": spaces.Box(-5, 5, (3,)), "mission": spaces.Text(5)}),
+    }
+    ACTIONS = {  # noqa: RUF012
+        "discrete": spaces.Discrete(3, start=5),
+        "box": spaces.Box(np.float32(-0.5), np.float32(0.5), (2, 2)),
+        "unbounded": spaces.Box(-np.inf, np.inf, (3,), np.float64),
+        "multi_discrete": spaces.MultiDiscrete([[2, 3], [4, 2]]),
+        "multi_binary": spaces.MultiBinary(4),
+        "dict": spaces.Dict({"a": spaces.Discrete(2)}),
+    }
+
+    def __init__(self, observation: str = "matrix", action: str = "discrete") -> None:
+        self.observation_space = self.OBSERVATIONS[observation]
+        self.action_space = self.ACTIONS[action]
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return self._draw(self.observation_space), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        over = self.np_random.random() < 0.05
+        reward = float(np.sum(action)) / 10
+        return self._draw(self.observation_space), reward, over and reward < 0.5, over and reward >= 0.5, {}
+
+    def _draw(self, space: gymnasium.Space) -> Any:
+        match space:
+            case spaces.Dict():
+                return {key: self._draw(part) for key, part in space.items()}
+            case spaces.Tuple():
+                return tuple(self._draw(part) for part in space)
+            case spaces.Text():
+                return "hello"
+        space.seed(int(self.np_random.integers(2**31)))
+        return space.sample()
+
+
+class TMaze(gymnasium.Env):
+    """A corridor whose first cell shows on which side the goal lies at its far end: 0 goes on, 1 and 2 turn.
+
+    Turning the right way at the end is worth 1, turning the other way −1, and turning before −0.1 a step.
+    """
+
+    LENGTH = 6
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)  # the sign in the first cell, whether this is the end
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._side = int(self.np_random.integers(2))
+        self._cell = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> Any:
+        if self._cell == self.LENGTH:
+            if action == 0:
+                return self._observation(), -0.1, False, False, {}
+            return self._observation(), 1.0 if action == 1 + self._side else -1.0, True, False, {}
+        self._cell += action == 0
+        return self._observation(), 0.0 if action == 0 else -0.1, False, False, {}
+
+    def _observation(self) -> np.ndarray:
+        sign = 2 * self._side - 1 if self._cell == 0 else 0
+        return np.array([sign, self._cell == self.LENGTH], np.float32)
+
+
 for _fault in ("raise", "nan", "inf-reward", "shape", "hang", "exit", "constructor"):
     gymnasium.register(
         f"{_fault.title()}-v0", entry_point=f"{__name__}:Misbehaving", kwargs={"fault": _fault}, max_episode_steps=500
@@ -101,3 +187,5 @@ gymnasium.register("RememberingReward-v0", entry_point=f"{__name__}:RememberingR
 gymnasium.register(
     "PongRam-v0", entry_point="ale_py.env:AtariEnv", kwargs={"game": "pong", "obs_type": "ram", "frameskip": 4}
 )
+gymnasium.register("EverySpace-v0", entry_point=f"{__name__}:EverySpace", max_episode_steps=50)
+gymnasium.register("TMaze-v0", entry_point=f"{__name__}:TMaze", max_episode_steps=50)

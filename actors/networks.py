@@ -1,0 +1,191 @@
+"""The networks in NumPy; `learner/networks.py` has the same in MLX, and says what they are.
+
+Each is called with a list of inputs, first the vector [B, n] and then the images [B, height, width, channels], and
+returns features [B, size]. It is built from its parameters by name, as the learner's class names them.
+"""
+
+import numpy as np
+
+from protocol.experiment import Experiment
+from protocol.observations import InputShapes
+
+Weights = dict[str, np.ndarray]
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0, out=x)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """By way of tanh, which cannot overflow."""
+    return 0.5 * np.tanh(0.5 * x) + 0.5
+
+
+ACTIVATIONS = {
+    "tanh": lambda x: np.tanh(x, out=x),
+    "relu": relu,
+    "silu": lambda x: x * sigmoid(x),
+}
+
+
+class Linear:
+    """x Wᵀ + b."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        # MLX keeps [out, in]; a contiguous [in, out] multiplies from the right.
+        self._weight = np.ascontiguousarray(weights[f"{name}.weight"].T)
+        self._bias = weights[f"{name}.bias"]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = x @ self._weight
+        x += self._bias
+        return x
+
+
+class Convolution:
+    """A convolution of images [B, height, width, channels], by unfolding them for one matrix product."""
+
+    def __init__(self, weights: Weights, name: str, stride: int, padding: int) -> None:
+        weight = weights[f"{name}.weight"]  # [out, kernel, kernel, in]
+        self._kernel, self._stride, self._padding = weight.shape[1], stride, padding
+        self._weight = np.ascontiguousarray(weight.reshape(len(weight), -1).T)
+        self._bias = weights[f"{name}.bias"]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        unfolded = unfold(x, self._kernel, self._stride, self._padding)
+        y = unfolded.reshape(-1, len(self._weight)) @ self._weight
+        y += self._bias
+        return y.reshape(*unfolded.shape[:3], -1)
+
+
+class MLP:
+    """Everything flattened and joined, then fully connected layers."""
+
+    def __init__(self, weights: Weights, shapes: InputShapes, experiment: Experiment) -> None:
+        self._layers = layers_of(weights, "layers")
+        self._activation = ACTIVATIONS[experiment.activation]
+
+    def __call__(self, inputs: list[np.ndarray]) -> np.ndarray:
+        vector, *images = inputs
+        x = joined([vector, *(scaled(image) for image in images)])
+        for layer in self._layers:
+            x = self._activation(layer(x))
+        return x
+
+
+class NatureCNN:
+    """The network of Mnih et al. (2015) for each image, joined with the vector."""
+
+    def __init__(self, weights: Weights, shapes: InputShapes, experiment: Experiment) -> None:
+        self._towers = [
+            [
+                Convolution(weights, f"towers.{i}.{layer}", stride, padding=0)
+                for layer, stride in enumerate(NATURE_STRIDES)
+            ]
+            for i in range(len(shapes.images))
+        ]
+        self._layers = layers_of(weights, "layers")
+
+    def __call__(self, inputs: list[np.ndarray]) -> np.ndarray:
+        vector, *images = inputs
+        features = [vector]
+        for x, tower in zip(images, self._towers, strict=True):
+            x = scaled(x)
+            for convolution in tower:
+                x = relu(convolution(x))
+            features.append(x)
+        x = joined(features)
+        for layer in self._layers:
+            x = relu(layer(x))
+        return x
+
+
+class ImpalaCNN:
+    """The residual network of Espeholt et al. (2018) for each image, joined with the vector."""
+
+    def __init__(self, weights: Weights, shapes: InputShapes, experiment: Experiment) -> None:
+        self._towers = [
+            [
+                [
+                    Convolution(weights, f"towers.{i}.{block}.{layer}", stride=1, padding=1)
+                    for layer in range(IMPALA_CONVOLUTIONS)
+                ]
+                for block in range(IMPALA_BLOCKS)
+            ]
+            for i in range(len(shapes.images))
+        ]
+        self._layers = layers_of(weights, "layers")
+
+    def __call__(self, inputs: list[np.ndarray]) -> np.ndarray:
+        vector, *images = inputs
+        features = [vector]
+        for x, tower in zip(images, self._towers, strict=True):
+            x = scaled(x)
+            for first, *residual in tower:
+                x = max_pool(first(x))
+                for a, b in zip(residual[::2], residual[1::2], strict=True):
+                    x = x + b(relu(a(np.maximum(x, 0))))
+            features.append(relu(x))
+        x = joined(features)
+        for layer in self._layers:
+            x = relu(layer(x))
+        return x
+
+
+class GRU:
+    """A gated recurrent unit (Cho et al., arXiv 1406.1078), in the form that PyTorch and MLX have."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self._inputs = Linear(weights, f"{name}.inputs")
+        self._recurrent = Linear(weights, f"{name}.recurrent")
+
+    def __call__(self, x: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        """The next memory [B, size], for features x [B, n] and the memory before."""
+        size = memory.shape[1]
+        from_input, from_memory = self._inputs(x), self._recurrent(memory)
+        gates = sigmoid(from_input[:, : 2 * size] + from_memory[:, : 2 * size])
+        reset, update = gates[:, :size], gates[:, size:]
+        candidate = np.tanh(from_input[:, 2 * size :] + reset * from_memory[:, 2 * size :])
+        return candidate + update * (memory - candidate)
+
+
+NATURE_STRIDES = (4, 2, 1)
+IMPALA_BLOCKS = 3
+IMPALA_CONVOLUTIONS = 5  # of a block: one before the pooling, and two residual pairs
+
+
+def layers_of(weights: Weights, name: str) -> list[Linear]:
+    """The fully connected layers `name.0`, `name.1`, … in order."""
+    count = sum(key.startswith(f"{name}.") and key.endswith(".weight") for key in weights)
+    return [Linear(weights, f"{name}.{i}") for i in range(count)]
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+    """uint8 as float32 from 0 to 1."""
+    return images.astype(np.float32) * np.float32(1 / 255)
+
+
+def joined(features: list[np.ndarray]) -> np.ndarray:
+    """All features [B, …] flattened, side by side."""
+    flat = [x.reshape(len(x), -1) for x in features if x.size]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+
+def unfold(x: np.ndarray, kernel: int, stride: int, padding: int) -> np.ndarray:
+    """The windows [B, rows, columns, kernel, kernel, channels] that a convolution of x sees, contiguous."""
+    if padding:
+        x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    batch, height, width, channels = x.shape
+    rows, columns = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    b, h, w, c = x.strides
+    shape = (batch, rows, columns, kernel, kernel, channels)
+    windows = np.lib.stride_tricks.as_strided(x, shape, (b, h * stride, w * stride, h, w, c), writeable=False)
+    return np.ascontiguousarray(windows)
+
+
+def max_pool(x: np.ndarray) -> np.ndarray:
+    """The largest of each 3 × 3 window, every 2 pixels, of images [B, height, width, channels]."""
+    height, width = x.shape[1:3]
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    rows = np.maximum(np.maximum(x[:, 0:height:2], x[:, 1 : height + 1 : 2]), x[:, 2 : height + 2 : 2])
+    return np.maximum(np.maximum(rows[:, :, 0:width:2], rows[:, :, 1 : width + 1 : 2]), rows[:, :, 2 : width + 2 : 2])

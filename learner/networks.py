@@ -1,0 +1,159 @@
+"""The networks in MLX; `actors/networks.py` has the same in NumPy, which must agree to 1e-5.
+
+Each is called with a list of inputs, first the vector [B, n] and then the images [B, height, width, channels] as uint8,
+and returns features [B, size]; `size` is an attribute. All are built from the shapes of the inputs and the experiment.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from learner.activations import tanh_for
+from learner.convolution import Convolution, max_pool
+from protocol.experiment import Experiment
+from protocol.networks import hidden_sizes
+from protocol.observations import InputShapes
+
+NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+IMPALA_CHANNELS = (16, 32, 32)
+IMPALA_RESIDUALS = 2  # of each block
+
+
+class MLP(nn.Module):
+    """Everything flattened and joined, then fully connected layers."""
+
+    def __init__(self, shapes: InputShapes, experiment: Experiment) -> None:
+        super().__init__()
+        pixels = sum(height * width * channels for height, width, channels in shapes.images)
+        self.layers = fully_connected([shapes.vector + pixels, *hidden_sizes(experiment, shapes)])
+        self.size = self.layers[-1].weight.shape[0] if self.layers else shapes.vector + pixels
+        self._activation = activation(experiment.activation)
+
+    def __call__(self, inputs: list[mx.array]) -> mx.array:
+        vector, *images = inputs
+        x = joined([vector, *(scaled(image) for image in images)])
+        for layer in self.layers:
+            x = self._activation(layer(x))
+        return x
+
+
+class NatureCNN(nn.Module):
+    """Three convolutions and a fully connected layer for each image (Mnih et al. 2015), joined with the vector."""
+
+    def __init__(self, shapes: InputShapes, experiment: Experiment) -> None:
+        super().__init__()
+        self.towers, size = [], shapes.vector
+        for height, width, channels in shapes.images:
+            tower = []
+            for outputs, kernel, stride in NATURE_LAYERS:
+                tower.append(Convolution(channels, outputs, kernel, stride, padding=0))
+                height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, outputs
+            self.towers.append(tower)
+            size += height * width * channels
+        sizes = [size, *hidden_sizes(experiment, shapes)]
+        self.layers = fully_connected(sizes)
+        self.size = sizes[-1]
+
+    def __call__(self, inputs: list[mx.array]) -> mx.array:
+        vector, *images = inputs
+        features = [vector]
+        for x, tower in zip(images, self.towers, strict=True):
+            x = scaled(x)
+            for convolution in tower:
+                x = nn.relu(convolution(x))
+            features.append(x)
+        x = joined(features)
+        for layer in self.layers:
+            x = nn.relu(layer(x))
+        return x
+
+
+class ImpalaCNN(nn.Module):
+    """Three blocks of a convolution, pooling and residual pairs for each image (Espeholt et al. 2018)."""
+
+    def __init__(self, shapes: InputShapes, experiment: Experiment) -> None:
+        super().__init__()
+        self.towers, size = [], shapes.vector
+        for height, width, channels in shapes.images:
+            tower = []
+            for outputs in IMPALA_CHANNELS:
+                layers = [Convolution(channels, outputs, kernel=3, stride=1, padding=1)]
+                layers += [Convolution(outputs, outputs, 3, 1, 1) for _ in range(2 * IMPALA_RESIDUALS)]
+                tower.append(layers)
+                height, width, channels = (height + 1) // 2, (width + 1) // 2, outputs
+            self.towers.append(tower)
+            size += height * width * channels
+        sizes = [size, *hidden_sizes(experiment, shapes)]
+        self.layers = fully_connected(sizes)
+        self.size = sizes[-1]
+
+    def __call__(self, inputs: list[mx.array]) -> mx.array:
+        vector, *images = inputs
+        features = [vector]
+        for x, tower in zip(images, self.towers, strict=True):
+            x = scaled(x)
+            for first, *residual in tower:
+                x = max_pool(first(x))
+                for a, b in zip(residual[::2], residual[1::2], strict=True):
+                    x = x + b(nn.relu(a(nn.relu(x))))
+            features.append(nn.relu(x))
+        x = joined(features)
+        for layer in self.layers:
+            x = nn.relu(layer(x))
+        return x
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit (Cho et al., arXiv 1406.1078) over sequences that may begin episodes anew."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(inputs, 3 * size)
+        self.recurrent = nn.Linear(size, 3 * size)
+        self.size = size
+        self._tanh = tanh_for(mx.default_device())
+
+    def __call__(self, x: mx.array, memory: mx.array, starts: mx.array) -> mx.array:
+        """The memory [B, T, size] after each of T steps.
+
+        For features x [B, T, n], the memory [B, size] before them, and starts float32 [B, T], which is 1 where a step
+        begins an episode, and so forgets what was before.
+        """
+        from_input = self.inputs(x)
+        memories = []
+        for t in range(x.shape[1]):
+            memory = self._step(from_input[:, t], memory * (1 - starts[:, t, None]))
+            memories.append(memory)
+        return mx.stack(memories, axis=1)
+
+    def _step(self, from_input: mx.array, memory: mx.array) -> mx.array:
+        size = self.size
+        from_memory = self.recurrent(memory)
+        gates = from_input[:, : 2 * size] + from_memory[:, : 2 * size]
+        gates = 0.5 * self._tanh(0.5 * gates) + 0.5  # the sigmoid
+        reset, update = gates[:, :size], gates[:, size:]
+        candidate = self._tanh(from_input[:, 2 * size :] + reset * from_memory[:, 2 * size :])
+        return candidate + update * (memory - candidate)
+
+
+def activation(name: str) -> Callable[[mx.array], mx.array]:
+    """tanh, relu or silu, each in its fastest form."""
+    tanh = tanh_for(mx.default_device())
+    return {"tanh": tanh, "relu": nn.relu, "silu": lambda x: x * (0.5 * tanh(0.5 * x) + 0.5)}[name]
+
+
+def fully_connected(sizes: list[int]) -> list[nn.Linear]:
+    return [nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes)]
+
+
+def scaled(images: mx.array) -> mx.array:
+    """uint8 as float32 from 0 to 1."""
+    return images.astype(mx.float32) * (1 / 255)
+
+
+def joined(features: list[mx.array]) -> mx.array:
+    """All features [B, …] flattened, side by side."""
+    flat = [x.reshape(len(x), -1) for x in features if x.size]
+    return flat[0] if len(flat) == 1 else mx.concatenate(flat, axis=1)

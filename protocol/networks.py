@@ -1,0 +1,46 @@
+"""Which network an experiment uses. Each is two classes: in NumPy for the actors, in MLX for the learner."""
+
+import importlib
+
+from protocol.errors import UserError
+from protocol.experiment import NETWORKS, Experiment
+from protocol.observations import InputShapes
+
+SMALLEST_NATURE_IMAGE = 36  # pixels, in both directions; of a smaller one its convolutions leave nothing
+DEFAULT_HIDDEN_SIZES = {"mlp": (64, 64), "nature_cnn": (512,), "impala_cnn": (256,)}
+
+
+def network_class(experiment: Experiment, shapes: InputShapes, side: str) -> type:
+    """The class of the experiment's network for one `side`: `actor` or `learner`.
+
+    Raises `UserError` if there is none, or if it cannot take images of these shapes.
+    """
+    name = network_name(experiment, shapes)
+    if name == "nature_cnn" and any(min(image[:2]) < SMALLEST_NATURE_IMAGE for image in shapes.images):
+        raise UserError(f"--network nature_cnn needs images of at least {SMALLEST_NATURE_IMAGE} × 36; try impala_cnn")
+    package, own, class_name = name.partition(":")
+    module = f"{package}.{side}" if own else f"{side}s.networks" if side == "actor" else f"{side}.networks"
+    try:
+        return getattr(importlib.import_module(module), class_name if own else _CLASSES[name])
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--network {name}: {error}") from None
+
+
+def network_name(experiment: Experiment, shapes: InputShapes) -> str:
+    """The experiment's network, with `auto` decided by the images."""
+    if experiment.network != "auto":
+        return experiment.network
+    if not shapes.images:
+        return "mlp"
+    smallest = min(min(image[:2]) for image in shapes.images)
+    return "nature_cnn" if smallest >= SMALLEST_NATURE_IMAGE else "impala_cnn"
+
+
+def hidden_sizes(experiment: Experiment, shapes: InputShapes) -> tuple[int, ...]:
+    """Widths of the fully connected layers."""
+    if experiment.hidden_sizes is not None:
+        return experiment.hidden_sizes
+    return DEFAULT_HIDDEN_SIZES.get(network_name(experiment, shapes), DEFAULT_HIDDEN_SIZES["mlp"])
+
+
+_CLASSES = dict(zip(NETWORKS, ("MLP", "NatureCNN", "ImpalaCNN"), strict=True))

@@ -1,0 +1,97 @@
+"""From stored observations to a network's inputs: what both sides must do alike, to the last bit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocol.spaces import ObservationPart, Spaces
+
+OBSERVATION_CLIP = np.float32(10.0)
+
+
+@dataclass(frozen=True)
+class InputShapes:
+    """What a network gets for a batch of B observations: a list of arrays, first the vector and then the images."""
+
+    vector: int  # float32 [B, vector]; may be 0
+    images: tuple[tuple[int, int, int], ...]  # each uint8 [B, height, width, channels]
+
+    @classmethod
+    def of(cls, spaces: Spaces) -> "InputShapes":
+        images = tuple(channels_last(np.empty((1, *p.box.shape), np.uint8)).shape[1:] for p in image_parts(spaces))
+        one_hot = sum(sum(part.choices) for part in spaces.parts)
+        binary = sum(part.box.size for part in spaces.parts if part.kind == "binary")
+        return cls(normalized_size(spaces) + binary + one_hot, images)
+
+
+def image_parts(spaces: Spaces) -> list[ObservationPart]:
+    return [part for part in spaces.parts if part.kind == "image"]
+
+
+def normalized_size(spaces: Spaces) -> int:
+    """Numbers of an observation that are normalised; they come first in the vector."""
+    return sum(part.box.size for part in spaces.parts if part.kind == "numbers")
+
+
+def numbers_of(observations: np.ndarray, spaces: Spaces) -> np.ndarray:
+    """Those numbers, raw [B, normalized_size], of stored observations [B, *observation]."""
+    rows = len(observations)
+    arrays = zip(spaces.parts, spaces.unpack(observations), strict=True)
+    numbers = [array.reshape(rows, -1) for part, array in arrays if part.kind == "numbers"]
+    return numbers[0] if len(numbers) == 1 else np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1)
+
+
+def encode(
+    observations: np.ndarray, spaces: Spaces, normalization: tuple[np.ndarray, np.ndarray] | None
+) -> list[np.ndarray]:
+    """The inputs described by `InputShapes`, for stored observations [B, *observation].
+
+    `normalization` is the mean and one over the standard deviation, both float32 [normalized_size].
+    """
+    numbers = numbers_of(observations, spaces)
+    vector = normalize(numbers, *normalization) if normalization else numbers.astype(np.float32)
+    if len(spaces.parts) == 1 and spaces.parts[0].kind == "numbers":
+        return [vector]
+    rows = len(observations)
+    vectors, images = [vector], []
+    for part, array in zip(spaces.parts, spaces.unpack(observations), strict=True):
+        if part.kind == "binary":
+            vectors.append(array.reshape(rows, -1).astype(np.float32))
+        elif part.kind == "choices":
+            vectors.append(one_hot(array.reshape(rows, -1), part.choices))
+        elif part.kind == "image":
+            images.append(channels_last(array))
+    return [np.concatenate(vectors, axis=1), *images]
+
+
+def normalize(numbers: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Numbers [B, n] as float32, centred, scaled and clipped to ±10."""
+    normalized = numbers.astype(np.float32)
+    normalized -= mean
+    normalized *= scale
+    return np.clip(normalized, -OBSERVATION_CLIP, OBSERVATION_CLIP, out=normalized)
+
+
+def one_hot(chosen: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:
+    """float32 [B, sum of choices] with a 1 for each number chosen [B, len(choices)], counted from 0."""
+    encoded = np.zeros((len(chosen), sum(choices)), np.float32)
+    first = np.cumsum((0, *choices[:-1]))
+    np.put_along_axis(encoded, chosen + first, 1, axis=1)
+    return encoded
+
+
+def channels_last(images: np.ndarray) -> np.ndarray:
+    """Images as contiguous [B, height, width, channels], from [B, …] of one of these shapes.
+
+    [height, width]; [height, width, channels] or [channels, height, width], channels being the smaller number; and
+    either of them stacked [frames, …], which makes channels of the frames.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    elif images.ndim == 4:
+        images = np.moveaxis(images, 1, -1) if images.shape[1] < images.shape[3] else images
+    elif images.shape[2] < images.shape[4]:  # [B, frames, channels, height, width]
+        images = np.moveaxis(images.reshape(len(images), -1, *images.shape[3:]), 1, -1)
+    else:  # [B, frames, height, width, channels]
+        images = np.moveaxis(images, 1, 3).reshape(len(images), *images.shape[2:4], -1)
+    return np.ascontiguousarray(images)
