@@ -13,6 +13,8 @@ from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 
+REGISTERED_BY_IMPORT = {"ALE/": "ale_py", "MiniGrid-": "minigrid"}  # the package that an id's beginning asks for
+EXTRAS = {"atari": "ale_py", "minigrid": "minigrid"}  # of this project, and what each brings
 SMALLEST_FLAT_IMAGE = 36  # pixels a side from which a uint8 [height, width] is an image, and no table of numbers
 
 
@@ -22,11 +24,13 @@ def check_registered(env_id: str) -> None:
     try:
         if colon:
             importlib.import_module(module)
-        elif name.startswith("ALE/"):
-            importlib.import_module("ale_py")  # which registers its games by being imported
-        elif name.startswith("MiniGrid-"):
-            importlib.import_module("minigrid")
+        for prefix, package in REGISTERED_BY_IMPORT.items():
+            if name.startswith(prefix):
+                importlib.import_module(package)
         gymnasium.spec(name)
+    except ModuleNotFoundError as error:
+        extra = next((f" (extra `{extra}`)" for extra, package in EXTRAS.items() if package == error.name), "")
+        raise UserError(f"--env {env_id}: {error}{extra}") from None
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise UserError(f"--env {env_id}: {' '.join(str(error).split())}") from None
 
@@ -85,18 +89,13 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 def reset_environment(env: gymnasium.Env, seed: int) -> Any:
     """The first observation of the episode with this seed; raises whatever the environment does."""
-    if _is_quick_to_reseed(env):
+    game = env.unwrapped
+    if type(game).__module__ == "ale_py.env" and game.ale.getFloat("repeat_action_probability") == 0:  # pyright: ignore
         # ALE loads the game anew for a seed, which takes 90 ms. Without sticky actions the seed decides nothing but
         # the number of no-ops, drawn from this generator.
-        env.unwrapped.np_random = np.random.Generator(np.random.PCG64(seed))
+        game.np_random = np.random.Generator(np.random.PCG64(seed))
         return env.reset()[0]
     return env.reset(seed=seed)[0]
-
-
-def _is_quick_to_reseed(env: gymnasium.Env) -> bool:
-    spec = env.spec
-    ale = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
-    return ale and env.unwrapped.ale.getFloat("repeat_action_probability") == 0  # pyright: ignore
 
 
 def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:

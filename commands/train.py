@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from commands.supervisor import supervise
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.networks import check_network
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -80,6 +82,7 @@ def main(arguments: list[str]) -> int:
         _refuse_changes(defaults, config)
     config.check()
     check_registered(config.experiment.env)
+    check_network(config.experiment)
     if execution.actors < 0 or not 0 <= execution.port < 65_536:
         raise UserError("--actors must be at least 0, and --port between 0 and 65535")
     if not execution.step_timeout > 0:
@@ -101,20 +104,25 @@ def main(arguments: list[str]) -> int:
 
 
 def with_preset(config: RunConfig) -> RunConfig:
-    """`config` with the settings that `presets/` holds for its environment, if any."""
-    for path in sorted(PRESETS.glob("*.toml")):
-        settings = dict(tomllib.loads(path.read_text()).get(config.experiment.env, {}))
-        if not settings:
-            continue
-        parts = {}
-        for name in ("experiment", "ppo", "training"):
-            part = getattr(config, name)
+    """`config` with the settings that `presets/` holds for its environment: a family's (`ALE/*`), and then its own."""
+    env = config.experiment.env
+    found = [
+        (pattern, path, settings)
+        for path in PRESETS.glob("*.toml")
+        for pattern, settings in tomllib.loads(path.read_text()).items()
+        if fnmatchcase(env, pattern)
+    ]
+    parts = {name: getattr(config, name) for name in ("experiment", "ppo", "training")}
+    for pattern, path, settings in sorted(found, key=lambda item: len(item[0])):
+        unknown = set(settings)
+        for name, part in parts.items():
             own = {field.name for field in dataclasses.fields(part)} & settings.keys()
-            parts[name] = dataclasses.replace(part, **{key: settings.pop(key) for key in own})
-        if settings:
-            raise UserError(f"{path}: {config.experiment.env} has unknown settings {', '.join(settings)}")
-        return RunConfig(**parts)
-    return config
+            values = {key: tuple(v) if isinstance(v := settings[key], list) else v for key in own}
+            parts[name] = dataclasses.replace(part, **values)
+            unknown -= own
+        if unknown:
+            raise UserError(f"{path}: {pattern} has unknown settings {', '.join(sorted(unknown))}")
+    return RunConfig(**parts)
 
 
 def default_actors(num_lanes: int) -> int:

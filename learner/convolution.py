@@ -65,13 +65,29 @@ def unfold(x: mx.array, kernel: int, stride: int) -> mx.array:
 
 def fold(windows: mx.array, shape: tuple[int, ...], stride: int) -> mx.array:
     """The sum [B, height, width, channels] of windows laid where `unfold` took them from."""
-    rows, columns, kernel = windows.shape[1], windows.shape[2], windows.shape[3]
-    total = mx.zeros(shape)
-    for i in range(kernel):
-        for j in range(kernel):
-            total = total.at[:, i : i + stride * rows : stride, j : j + stride * columns : stride].add(
-                windows[:, :, :, i, j]
-            )
+    batch, rows, columns, kernel, _, channels = windows.shape
+    if missing := -kernel % stride:
+        windows = mx.pad(windows, [(0, 0)] * 3 + [(0, missing)] * 2 + [(0, 0)])
+    # In blocks of `stride` pixels a window moves by one block: add first its columns of blocks, then its rows.
+    blocks = (kernel + missing) // stride
+    x = windows.reshape(batch, rows, columns, blocks * stride, blocks, stride * channels)
+    x = _overlapped([x[..., j, :] for j in range(blocks)], axis=2)
+    x = x.reshape(*x.shape[:3], blocks, stride, stride * channels)
+    x = _overlapped([x[:, :, :, i] for i in range(blocks)], axis=1)
+    x = x.swapaxes(2, 3).reshape(batch, x.shape[1] * stride, x.shape[2] * stride, channels)
+    height, width = shape[1:3]
+    x = x[:, :height, :width]
+    return mx.pad(x, [(0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0)])
+
+
+def _overlapped(pieces: list[mx.array], axis: int) -> mx.array:
+    """The sum of pieces of one shape, each laid one further along `axis` than the one before."""
+    last = len(pieces) - 1
+    total = mx.array(0.0)
+    for i, piece in enumerate(pieces):
+        padding = [(0, 0)] * piece.ndim
+        padding[axis] = (i, last - i)
+        total = total + mx.pad(piece, padding)
     return total
 
 

@@ -1,5 +1,6 @@
 """The actor and the critic in MLX; `actors/policy.py` is the same policy in NumPy."""
 
+import math
 import typing
 from collections.abc import Iterator, Mapping
 
@@ -46,7 +47,7 @@ class ActorCritic(nn.Module):
         self.policy_head = nn.Linear(size, spaces.distribution_size)
         self.value_head = nn.Linear(size, 1)
         if spaces.distribution == "gaussian":
-            self.log_std = mx.zeros(spaces.distribution_size)
+            self.log_std = mx.full(spaces.distribution_size, math.log(experiment.initial_std))
         self._initialize(experiment.seed)
 
     def __call__(
@@ -99,7 +100,7 @@ class ActorCritic(nn.Module):
                 random = generator(seed, Purpose.INITIAL_WEIGHTS, index)
                 matrix = orthogonal(random, (len(array), array[0].size), GAINS.get(layer, 2**0.5))
                 state[name] = mx.array(matrix.reshape(array.shape))
-            elif kind in ("bias", "log_std"):
+            elif kind == "bias":
                 state[name] = mx.zeros(array.shape)
         self.load_state_dict(state)
 

@@ -17,11 +17,14 @@ from learner.config import PPOConfig
 from learner.distributions import Distribution
 from learner.model import ActorCritic
 from learner.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
+from protocol.errors import UserError
 from protocol.randomness import Purpose, generator
 
 MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 ADAM_EPSILON = 1e-5
+
+MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, on average; 1e-6 is usual
 
 Encode = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -45,7 +48,7 @@ class PPO:
         `encode` maps raw observations [B, …] to the network's inputs. `interrupt` is called between steps and may
         raise; the weights are then those of no completed version.
         """
-        self._shape = batch.rewards.shape
+        self._shape, self._samples = batch.rewards.shape, batch.size
         samples, values, value_targets = self._prepare(batch, iteration, encode)
         settings = self._scheduled(iteration)
         self._optimizer.learning_rate = mx.array(settings["learning_rate"], mx.float32)
@@ -155,6 +158,8 @@ class PPO:
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
         facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
         if batch.policy_version == iteration:  # lag 0: the proximal policy is the behaviour policy, to the last bit
+            if iteration == 0:
+                _check_agreement(log_probs, batch.behaviour_log_probs)
             proximal_log_probs = batch.behaviour_log_probs
             ratios = np.ones(batch.rewards.shape, np.float32)
             advantages, value_targets = gae(*facts, **settings)
@@ -214,7 +219,7 @@ class PPO:
 
     def _arranged(self, array: np.ndarray) -> np.ndarray:
         """[T, num_envs, …] with the samples first."""
-        return array.swapaxes(0, 1) if self.model.recurrent else array.reshape(-1, *array.shape[2:])
+        return array.swapaxes(0, 1) if self.model.recurrent else array.reshape(self._samples, *array.shape[2:])
 
     def _time_major(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `_arranged`."""
@@ -260,6 +265,15 @@ def ppo_loss(
     approx_kl = (ratio - 1 - log_ratio).mean()
     clip_fraction = (mx.abs(ratio - 1) > clip).astype(mx.float32).mean()
     return loss, mx.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+
+
+def _check_agreement(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Raise `UserError` if log-probabilities of the same actions are not those of one network."""
+    if np.abs(ours - theirs).mean() > MAX_DISAGREEMENT:
+        raise UserError(
+            "the network's two classes do not compute the same: with the same weights and observations, the"
+            f" log-probabilities of the actors' differ by {np.abs(ours - theirs).mean():.2g} from the learner's"
+        )
 
 
 def _finite(value: float) -> float | None:

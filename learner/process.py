@@ -48,6 +48,8 @@ def run_learner(
     with lock:
         try:
             conclude(learner.run())
+        except UserError:
+            raise  # it says what to do, and training has not come far enough for a summary
         except Exception as error:
             conclude("failed", f"{type(error).__name__}: {error}")
             raise

@@ -38,6 +38,8 @@ class Experiment:
     """Between the layers of the MLP; the CNNs use relu."""
     recurrent_size: int = 0
     """Units of a GRU after those layers, for a policy with a memory; 0 has none."""
+    initial_std: float = 1.0
+    """Standard deviation of each action of a Gaussian policy, before it learns another."""
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, and clip them to ±10."""
     rebuild_env: bool = False
@@ -78,6 +80,8 @@ class Experiment:
             )
         if any(size < 1 for size in self.hidden_sizes or ()):
             raise UserError(f"--hidden-sizes must all be at least 1, not {list(self.hidden_sizes or ())}")
+        if not 0 < self.initial_std < float("inf"):
+            raise UserError(f"--initial-std must be above 0, not {self.initial_std}")
         if self.recurrent_size < 0:
             raise UserError(f"--recurrent-size must be at least 0, not {self.recurrent_size}")
         if self.network not in ("auto", *NETWORKS) and not all(self.network.partition(":")):

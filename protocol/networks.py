@@ -1,6 +1,7 @@
 """Which network an experiment uses. Each is two classes: in NumPy for the actors, in MLX for the learner."""
 
 import importlib
+import importlib.util
 
 from protocol.errors import UserError
 from protocol.experiment import NETWORKS, Experiment
@@ -19,11 +20,23 @@ def network_class(experiment: Experiment, shapes: InputShapes, side: str) -> typ
     if name == "nature_cnn" and any(min(image[:2]) < SMALLEST_NATURE_IMAGE for image in shapes.images):
         raise UserError(f"--network nature_cnn needs images of at least {SMALLEST_NATURE_IMAGE} × 36; try impala_cnn")
     package, own, class_name = name.partition(":")
-    module = f"{package}.{side}" if own else f"{side}s.networks" if side == "actor" else f"{side}.networks"
+    module = f"{package}.{side}" if own else {"actor": "actors.networks", "learner": "learner.networks"}[side]
     try:
         return getattr(importlib.import_module(module), class_name if own else _CLASSES[name])
     except (ImportError, AttributeError) as error:
         raise UserError(f"--network {name}: {error}") from None
+
+
+def check_network(experiment: Experiment) -> None:
+    """Raise `UserError` unless the modules of a network of the user's own are there; neither is imported."""
+    package, own, _ = experiment.network.partition(":")
+    for module in (f"{package}.actor", f"{package}.learner") if own else ():
+        try:
+            found = importlib.util.find_spec(module)
+        except ImportError:
+            found = None
+        if found is None:
+            raise UserError(f"--network {experiment.network}: there is no module {module}")
 
 
 def network_name(experiment: Experiment, shapes: InputShapes) -> str:
@@ -43,4 +56,4 @@ def hidden_sizes(experiment: Experiment, shapes: InputShapes) -> tuple[int, ...]
     return DEFAULT_HIDDEN_SIZES.get(network_name(experiment, shapes), DEFAULT_HIDDEN_SIZES["mlp"])
 
 
-_CLASSES = dict(zip(NETWORKS, ("MLP", "NatureCNN", "ImpalaCNN"), strict=True))
+_CLASSES: dict[str, str] = dict(zip(NETWORKS, ("MLP", "NatureCNN", "ImpalaCNN"), strict=True))

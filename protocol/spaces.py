@@ -108,7 +108,7 @@ class Spaces:
             if part.kind == "image" and (part.box.dtype != "uint8" or not 2 <= len(part.box.shape) <= 4):
                 raise ProtocolError(f"an image is {part.box.dtype} {list(part.box.shape)}")
         total = sum(part.box.size * np.dtype(part.box.dtype).itemsize for part in self.parts)
-        packed = BoxSpace((total,), "uint8") if len(self.parts) > 1 else self.parts[0].box
+        packed = BoxSpace((total,), "uint8") if len(self.parts) != 1 else self.parts[0].box
         if self.observation != packed:
             raise ProtocolError("the observation space does not fit its parts")
         forms = {

@@ -6,6 +6,7 @@ What goes wrong only a few times leaves marks in the directory that `MARKS` name
 import os
 import random
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,15 @@ class EverySpace(gymnasium.Env):
         "discrete": spaces.Discrete(3, start=5),
         "box": spaces.Box(np.float32(-0.5), np.float32(0.5), (2, 2)),
         "unbounded": spaces.Box(-np.inf, np.inf, (3,), np.float64),
-        "multi_discrete": spaces.MultiDiscrete([[2, 3], [4, 2]]),
+        "multi_discrete": spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
         "multi_binary": spaces.MultiBinary(4),
         "dict": spaces.Dict({"a": spaces.Discrete(2)}),
     }
 
     def __init__(self, observation: str = "matrix", action: str = "discrete") -> None:
-        self.observation_space = self.OBSERVATIONS[observation]
-        self.action_space = self.ACTIONS[action]
+        # Copies, since drawing from a space changes it, and actors may be threads of one process.
+        self.observation_space = deepcopy(self.OBSERVATIONS[observation])
+        self.action_space = deepcopy(self.ACTIONS[action])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)

@@ -16,6 +16,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
     """One trajectory from each lane, filled with random numbers, with random ends of episodes."""
     t, n, lanes = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     observation_shape, action_shape = draw(st.sampled_from([((), ()), ((3,), (2,)), ((2, 2), ())]))
+    memory = draw(st.sampled_from([0, 3]))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     trajectories = []
     for lane in range(lanes):
@@ -42,6 +43,8 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 episode_indices=np.zeros(n, np.int64),
                 restarted=np.zeros(n, bool),
                 digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+                initial_memory=random.standard_normal((n, memory), np.float32),
+                last_memory=random.standard_normal((n, memory), np.float32),
                 faults=(),
                 moved_global_random=False,
             )
@@ -50,6 +53,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
 
 
 SIDE_BY_SIDE = ["observations", "actions", "behaviour_log_probs", "rewards", "terminated", "truncated"]
+PER_ENVIRONMENT = ["last_observations", "initial_memory"]
 
 
 @settings(deadline=None, max_examples=40)
@@ -68,9 +72,9 @@ def test_environments_stand_side_by_side_in_lane_order(trajectories: list[Trajec
                     np.testing.assert_array_equal(array[t, lane * lane_size + n], expected)
     for lane, trajectory in enumerate(trajectories):
         for n in range(lane_size):
-            np.testing.assert_array_equal(
-                batch.last_observations[lane * lane_size + n], trajectory.last_observations[n]
-            )
+            for name in PER_ENVIRONMENT:
+                expected = getattr(trajectory, name)[n]
+                np.testing.assert_array_equal(getattr(batch, name)[lane * lane_size + n], expected)
     assert batch.size == steps * lane_size * len(trajectories)
     assert batch.policy_version == 4
 

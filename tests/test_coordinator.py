@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import discrete, numbers
 
 from learner.coordinator import MAX_FAULTS, Coordinator, EnvironmentsFailed
 from learner.lanes import balance
@@ -17,11 +18,11 @@ from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Welcome
 from protocol.snapshot import PolicySnapshot
-from protocol.spaces import BoxSpace, Spaces
+from protocol.spaces import BoxSpace
 from protocol.trajectory import DIGEST_SIZE, Trajectory
 
 EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=3)
-SPACES = Spaces(BoxSpace((4,), "float32"), BoxSpace((), "int64"), "categorical", 2)
+SPACES = discrete(numbers(4), 2)
 STEPS = 6  # of a lane in a rollout
 
 
@@ -112,6 +113,8 @@ def fulfil(grant: Grant, **changes: Any) -> Trajectory:
         episode_indices=np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+        initial_memory=np.zeros((n, 0), np.float32),
+        last_memory=np.zeros((n, 0), np.float32),
         faults=(),
         moved_global_random=False,
     )
@@ -310,18 +313,20 @@ def test_an_actor_with_other_spaces_is_refused() -> None:
     talk.join(0)
     talk.say(b"other", Hello(1, 2, {"numpy": "2"}))
     assert len(talk.socket.take(Welcome, b"other")) == 1
-    talk.say(b"other", Ready(replace(SPACES, distribution_size=3)))
+    talk.say(b"other", Ready(replace(SPACES, choices=(3,))))
     assert talk.socket.take(Refusal, b"other")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"distribution_size": 0},
-        {"distribution_size": 2**40},
-        {"observation": BoxSpace((-1,), "float32")},
-        {"observation": BoxSpace((2**20, 2**20), "float32")},
-        {"observation": BoxSpace((4,), "nonsense")},
+        {"choices": (0,)},
+        {"choices": (2**40,)},
+        {"observation": BoxSpace((-1,), "float32"), "parts": (numbers(-1),)},
+        {"observation": BoxSpace((2**20, 2**20), "float32"), "parts": (numbers(2**20, 2**20),)},
+        {"observation": BoxSpace((4,), "nonsense"), "parts": (numbers(4, dtype="nonsense"),)},
+        {"observation": BoxSpace((5,), "float32")},
+        {"parts": ()},
         {"action": BoxSpace((3,), "int64")},
     ],
     ids=str,

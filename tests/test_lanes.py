@@ -16,7 +16,7 @@ from protocol.trajectory import DIGEST_SIZE, LaneState, Trajectory
 def trajectory(
     rollout_index: int, terminated: np.ndarray, truncated: np.ndarray, restarted: np.ndarray, action_shape: tuple = ()
 ) -> Trajectory:
-    """A rollout whose every action, index and digest is a number of its own."""
+    """A rollout whose every action, index, digest and memory is a number of its own."""
     t, n = terminated.shape
     size = t * n * int(np.prod(action_shape))
     done = terminated | truncated
@@ -39,6 +39,8 @@ def trajectory(
         episode_indices=10 * rollout_index + np.arange(n),
         restarted=restarted,
         digests=np.full((n, DIGEST_SIZE), rollout_index, np.uint8),
+        initial_memory=np.full((n, 3), rollout_index - 0.5, np.float32),
+        last_memory=(rollout_index + 0.25 * np.arange(3 * n)).reshape(n, 3).astype(np.float32),
         faults=(),
         moved_global_random=False,
     )
@@ -60,7 +62,7 @@ def histories(draw: st.DrawFn) -> list[Trajectory]:
 
 
 def first_border(size: int) -> LaneBorder:
-    return LaneBorder.first(Experiment(num_envs=size, lane_size=size))
+    return LaneBorder.first(Experiment(num_envs=size, lane_size=size, recurrent_size=3))
 
 
 def replayed(history: list[Trajectory]) -> list[list]:
@@ -96,6 +98,7 @@ def test_a_border_replays_the_actions_since_each_last_reset(history: list[Trajec
         assert state.actions.dtype == rollout.actions.dtype and state.episode_steps.dtype == np.int64
         np.testing.assert_array_equal(state.episode_indices, rollout.episode_indices)
         np.testing.assert_array_equal(state.digests, rollout.digests)
+        np.testing.assert_array_equal(state.memory, rollout.last_memory)
 
 
 @settings(deadline=None, max_examples=30)
@@ -160,6 +163,7 @@ def test_the_first_border_has_nothing_to_replay() -> None:
     border = first_border(3)
     assert border.rollout_index == 0 and border.logs == ((), (), ())
     assert border.episode_indices.tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(border.memory, np.zeros((3, 3), np.float32), strict=True)
 
 
 def test_a_border_is_that_of_the_rollout_after() -> None:

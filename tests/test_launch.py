@@ -13,6 +13,7 @@ import psutil
 import pytest
 from launching import LAUNCH, SMALL, launch, metrics_of, running, summary_of, train
 
+EVERY = "tests.environments:EverySpace-v0"
 LONG = ["--total-steps", 10_000_000, "--checkpoint-every", 1000]
 
 
@@ -217,10 +218,14 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
     [
         (["--learnin-rate", 1], "--learning-rate"),
         (["--env", "CartPole-v99"], "CartPole"),
-        (["--env", "Blackjack-v1"], "observation space Tuple"),
+        (["--env", EVERY, "--env-kwargs", "observation='text'"], "observation space Text"),
+        (["--env", EVERY, "--env-kwargs", "action='dict'"], "action space Dict"),
+        (["--wrapper", "os:system('true')"], "--wrapper os:system('true')"),
+        (["--recurrent-size", 4, "--minibatches", 48], "64 sequences (--num-envs) does not divide"),
         (["--minibatches", 7], "use 4 or 8"),
         (["--minibatches", 4096], "use 2048"),
         (["--clip-range", "inf"], "--clip-range"),
+        (["--learning-rate-schedule", "1:-1"], "--learning-rate-schedule 1:-1"),
         (["--stop-return", "nan"], "--stop-return"),
         (["--env", ":CartPole-v1"], "--env"),
         (["--resume", "here", "--run-dir", "there"], "no run here"),
@@ -315,9 +320,10 @@ def test_every_flag_has_a_sentence_in_the_help() -> None:
     assert done.returncode == 0
     named = (
         "--env --actors --num-envs --lane-size --rollout-length --total-steps --seed --schedule --run-dir --resume"
-        " --in-process --transport --stop-return --checkpoint-every --device --learning-rate --anneal-learning-rate"
+        " --in-process --transport --stop-return --checkpoint-every --device --learning-rate --learning-rate-schedule"
         " --epochs --minibatches --clip-range --discount --gae-lambda --entropy-coef --value-coef --max-grad-norm"
-        " --target-kl --hidden-sizes"
+        " --target-kl --hidden-sizes --env-kwargs --wrapper --network --activation --recurrent-size --initial-std"
+        " --normalize-rewards --value-clip-range --desired-kl --clip-range-schedule --entropy-coef-schedule"
     )
     assert all(flag in done.stdout for flag in named.split())
 

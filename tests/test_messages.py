@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from making import continuous, discrete, numbers
 
 from protocol import codec
 from protocol.errors import ProtocolError
@@ -20,7 +21,7 @@ from protocol.messages import PROTOCOL_VERSION, Grant, Hello, Message, Progress,
 from protocol.messages import from_frames as received
 from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
-from protocol.spaces import BoxSpace, Spaces
+from protocol.spaces import Spaces
 from protocol.trajectory import DIGEST_SIZE, LaneState, Trajectory
 
 thorough = settings(deadline=None, max_examples=80)
@@ -39,6 +40,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.builds(typing.cast(Any, hint), **{name: values_of(hint) for name, hint in hints.items()})
     if hint is int:
         return st.integers(-(2**63), 2**63 - 1)
+    if hint is float:
+        return st.floats()
     if hint is str:
         return st.text(max_size=10)
     if hint is bool:
@@ -64,12 +67,14 @@ def same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, float):
+        return repr(a) == repr(b)
     return a == b
 
 
-EXPERIMENT = Experiment(num_envs=4, lane_size=2, rollout_length=3)
-DISCRETE = Spaces(BoxSpace((4,), "float32"), BoxSpace((), "int64"), "categorical", 3)
-CONTINUOUS = Spaces(BoxSpace((2, 2), "float32"), BoxSpace((2,), "float32"), "gaussian", 2)
+EXPERIMENT = Experiment(num_envs=4, lane_size=2, rollout_length=3, recurrent_size=5)
+DISCRETE = discrete(numbers(4), 3)
+CONTINUOUS = continuous(numbers(2, 2), 2)
 SPACES = {"discrete": DISCRETE, "continuous": CONTINUOUS}
 
 
@@ -96,6 +101,8 @@ def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
         episode_indices=np.array([1, 2]),
         restarted=np.array([False, True]),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+        initial_memory=np.ones((n, EXPERIMENT.recurrent_size), np.float32),
+        last_memory=np.ones((n, EXPERIMENT.recurrent_size), np.float32),
         faults=(),
         moved_global_random=False,
     )
@@ -108,6 +115,7 @@ def lane_state(spaces: Spaces = DISCRETE) -> LaneState:
         episode_steps=np.array([5, 0]),
         actions=np.ones((5, *spaces.action.shape), spaces.action.dtype),
         digests=np.zeros((2, DIGEST_SIZE), np.uint8),
+        memory=np.ones((2, EXPERIMENT.recurrent_size), np.float32),
     )
 
 
@@ -116,7 +124,7 @@ EXAMPLES: dict[type, Message] = {
     Welcome: Welcome("run", EXPERIMENT),
     Refusal: Refusal("because"),
     Ready: Ready(DISCRETE),
-    PolicySnapshot: PolicySnapshot(3, {"policy.bias": np.ones(2, np.float32)}, np.zeros(4), np.ones(4)),
+    PolicySnapshot: PolicySnapshot(3, {"policy_head.bias": np.ones(2, np.float32)}, np.zeros(4), np.ones(4)),
     Grant: Grant("run", 1, 2, 1, 3, lane_state()),
     Trajectory: trajectory(),
     Progress: Progress(100),
@@ -126,7 +134,13 @@ EXAMPLES: dict[type, Message] = {
 
 def plain(record: Any) -> dict[str, Any]:
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {name: plain(value) if dataclasses.is_dataclass(value) else value for name, value in fields.items()}
+    return {name: plain_value(value) for name, value in fields.items()}
+
+
+def plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [plain_value(item) for item in value]
+    return plain(value) if dataclasses.is_dataclass(value) else value
 
 
 def fields_of(kind: type) -> dict[str, Any]:
@@ -221,6 +235,7 @@ def test_an_integer_beyond_64_bits_is_refused_by_name(kind: type, name: str, val
         (Welcome, ["experiment", "seed"], True),
         (Welcome, ["experiment", "seed"], 2**63),
         (Welcome, ["experiment", "normalize_observations"], 1),
+        (Welcome, ["experiment", "initial_std"], 1),
         (Welcome, ["experiment", "schedule"], "async"),
         (Welcome, ["experiment", "schedule"], ["sync"]),
         (Welcome, ["experiment", "hidden_sizes"], 64),
@@ -231,7 +246,9 @@ def test_an_integer_beyond_64_bits_is_refused_by_name(kind: type, name: str, val
         (Ready, ["spaces", "observation", "shape"], [4, None]),
         (Ready, ["spaces", "observation", "dtype"], np.ones(1)),
         (Ready, ["spaces", "action"], None),
-        (PolicySnapshot, ["weights", "policy.bias"], [1.0]),
+        (Ready, ["spaces", "parts"], {}),
+        (Ready, ["spaces", "choices"], [2, 3.0]),
+        (PolicySnapshot, ["weights", "policy_head.bias"], [1.0]),
         (Grant, ["state", "rollout_index"], 0.0),
         (Grant, ["state", "actions"], b"1"),
     ],
@@ -313,6 +330,7 @@ def refusal(record: Trajectory | LaneState, spaces: Spaces) -> str:
 
 TRAJECTORY_ARRAYS = [field.name for field in dataclasses.fields(Trajectory) if field.type is np.ndarray]
 FLOATS = ["observations", "last_observations", "final_observations", "behaviour_log_probs", "rewards"]
+MEMORIES = ["initial_memory", "last_memory"]
 SHAPINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "one axis more": lambda array: array[None],
     "one axis less": lambda array: array[0],
@@ -349,7 +367,7 @@ def test_a_trajectory_with_an_array_of_another_dtype_is_refused_by_name(name: st
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", [*FLOATS, "episode_returns", "actions"])
+@pytest.mark.parametrize("name", [*FLOATS, *MEMORIES, "episode_returns", "actions"])
 def test_a_trajectory_with_a_number_that_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
     array = getattr(trajectory(CONTINUOUS), name).copy()
     array.flat[-1] = value
@@ -378,7 +396,7 @@ def test_another_number_of_final_observations_than_truncations_is_refused(count:
 def test_an_action_that_does_not_exist_is_refused(action: int) -> None:
     actions = trajectory().actions.copy()
     actions[-1, -1] = action
-    assert "an action lies outside 0…2" in refusal(replace(trajectory(), actions=actions), DISCRETE)
+    assert "an action lies outside 0…n−1, for n = 3" in refusal(replace(trajectory(), actions=actions), DISCRETE)
 
 
 @thorough
@@ -390,7 +408,7 @@ def test_a_trajectory_with_a_made_up_array_is_accepted_or_refused(name: str, arr
         assert str(error)
 
 
-LANE_STATE_ARRAYS = ["episode_indices", "episode_steps", "actions", "digests"]
+LANE_STATE_ARRAYS = ["episode_indices", "episode_steps", "actions", "digests", "memory"]
 
 
 @pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)

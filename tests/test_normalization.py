@@ -1,14 +1,18 @@
-"""Running statistics of observations, and what is done with them on both sides."""
+"""Running statistics: of observations, and what is done with them on both sides, and of returns, to scale rewards."""
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import discrete, numbers
 
 from actors.policy import Policy
-from learner.normalization import RunningStatistics
-from protocol.snapshot import PolicySnapshot, normalize
-from protocol.spaces import BoxSpace, Spaces
+from learner.normalization import RewardScaling, RunningStatistics
+from protocol.experiment import Experiment
+from protocol.observations import normalize
+from protocol.snapshot import PolicySnapshot
 
 
 def statistics_of(pieces: list[np.ndarray]) -> RunningStatistics:
@@ -77,10 +81,89 @@ def test_actor_and_learner_normalise_to_the_same_bits(dtype: str) -> None:
     random = np.random.default_rng(0)
     shape = (2, 3)
     observations = random.integers(0, 255, (50, *shape)).astype(dtype)
-    mean, scale = statistics_of([random.normal(100, 15, (50, *shape))]).normalization()
-    identity = {"policy.layers.0.weight": np.eye(6, dtype=np.float32), "policy.layers.0.bias": np.zeros(6, np.float32)}
-    spaces = Spaces(BoxSpace(shape, dtype), BoxSpace((), "int64"), "categorical", 6)
-    policy = Policy(PolicySnapshot(0, identity, mean, scale), spaces, normalize_observations=True)
-    expected = normalize(observations, mean, scale).reshape(50, -1)
+    mean, scale = statistics_of([random.normal(100, 15, (50, 6))]).normalization()
+    identity = {"policy_head.weight": np.eye(6, dtype=np.float32), "policy_head.bias": np.zeros(6, np.float32)}
+    spaces = discrete(numbers(*shape, dtype=dtype), 6)
+    policy = Policy(PolicySnapshot(0, identity, mean, scale), spaces, Experiment(hidden_sizes=()))
+    expected = normalize(observations.reshape(50, 6), mean, scale)
     assert 0 < (np.abs(expected) == 10).mean() < 0.9
-    np.testing.assert_array_equal(policy.forward(observations), expected)
+    np.testing.assert_array_equal(policy.forward(observations, np.zeros((50, 0), np.float32))[0], expected)
+
+
+# Rewards
+
+STEPS, ENVS, DISCOUNT = 5, 3, 0.9
+
+
+def experience(seed: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """(rewards, ends of episodes) [STEPS, ENVS]; the last environment's episode never ends."""
+    random = np.random.default_rng(seed)
+    done = random.random((STEPS, ENVS)) < 0.3
+    done[:, -1] = False
+    return (scale * random.standard_normal((STEPS, ENVS)) + 1).astype(np.float32), done
+
+
+def literal_scaling(batches: list[tuple[np.ndarray, np.ndarray]]) -> list[list[list[float]]]:
+    """The scaled rewards of all batches, environment by environment: each return is seen once."""
+    under_way, seen = [0.0] * ENVS, []
+    scaled = []
+    for rewards, done in batches:
+        for n in range(ENVS):
+            for t in range(STEPS):
+                under_way[n] = DISCOUNT * under_way[n] + float(rewards[t, n])
+                seen.append(under_way[n])
+                if done[t, n]:
+                    under_way[n] = 0.0
+        mean = sum(seen) / len(seen)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in seen) / len(seen) + 1e-8)
+        scaled.append([[min(max(float(r) / deviation, -10), 10) for r in row] for row in rewards])
+    return scaled
+
+
+def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far() -> None:
+    batches = [experience(seed) for seed in range(4)]
+    assert any(done.any() for _, done in batches)
+    scaling = RewardScaling(ENVS, DISCOUNT)
+    for batch, expected in zip(batches, literal_scaling(batches), strict=True):
+        scaled = scaling(*batch)
+        assert scaled.dtype == np.float32
+        np.testing.assert_allclose(scaled, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_return_runs_on_from_one_batch_to_the_next() -> None:
+    batches = [experience(0), experience(1)]
+    whole, fresh = RewardScaling(ENVS, DISCOUNT), RewardScaling(ENVS, DISCOUNT)
+    whole(*batches[0])
+    assert not np.allclose(whole(*batches[1]), fresh(*batches[1]))
+
+
+def test_rewards_are_clipped_to_ten_and_given_in_their_own_sign() -> None:
+    rewards, done = np.zeros((400, ENVS), np.float32), np.ones((400, ENVS), bool)
+    rewards[0] = [1e6, -1e6, 0]
+    np.testing.assert_array_equal(RewardScaling(ENVS, DISCOUNT)(rewards, done)[0], [10, -10, 0])
+
+
+def test_scaling_leaves_the_rewards_alone() -> None:
+    rewards, done = experience(0)
+    before = rewards.copy()
+    RewardScaling(ENVS, DISCOUNT)(rewards, done)
+    np.testing.assert_array_equal(rewards, before)
+
+
+def test_rewards_that_never_vary_stay_finite() -> None:
+    rewards, done = np.zeros((STEPS, ENVS), np.float32), np.zeros((STEPS, ENVS), bool)
+    np.testing.assert_array_equal(RewardScaling(ENVS, DISCOUNT)(rewards, done), rewards)
+
+
+def test_a_saved_scaling_goes_on_bit_for_bit() -> None:
+    undisturbed, stopped = RewardScaling(ENVS, DISCOUNT), RewardScaling(ENVS, DISCOUNT)
+    for seed in range(2):
+        undisturbed(*experience(seed))
+        stopped(*experience(seed))
+    state = stopped.state_dict()
+    stopped(*experience(9, scale=100.0))  # must not reach into the state saved before
+    restored = RewardScaling(ENVS, DISCOUNT)
+    restored.load_state_dict(state)
+    for seed in (2, 3):
+        expected = undisturbed(*experience(seed))
+        np.testing.assert_array_equal(restored(*experience(seed)), expected)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from making import binary, continuous, discrete, numbers, snapshot_of, spoken, trained_model
 from mlx.utils import tree_flatten
 
 from actors.environment import describe_spaces, make_environment
@@ -20,15 +22,18 @@ from learner.batch import Batch
 from learner.config import PPOConfig
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics
-from learner.ppo import PPO, explained_variance, ppo_loss
+from learner.ppo import PPO, Encode, explained_variance, forward, ppo_loss
+from learner.schedules import adapt_learning_rate
+from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.messages import Grant
-from protocol.snapshot import PolicySnapshot, normalize
-from protocol.spaces import BoxSpace, Spaces
+from protocol.observations import encode, normalized_size
+from protocol.randomness import Purpose, generator
+from protocol.spaces import Spaces
 
 T, N = 6, 4
-DISCRETE = Spaces(BoxSpace((3,), "float32"), BoxSpace((), "int64"), "categorical", 2)
-CONTINUOUS = Spaces(BoxSpace((3,), "float32"), BoxSpace((2,), "float32"), "gaussian", 2)
+DISCRETE, CONTINUOUS, BITS = discrete(numbers(3), 2), continuous(numbers(3), 2), binary(numbers(3), 2)
+SPACES = {"discrete": DISCRETE, "continuous": CONTINUOUS, "bits": BITS}
 CONFIG = PPOConfig(learning_rate=0.01, epochs=3, minibatches=2, entropy_coef=0.01)
 TOTAL_ITERATIONS = 4
 
@@ -44,12 +49,16 @@ def uncompiled() -> Iterator[None]:
 
 @pytest.fixture
 def minibatches(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
-    """What the loss is given, minibatch by minibatch, with the clip range as `clip`."""
+    """What the loss is given, minibatch by minibatch, with what is scheduled as `clip` and `entropy_coef`."""
     seen: list[dict[str, np.ndarray]] = []
 
-    def spy(model: ActorCritic, minibatch: dict[str, mx.array], clip: mx.array, config: PPOConfig) -> Any:
-        seen.append({name: np.array(array) for name, array in {**minibatch, "clip": clip}.items()})
-        return ppo_loss(model, minibatch, clip, config)
+    def spy(
+        model: ActorCritic, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array, config: PPOConfig
+    ) -> Any:
+        arrays = {name: array for name, array in minibatch.items() if name != "inputs"}
+        arrays |= {"observations": minibatch["inputs"][0], "clip": clip, "entropy_coef": entropy_coef}
+        seen.append({name: np.array(array) for name, array in arrays.items()})
+        return ppo_loss(model, minibatch, clip, entropy_coef, config)
 
     monkeypatch.setattr("learner.ppo.ppo_loss", spy)
     return seen
@@ -68,16 +77,31 @@ def make_ppo(config: PPOConfig = CONFIG, spaces: Spaces = DISCRETE, seed: int = 
     return PPO(make_model(spaces, seed), config, seed=5, total_iterations=TOTAL_ITERATIONS)
 
 
-def make_batch(model: ActorCritic, seed: int, policy_version: int, drift: float = 0.0) -> Batch:
+def random_actions(spaces: Spaces, random: np.random.Generator, *lead: int) -> np.ndarray:
+    """Actions [*lead, *action]."""
+    if spaces.distribution == "categorical":
+        return random.integers(2, size=lead)
+    if spaces.distribution == "bernoulli":
+        return random.integers(2, size=(*lead, 2)).astype(np.int8)
+    return random.standard_normal((*lead, 2)).astype(np.float32)
+
+
+def halved(observations: np.ndarray) -> list[np.ndarray]:
+    """A stand-in for normalisation that shows where it is forgotten."""
+    return [(observations.reshape(len(observations), -1) / 2).astype(np.float32)]
+
+
+def as_is(observations: np.ndarray) -> list[np.ndarray]:
+    return [observations]
+
+
+def make_batch(model: ActorCritic, seed: int, policy_version: int, drift: float = 0.0, encode: Encode = as_is) -> Batch:
     """Random experience with both kinds of ends; its log-probabilities are the model's, off by about `drift`."""
     random = np.random.default_rng(seed)
     observations = random.standard_normal((T + 1, N, 3)).astype(np.float32)
-    if model.spaces.distribution == "categorical":
-        actions = random.integers(2, size=(T, N))
-    else:
-        actions = random.standard_normal((T, N, 2)).astype(np.float32)
-    distribution = model.distribution(mx.array(observations[:-1].reshape(T * N, 3)))
-    log_probs = np.array(distribution.log_prob(mx.array(actions.reshape(T * N, *actions.shape[2:])))).reshape(T, N)
+    actions = random_actions(model.spaces, random, T, N)
+    distribution, _ = spoken(model, encode(observations[:-1].reshape(T * N, 3)))
+    log_probs = np.array(distribution.log_prob(mx.array(actions.reshape(T * N, -1)))).reshape(T, N)
     ends = random.permutation(T * N).reshape(T, N)
     return Batch(
         observations=observations[:-1],
@@ -88,19 +112,11 @@ def make_batch(model: ActorCritic, seed: int, policy_version: int, drift: float 
         rewards=random.standard_normal((T, N)).astype(np.float32),
         terminated=ends < 2,
         truncated=(ends >= 2) & (ends < 5),
+        initial_memory=np.zeros((N, 0), np.float32),
         episode_returns=np.zeros(5),
         episode_lengths=np.ones(5, np.int64),
         policy_version=policy_version,
     )
-
-
-def halved(observations: np.ndarray) -> np.ndarray:
-    """A stand-in for normalisation that shows where it is forgotten."""
-    return (observations.reshape(len(observations), -1) / 2).astype(np.float32)
-
-
-def as_is(observations: np.ndarray) -> np.ndarray:
-    return observations
 
 
 def never() -> None:
@@ -120,14 +136,11 @@ def run_updates(ppo: PPO, iterations: range, drift: float = 0.0) -> list[dict[st
 # The loss
 
 
-def random_minibatch(spaces: Spaces, model: ActorCritic, seed: int, size: int = 16) -> dict[str, np.ndarray]:
+def random_minibatch(model: ActorCritic, seed: int, size: int = 16) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     observations = random.standard_normal((size, 3)).astype(np.float32)
-    if spaces is DISCRETE:
-        actions = random.integers(2, size=size)
-    else:
-        actions = random.standard_normal((size, 2)).astype(np.float32)
-    distribution, values = model(mx.array(observations))
+    actions = random_actions(model.spaces, random, size).reshape(size, -1)
+    distribution, values = spoken(model, [observations])
     vectors = {
         "proximal_log_probs": np.array(distribution.log_prob(mx.array(actions))) + 0.3 * random.standard_normal(size),
         "weights": random.uniform(0, 2, size),
@@ -142,78 +155,97 @@ def random_minibatch(spaces: Spaces, model: ActorCritic, seed: int, size: int = 
     }
 
 
-def literal_network(weights: Weights, name: str, x: np.ndarray) -> np.ndarray:
-    hidden = np.tanh(weights[f"{name}.layers.0.weight"] @ x + weights[f"{name}.layers.0.bias"])
-    return weights[f"{name}.layers.1.weight"] @ hidden + weights[f"{name}.layers.1.bias"]
+def on_device(minibatch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A minibatch as the loss takes it."""
+    arrays: dict[str, Any] = {name: mx.array(array) for name, array in minibatch.items()}
+    return arrays | {"inputs": [arrays.pop("observations")]}
 
 
-def literal_policy(weights: Weights, x: np.ndarray, action: np.ndarray) -> tuple[float, float]:
-    """(log-probability, entropy) for one observation and one action."""
-    outputs = literal_network(weights, "policy", x)
-    if "log_std" not in weights:
+def literal_network(weights: Weights, encoder: str, head: str, x: np.ndarray) -> np.ndarray:
+    hidden = np.tanh(weights[f"{encoder}.layers.0.weight"] @ x + weights[f"{encoder}.layers.0.bias"])
+    return weights[f"{head}.weight"] @ hidden + weights[f"{head}.bias"]
+
+
+def literal_policy(spaces: Spaces, weights: Weights, outputs: np.ndarray, action: np.ndarray) -> tuple[float, float]:
+    """(log-probability, entropy) for the outputs of one observation and one action."""
+    if spaces.distribution == "categorical":
         probabilities = np.exp(outputs) / np.exp(outputs).sum()
-        return math.log(probabilities[action]), -sum(p * math.log(p) for p in probabilities)
+        return math.log(probabilities[action[0]]), -sum(p * math.log(p) for p in probabilities)
+    if spaces.distribution == "bernoulli":
+        ones = [1 / (1 + math.exp(-x)) for x in outputs]
+        log_prob = sum(math.log(p if bit else 1 - p) for p, bit in zip(ones, action, strict=True))
+        return log_prob, -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in ones)
     std = np.exp(weights["log_std"])
     densities = np.exp(-((action - outputs) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi))
     return math.log(np.prod(densities)), sum(0.5 * math.log(2 * math.pi * math.e * s**2) for s in std)
 
 
-def literal_loss(weights: Weights, minibatch: dict[str, np.ndarray], clip: float, config: PPOConfig) -> list[float]:
+def literal_loss(
+    spaces: Spaces,
+    weights: Weights,
+    minibatch: dict[str, np.ndarray],
+    clip: float,
+    entropy_coef: float,
+    config: PPOConfig,
+) -> list[float]:
     """[loss, policy loss, value loss, entropy, approximate KL, clip fraction], sample by sample."""
+    minibatch = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in minibatch.items()}
+    if "memory" in minibatch:  # the samples are sequences, whose steps are what counts
+        said = [literal_steps(weights, minibatch, i)[:2] for i in range(len(minibatch["actions"]))]
+        outputs = [row for rows, _ in said for row in rows]
+        values = [value for _, row in said for value in row]
+        minibatch = {k: v.reshape(-1, *v.shape[2:]) for k, v in minibatch.items() if k not in ("memory", "starts")}
+    else:
+        x = minibatch["observations"]
+        outputs = [literal_network(weights, "encoder", "policy_head", row) for row in x]
+        values = [literal_network(weights, "value_encoder", "value_head", row)[0] for row in x]
     size = len(minibatch["actions"])
     advantages = minibatch["advantages"].astype(np.float64)
     if config.normalize_advantages:
         advantages = (advantages - advantages.mean()) / advantages.std(ddof=1)
     sums = np.zeros(5)
     for i in range(size):
-        x = minibatch["observations"][i].astype(np.float64)
-        log_prob, entropy = literal_policy(weights, x, minibatch["actions"][i])
+        log_prob, entropy = literal_policy(spaces, weights, outputs[i], minibatch["actions"][i])
         ratio = math.exp(log_prob - minibatch["proximal_log_probs"][i])
         bounded = min(max(ratio, 1 - clip), 1 + clip)
         objective = minibatch["weights"][i] * min(ratio * advantages[i], bounded * advantages[i])
-        value, old, target = (
-            literal_network(weights, "value", x)[0],
-            minibatch["values"][i],
-            minibatch["value_targets"][i],
-        )
+        value, old, target = values[i], minibatch["values"][i], minibatch["value_targets"][i]
         error = (value - target) ** 2
         if config.value_clip_range is not None:
             near = old + min(max(value - old, -config.value_clip_range), config.value_clip_range)
             error = max(error, (near - target) ** 2)
         sums += [-objective, error / 2, entropy, ratio - 1 - math.log(ratio), float(abs(ratio - 1) > clip)]
     policy_loss, value_loss, entropy, *rest = (sums / size).tolist()
-    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
     return [loss, policy_loss, value_loss, entropy, *rest]
 
 
-@pytest.mark.parametrize("spaces", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("normalize_advantages", [True, False])
 @pytest.mark.parametrize("value_clip_range", [None, 0.2])
 def test_the_loss_is_the_formula(spaces: Spaces, normalize_advantages: bool, value_clip_range: float | None) -> None:
-    config = PPOConfig(
-        normalize_advantages=normalize_advantages, value_clip_range=value_clip_range, entropy_coef=0.1, value_coef=0.7
-    )
+    config = PPOConfig(normalize_advantages=normalize_advantages, value_clip_range=value_clip_range, value_coef=0.7)
     model = make_model(spaces)
     for seed in range(5):
-        minibatch = random_minibatch(spaces, model, seed)
-        arrays = {name: mx.array(array) for name, array in minibatch.items()}
-        loss, metrics = ppo_loss(model, arrays, mx.array(0.2), config)
-        expected = literal_loss(host_weights(model), minibatch, 0.2, config)
+        minibatch = random_minibatch(model, seed)
+        loss, metrics = ppo_loss(model, on_device(minibatch), mx.array(0.2), mx.array(0.1), config)
+        expected = literal_loss(spaces, host_weights(model), minibatch, 0.2, 0.1, config)
         np.testing.assert_allclose([loss.item(), *np.array(metrics)], expected, rtol=1e-5, atol=1e-5)
         assert 0 < expected[-1] < 1
 
 
 @pytest.mark.parametrize(("advantage", "drift"), [(1.0, 0.5), (-1.0, -0.5)])
 def test_a_clipped_sample_has_no_gradient(advantage: float, drift: float) -> None:
-    config = PPOConfig(normalize_advantages=False, value_coef=0, entropy_coef=0)
+    config = PPOConfig(normalize_advantages=False, value_coef=0)
     model = make_model()
-    minibatch = {name: mx.array(array) for name, array in random_minibatch(DISCRETE, model, 0).items()}
-    minibatch["advantages"] = mx.full(16, advantage)
+    plain = random_minibatch(model, 0)
+    minibatch = on_device(plain) | {"advantages": mx.full(16, advantage)}
 
     def largest_gradient(sign: float) -> float:
-        log_probs = model.distribution(minibatch["observations"]).log_prob(minibatch["actions"])
+        log_probs = spoken(model, [plain["observations"]])[0].log_prob(minibatch["actions"])
         drifted = {**minibatch, "proximal_log_probs": log_probs - sign * drift}
-        gradients = nn.value_and_grad(model, lambda: ppo_loss(model, drifted, mx.array(0.2), config))()[1]
+        loss = partial(ppo_loss, model, drifted, mx.array(0.2), mx.array(0.0), config)
+        gradients = nn.value_and_grad(model, loss)()[1]
         return max(float(np.abs(np.array(gradient)).max()) for _, gradient in tree_flatten(gradients))
 
     assert largest_gradient(1) == 0
@@ -222,33 +254,72 @@ def test_a_clipped_sample_has_no_gradient(advantage: float, drift: float) -> Non
 
 def test_the_advantage_of_a_single_sample_is_not_normalised() -> None:
     model = make_model()
-    minibatch = {name: mx.array(array) for name, array in random_minibatch(DISCRETE, model, 0, size=1).items()}
-    expected, _ = ppo_loss(model, minibatch, mx.array(0.2), replace(CONFIG, normalize_advantages=False))
-    assert ppo_loss(model, minibatch, mx.array(0.2), CONFIG)[0].item() == expected.item()
+    given = model, on_device(random_minibatch(model, 0, size=1)), mx.array(0.2), mx.array(0.01)
+    expected, _ = ppo_loss(*given, replace(CONFIG, normalize_advantages=False))
+    assert ppo_loss(*given, CONFIG)[0].item() == expected.item()
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_the_first_ratio_of_an_on_policy_update_is_one(env: str) -> None:
-    experiment = Experiment(env=env, num_envs=8, lane_size=8, rollout_length=32)
+ON_POLICY = {
+    "CartPole": Experiment(env="CartPole-v1"),
+    "Pendulum": Experiment(env="Pendulum-v1"),
+    "recurrent": Experiment(env="Pendulum-v1", recurrent_size=5, replay_cap=11),
+    "every part": Experiment(
+        env="tests.environments:EverySpace-v0",
+        env_kwargs=("observation=dict", "action=multi_binary"),
+        rollout_length=8,
+        recurrent_size=5,
+    ),
+}
+
+
+@pytest.mark.parametrize("experiment", ON_POLICY.values(), ids=ON_POLICY)
+@pytest.mark.usefixtures("uncompiled")
+def test_the_first_ratio_of_an_on_policy_update_is_one(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = replace(experiment, num_envs=8, lane_size=8)
     environment = make_environment(experiment)
-    spaces = describe_spaces(environment)
+    spaces = describe_spaces(environment, experiment)
     environment.close()
-    model = make_model(spaces)
-    statistics = RunningStatistics(spaces.observation.shape)
-    statistics.update(np.random.default_rng(0).standard_normal((10, *spaces.observation.shape)))
-    weights = {name: np.array(array) for name, array in model.named_parameters() if not name.startswith("value.")}
-    snapshot = PolicySnapshot(0, weights, *statistics.normalization())
+    random = np.random.default_rng(0)
+    model = trained_model(spaces, experiment, random)
+    statistics = RunningStatistics((normalized_size(spaces),))
+    statistics.update(random.standard_normal((10, normalized_size(spaces))))
     lane = Lane(0, experiment, spaces, progress=lambda: None)
     lane.begin()
-    policy = Policy(snapshot, spaces, normalize_observations=True)
-    trajectory = collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)
+    policy = Policy(snapshot_of(model, statistics.normalization()), spaces, experiment)
+    collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)  # so that memories are not zero
+    trajectory = collect_rollout(lane, policy, Grant("run", 0, 1, 0, 0, None), experiment, spaces)
     lane.close()
-    observations = trajectory.observations.reshape(256, *spaces.observation.shape)
-    inputs = mx.array(normalize(observations, snapshot.observation_mean, snapshot.observation_scale).reshape(256, -1))
-    actions = mx.array(trajectory.actions.reshape(256, *spaces.action.shape))
-    log_probs = np.array(model.distribution(inputs).log_prob(actions), np.float64)
     assert np.ptp(trajectory.behaviour_log_probs) > 0.1
-    np.testing.assert_allclose(np.exp(log_probs - trajectory.behaviour_log_probs.reshape(256)), 1, atol=1e-5)
+    if model.recurrent:
+        assert trajectory.done[:-1].any()
+        assert trajectory.initial_memory.any()
+
+    seen: list[dict[str, Any]] = []
+
+    def spy(model: ActorCritic, minibatch: dict[str, Any], *rest: Any) -> Any:
+        seen.append(minibatch)
+        return ppo_loss(model, minibatch, *rest)
+
+    monkeypatch.setattr("learner.ppo.ppo_loss", spy)
+    to_inputs = partial(encode, spaces=spaces, normalization=statistics.normalization())
+    ppo = PPO(model, PPOConfig(epochs=1, minibatches=1, learning_rate=0.0), seed=0, total_iterations=1)
+    metrics = ppo.update(Batch.stack([trajectory]), 0, to_inputs, never)
+    distribution, _, _ = forward(model, seen[0])
+    log_probs = np.array(distribution.log_prob(seen[0]["actions"]), np.float64)
+    np.testing.assert_allclose(np.exp(log_probs - np.array(seen[0]["proximal_log_probs"])), 1, atol=1e-5)
+    assert metrics["train/clip_fraction"] == 0
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_network_whose_two_classes_disagree_is_noticed_before_anything_is_learnt() -> None:
+    ppo = make_ppo()
+    before = ppo.state_dict()
+    batch = make_batch(ppo.model, seed=0, policy_version=0, drift=1e-3)
+    with pytest.raises(UserError, match="do not compute the same"):
+        ppo.update(batch, 0, as_is, never)
+    for name, array in ppo.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    ppo.update(make_batch(ppo.model, seed=0, policy_version=0, drift=1e-5), 0, as_is, never)
 
 
 # The update
@@ -276,21 +347,20 @@ class LiteralAdam:
         return updated
 
 
-def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PPOConfig) -> dict[str, mx.array]:
+def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PPOConfig) -> dict[str, Any]:
     """The whole batch as the loss takes it."""
-    spaces = model.spaces
 
     def values_of(observations: np.ndarray) -> np.ndarray:
-        return np.array([float(model.state_values(mx.array(halved(o[None])))) for o in observations])
+        return np.array([spoken(model, halved(o[None]))[1].item() for o in observations])
 
     values = np.stack([values_of(row) for row in batch.observations]).astype(np.float32)
     next_values = np.concatenate([values[1:], values_of(batch.last_observations)[None]]).astype(np.float32)
     finals = iter(values_of(batch.final_observations))
     for t, n in np.argwhere(batch.truncated):
         next_values[t, n] = next(finals)
-    observations = mx.array(halved(batch.observations.reshape(T * N, 3)))
-    actions = mx.array(batch.actions.reshape(T * N, *spaces.action.shape))
-    log_probs = np.array(model.distribution(observations).log_prob(actions)).reshape(T, N)
+    inputs = halved(batch.observations.reshape(T * N, 3))
+    actions = mx.array(batch.actions.reshape(T * N, -1))
+    log_probs = np.array(spoken(model, inputs)[0].log_prob(actions)).reshape(T, N)
     facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
     if iteration == batch.policy_version:
         weights = np.ones((T, N), np.float32)
@@ -307,10 +377,10 @@ def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PP
         "value_targets": targets,
     }
     flat = {name: mx.array(vector.reshape(T * N)) for name, vector in vectors.items()}
-    return {"observations": observations, "actions": actions, **flat}
+    return {"inputs": [mx.array(x) for x in inputs], "actions": actions, **flat}
 
 
-@pytest.mark.parametrize("spaces", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("max_grad_norm", [math.inf, 1e-4], ids=["unlimited", "clipped"])
 @pytest.mark.usefixtures("uncompiled")
@@ -318,9 +388,10 @@ def test_updates_of_one_minibatch_are_adams_first_steps(spaces: Spaces, lag: int
     config = replace(CONFIG, epochs=1, minibatches=1, max_grad_norm=max_grad_norm)
     ppo, model, adam = make_ppo(config, spaces), make_model(spaces), LiteralAdam()
     for iteration in range(3):
-        batch = make_batch(model, seed=iteration, policy_version=iteration - lag, drift=lag * 0.5)
+        batch = make_batch(model, seed=iteration, policy_version=iteration - lag, drift=lag * 0.5, encode=halved)
         samples = literal_samples(model, batch, iteration, config)
-        gradients = nn.value_and_grad(model, lambda s=samples: ppo_loss(model, s, mx.array(0.2), config))()[1]
+        loss = partial(ppo_loss, model, samples, mx.array(0.2), mx.array(0.01), config)
+        gradients = nn.value_and_grad(model, loss)()[1]
         flat: Weights = {name: np.array(gradient, np.float64) for name, gradient in tree_flatten(gradients)}
         learning_rate = 0.01 * (1 - iteration / TOTAL_ITERATIONS)
         weights = adam(host_weights(model), flat, learning_rate, max_grad_norm)
@@ -404,21 +475,76 @@ def test_without_a_target_kl_no_epoch_is_skipped() -> None:
     assert metrics["train/epochs"] == CONFIG.epochs
 
 
-def test_annealed_settings_fall_linearly_from_what_was_configured(minibatches: list[dict[str, np.ndarray]]) -> None:
-    ppo = make_ppo(replace(CONFIG, anneal_learning_rate=True, anneal_clip_range=True, epochs=1, minibatches=1))
-    metrics = run_updates(ppo, range(TOTAL_ITERATIONS))
+SCHEDULED = {"learning_rate": 0.01, "clip_range": 0.2, "entropy_coef": 0.01}
+
+
+def with_schedules(text: str) -> PPOConfig:
+    schedules = {f"{name}_schedule": text for name in SCHEDULED}
+    return replace(CONFIG, epochs=1, minibatches=1, **schedules)
+
+
+def test_linear_schedules_fall_linearly_from_what_was_configured(minibatches: list[dict[str, np.ndarray]]) -> None:
+    metrics = run_updates(make_ppo(with_schedules("linear")), range(TOTAL_ITERATIONS))
     fractions = np.array([1, 0.75, 0.5, 0.25])
-    np.testing.assert_allclose([row["train/learning_rate"] for row in metrics], 0.01 * fractions)
-    np.testing.assert_allclose([row["train/clip_range"] for row in metrics], 0.2 * fractions)
+    for name, configured in SCHEDULED.items():
+        np.testing.assert_allclose([row[f"train/{name}"] for row in metrics], configured * fractions)
     np.testing.assert_allclose([minibatch["clip"] for minibatch in minibatches], 0.2 * fractions, rtol=1e-6)
+    np.testing.assert_allclose([minibatch["entropy_coef"] for minibatch in minibatches], 0.01 * fractions, rtol=1e-6)
 
 
-def test_settings_that_are_not_annealed_stay(minibatches: list[dict[str, np.ndarray]]) -> None:
-    ppo = make_ppo(replace(CONFIG, anneal_learning_rate=False, anneal_clip_range=False, epochs=1, minibatches=1))
-    metrics = run_updates(ppo, range(TOTAL_ITERATIONS))
-    assert {row["train/learning_rate"] for row in metrics} == {0.01}
-    assert {row["train/clip_range"] for row in metrics} == {0.2}
+def test_constant_schedules_leave_settings_as_they_are(minibatches: list[dict[str, np.ndarray]]) -> None:
+    metrics = run_updates(make_ppo(with_schedules("constant")), range(TOTAL_ITERATIONS))
+    for name, configured in SCHEDULED.items():
+        assert {row[f"train/{name}"] for row in metrics} == {configured}
     np.testing.assert_allclose([minibatch["clip"] for minibatch in minibatches], 0.2, rtol=1e-6)
+    np.testing.assert_allclose([minibatch["entropy_coef"] for minibatch in minibatches], 0.01, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_scheduled_learning_rate_is_that_of_adam() -> None:
+    for text, expected in {"1:1,0.75:0.5": 0.005, "constant": 0.01}.items():
+        config = replace(CONFIG, epochs=1, minibatches=1, max_grad_norm=math.inf, learning_rate_schedule=text)
+        ppo = make_ppo(config)
+        run_updates(ppo, range(1))
+        fresh = make_ppo(config)
+        fresh.model.load_state_dict(ppo.model.state_dict())
+        before = host_weights(fresh.model)
+        run_updates(fresh, range(1, 2))
+        moved = [np.abs(array - before[name]).ravel() for name, array in host_weights(fresh.model).items()]
+        assert np.median(np.concatenate(moved)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_entropy_bonus_acts_only_while_its_schedule_lets_it() -> None:
+    config = replace(CONFIG, entropy_coef=100.0, epochs=1, minibatches=1)
+    entropies = {}
+    for text in ("constant", "1:0"):
+        ppo = make_ppo(replace(config, entropy_coef_schedule=text))
+        entropies[text] = [row["train/entropy"] for row in run_updates(ppo, range(4))]
+    without = run_updates(make_ppo(replace(config, entropy_coef=0.0)), range(4))
+    assert entropies["1:0"] == [row["train/entropy"] for row in without]
+    assert entropies["constant"][-1] > entropies["1:0"][-1] + 0.01
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_adaptive_learning_rate_follows_the_divergence_and_is_saved_and_restored() -> None:
+    config = replace(CONFIG, learning_rate_schedule="adaptive", desired_kl=1e-4, learning_rate=2e-3)
+    undisturbed, stopped = make_ppo(config), make_ppo(config)
+    metrics = run_updates(undisturbed, range(4))
+    rate = 2e-3
+    for row in metrics:
+        assert row["train/learning_rate"] == pytest.approx(rate, rel=1e-12)
+        rate = adapt_learning_rate(rate, row["train/approx_kl"], 1e-4)
+    assert len({row["train/learning_rate"] for row in metrics}) > 1
+    assert float(undisturbed.state_dict()["schedule.learning_rate"]) == pytest.approx(rate, rel=1e-12)
+
+    run_updates(stopped, range(2))
+    restored = make_ppo(config, seed=1)
+    restored.load_state_dict(stopped.state_dict())
+    rest = run_updates(restored, range(2, 4))
+    assert [row["train/learning_rate"] for row in rest] == [row["train/learning_rate"] for row in metrics[2:]]
+    for name, array in undisturbed.state_dict().items():
+        np.testing.assert_array_equal(array, restored.state_dict()[name], err_msg=name)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -444,7 +570,9 @@ def test_a_whole_run_traces_the_loss_once(monkeypatch: pytest.MonkeyPatch) -> No
         return ppo_loss(*args)
 
     monkeypatch.setattr("learner.ppo.ppo_loss", counted)
-    run_updates(make_ppo(replace(CONFIG, anneal_clip_range=True)), range(TOTAL_ITERATIONS))
+    run_updates(
+        make_ppo(replace(CONFIG, clip_range_schedule="linear", entropy_coef_schedule="cosine")), range(TOTAL_ITERATIONS)
+    )
     assert len(traces) == 1
 
 
@@ -481,6 +609,189 @@ def test_a_saved_ppo_goes_on_bit_for_bit() -> None:
     forgetful.model.load_state_dict(weights)
     run_updates(forgetful, range(2, 4))
     assert any((forgetful.state_dict()[name] != expected[name]).any() for name in expected if name.startswith("model."))
+
+
+# With a memory
+
+MEMORY = 5
+RECURRENT = Experiment(hidden_sizes=(8,), recurrent_size=MEMORY)
+
+
+def literal_memory(weights: Weights, x: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The memory after one step that observes x."""
+    hidden = np.tanh(weights["encoder.layers.0.weight"] @ x + weights["encoder.layers.0.bias"])
+    a = weights["gru.inputs.weight"] @ hidden + weights["gru.inputs.bias"]
+    b = weights["gru.recurrent.weight"] @ memory + weights["gru.recurrent.bias"]
+    reset, update = (1 / (1 + np.exp(-(a[part] + b[part]))) for part in (slice(MEMORY), slice(MEMORY, 2 * MEMORY)))
+    candidate = np.tanh(a[2 * MEMORY :] + reset * b[2 * MEMORY :])
+    return (1 - update) * candidate + update * memory
+
+
+def literal_value(weights: Weights, memory: np.ndarray) -> float:
+    return (weights["value_head.weight"] @ memory + weights["value_head.bias"])[0]
+
+
+def literal_steps(
+    weights: Weights, minibatch: dict[str, np.ndarray], i: int
+) -> tuple[list[np.ndarray], list[float], list[np.ndarray]]:
+    """(outputs of the policy, values, memories after each step) of sequence i, one step after the other."""
+    memory = minibatch["memory"][i].astype(np.float64)
+    memories = []
+    for x, start in zip(minibatch["observations"][i].astype(np.float64), minibatch["starts"][i], strict=True):
+        memory = literal_memory(weights, x, np.zeros(MEMORY) if start else memory)
+        memories.append(memory)
+    outputs = [weights["policy_head.weight"] @ m + weights["policy_head.bias"] for m in memories]
+    return outputs, [literal_value(weights, m) for m in memories], memories
+
+
+def recurrent_model(spaces: Spaces = DISCRETE) -> ActorCritic:
+    return trained_model(spaces, RECURRENT, np.random.default_rng(0))
+
+
+def recurrent_batch(spaces: Spaces, seed: int, policy_version: int) -> Batch:
+    """Random experience, with episodes that end in the middle of sequences and memories from before them."""
+    random = np.random.default_rng(seed)
+    batch = make_batch(make_model(spaces), seed, policy_version)
+    log_probs = -random.uniform(0.2, 1.5, (T, N)).astype(np.float32)
+    memory = random.standard_normal((N, MEMORY)).astype(np.float32)
+    assert batch.truncated[:-1].any() and batch.terminated[:-1].any()
+    return replace(batch, behaviour_log_probs=log_probs, initial_memory=memory)
+
+
+def random_sequences(model: ActorCritic, seed: int, count: int = 3) -> dict[str, np.ndarray]:
+    """A minibatch of sequences of T steps."""
+    random = np.random.default_rng(seed)
+    starts = random.random((count, T)) < 0.3
+    starts[0, 2] = True
+    vectors = {
+        "proximal_log_probs": -random.uniform(0.5, 1.0, (count, T)),
+        "weights": random.uniform(0, 2, (count, T)),
+        "advantages": 3 * random.standard_normal((count, T)) + 1,
+        "values": random.standard_normal((count, T)),
+        "value_targets": random.standard_normal((count, T)),
+        "observations": random.standard_normal((count, T, 3)),
+        "memory": random.standard_normal((count, MEMORY)),
+        "starts": starts,
+    }
+    actions = random_actions(model.spaces, random, count, T).reshape(count, T, -1)
+    return {"actions": actions, **{name: vector.astype(np.float32) for name, vector in vectors.items()}}
+
+
+@pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)
+def test_the_loss_of_sequences_and_its_gradient_are_the_formula_step_by_step(spaces: Spaces) -> None:
+    config = PPOConfig(value_clip_range=0.5, value_coef=0.7)
+    model = recurrent_model(spaces)
+    minibatch = random_sequences(model, 0)
+    weights = host_weights(model)
+    given = model, on_device(minibatch), mx.array(0.2), mx.array(0.1), config
+    loss, metrics = ppo_loss(*given)
+    expected = literal_loss(spaces, weights, minibatch, 0.2, 0.1, config)
+    np.testing.assert_allclose([loss.item(), *np.array(metrics)], expected, rtol=1e-5, atol=1e-5)
+
+    gradients = dict(tree_flatten(nn.value_and_grad(model, lambda: ppo_loss(*given)[0])()[1]))
+    random = np.random.default_rng(1)
+    for name, array in weights.items():
+        direction = random.standard_normal(array.shape)
+        ahead, behind = (
+            literal_loss(spaces, weights | {name: array + step * direction}, minibatch, 0.2, 0.1, config)[0]
+            for step in (1e-6, -1e-6)
+        )
+        slope = float((np.array(gradients[name], np.float64) * direction).sum())
+        assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
+    lag: int, minibatches: list[dict[str, np.ndarray]]
+) -> None:
+    model, iteration = recurrent_model(), 2
+    batch, weights = recurrent_batch(DISCRETE, 0, iteration - lag), host_weights(model)
+    config = replace(CONFIG, epochs=1, minibatches=1)
+    observations = np.asarray(halved(batch.observations.reshape(T * N, 3))[0]).reshape(T, N, 3)
+    starts = np.concatenate([np.zeros((1, N), bool), batch.done[:-1]])
+    sequences = {
+        "observations": observations.swapaxes(0, 1),
+        "starts": starts.T,
+        "memory": batch.initial_memory,
+        "actions": batch.actions.T,
+    }
+    values, next_values, log_probs = np.empty((3, T, N))
+    finals = {
+        tuple(where): x / 2 for where, x in zip(np.argwhere(batch.truncated), batch.final_observations, strict=True)
+    }
+    for n in range(N):
+        outputs, row, memories = literal_steps(weights, sequences, n)
+        values[:, n] = row
+        for t in range(T):
+            following = values[t + 1, n] if t + 1 < T else None
+            if batch.truncated[t, n] or following is None:
+                x = finals.get((t, n), batch.last_observations[n] / 2)
+                following = literal_value(weights, literal_memory(weights, x, memories[t]))
+            next_values[t, n] = following
+            action = batch.actions[t, n]
+            log_probs[t, n] = literal_policy(DISCRETE, weights, outputs[t], np.array([action]))[0]
+    facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
+    settings = {"discount": config.discount, "gae_lambda": config.gae_lambda}
+    if lag:
+        ratios = np.exp(log_probs - batch.behaviour_log_probs)
+        advantages, targets = vtrace(*facts, ratios, **settings)
+    else:
+        ratios, log_probs = np.ones((T, N)), batch.behaviour_log_probs
+        advantages, targets = gae(*facts, **settings)
+
+    PPO(model, config, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, iteration, halved, never)
+    (minibatch,) = minibatches
+    order = generator(5, Purpose.MINIBATCHES, iteration, 0).permutation(N)
+    expected = {
+        **sequences,
+        "actions": batch.actions.T[..., None],
+        "proximal_log_probs": log_probs.T,
+        "weights": np.minimum(ratios, 2).T,
+        "advantages": advantages.T,
+        "values": values.T,
+        "value_targets": targets.T,
+    }
+    for name, array in expected.items():
+        np.testing.assert_allclose(minibatch[name], array[order], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_truncated_episode_bootstraps_from_its_final_observation_and_the_memory_of_that_step(
+    minibatches: list[dict[str, np.ndarray]],
+) -> None:
+    model = recurrent_model()
+    batch = replace(
+        recurrent_batch(DISCRETE, 0, 2), terminated=np.zeros((T, N), bool), truncated=np.zeros((T, N), bool)
+    )
+    batch.truncated[2, 1] = True
+    batch = replace(batch, final_observations=np.array([[0.5, -1.0, 2.0]], np.float32))
+    config = replace(CONFIG, epochs=1, minibatches=1, gae_lambda=0.0)
+    weights = host_weights(model)
+    PPO(model, config, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, 2, as_is, never)
+
+    memory = batch.initial_memory[1].astype(np.float64)
+    for t in range(3):
+        memory = literal_memory(weights, batch.observations[t, 1].astype(np.float64), memory)
+    value = literal_value(weights, literal_memory(weights, np.array([0.5, -1.0, 2.0]), memory))
+    targets = minibatches[0]["value_targets"][np.argsort(generator(5, Purpose.MINIBATCHES, 2, 0).permutation(N))]
+    assert targets[1, 2] == pytest.approx(batch.rewards[2, 1] + config.discount * value, abs=1e-5)
+    started_anew = literal_value(weights, literal_memory(weights, batch.observations[3, 1], np.zeros(MEMORY)))
+    assert targets[1, 2] != pytest.approx(batch.rewards[2, 1] + config.discount * started_anew, abs=1e-2)
+
+
+def test_every_epoch_of_a_recurrent_update_trains_on_every_sequence_once(
+    minibatches: list[dict[str, np.ndarray]],
+) -> None:
+    batch = recurrent_batch(DISCRETE, 0, 2)
+    PPO(recurrent_model(), CONFIG, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, 2, as_is, never)
+    for epoch in range(CONFIG.epochs):
+        parts = minibatches[epoch * CONFIG.minibatches : (epoch + 1) * CONFIG.minibatches]
+        assert {part["observations"].shape for part in parts} == {(N // CONFIG.minibatches, T, 3)}
+        seen = np.concatenate([part["observations"] for part in parts])
+        order = generator(5, Purpose.MINIBATCHES, 2, epoch).permutation(N)
+        np.testing.assert_array_equal(seen, batch.observations.swapaxes(0, 1)[order])
+
+
+# What a critic explains
 
 
 def test_a_perfect_critic_explains_everything() -> None:

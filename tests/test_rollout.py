@@ -15,7 +15,8 @@ from actors.rollout import collect_rollout
 from learner.lanes import LaneBorder
 from protocol.experiment import Experiment
 from protocol.messages import Grant
-from protocol.randomness import Purpose, environment_seed
+from protocol.observations import normalized_size
+from protocol.randomness import Purpose, environment_seed, generator
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
@@ -145,12 +146,18 @@ class Stage:
     """A lane, its policy and what the learner knows of it, outside any process."""
 
     def __init__(self, env: str, lane: int = 0, **settings: Any) -> None:
-        shape = {"num_envs": 8, "lane_size": 2, "rollout_length": 5, "hidden_sizes": (), **settings}
-        self.experiment = Experiment(env=env, **shape)
+        shape = {
+            "num_envs": 8,
+            "lane_size": 2,
+            "rollout_length": 5,
+            "hidden_sizes": (),
+            "normalize_observations": False,
+        }
+        self.experiment = Experiment(env=env, **(shape | settings))
         environment = make_environment(self.experiment)
-        self.spaces = describe_spaces(environment)
+        self.spaces = describe_spaces(environment, self.experiment)
         environment.close()
-        self.policy = Policy(make_snapshot(self.spaces), self.spaces, normalize_observations=False)
+        self.policy = Policy(make_snapshot(self.spaces, self.experiment), self.spaces, self.experiment)
         self.lane = Lane(lane, self.experiment, self.spaces, progress=lambda: None)
         self.border = LaneBorder.first(self.experiment)
 
@@ -187,17 +194,20 @@ class Stage:
         return self.seed(n, episode) % 1000
 
 
-def make_snapshot(spaces: Spaces) -> PolicySnapshot:
+def make_snapshot(spaces: Spaces, experiment: Experiment) -> PolicySnapshot:
     random = np.random.default_rng(0)
-    inputs, outputs = spaces.observation.size, spaces.distribution_size
+    inputs, size, outputs = normalized_size(spaces), experiment.recurrent_size, spaces.distribution_size
     weights = {
-        "policy.layers.0.weight": np.float32(0.001) * random.standard_normal((outputs, inputs), np.float32),
-        "policy.layers.0.bias": np.zeros(outputs, np.float32),
+        "policy_head.weight": np.float32(0.001) * random.standard_normal((outputs, size or inputs), np.float32),
+        "policy_head.bias": np.zeros(outputs, np.float32),
     }
+    if size:
+        for name, columns, scale in (("inputs", inputs, np.float32(0.001)), ("recurrent", size, np.float32(1))):
+            weights[f"gru.{name}.weight"] = scale * random.standard_normal((3 * size, columns), np.float32)
+            weights[f"gru.{name}.bias"] = random.standard_normal(3 * size, np.float32)
     if spaces.distribution == "gaussian":
         weights["log_std"] = np.zeros(outputs, np.float32)
-    shape = spaces.observation.shape
-    return PolicySnapshot(0, weights, np.zeros(shape, np.float32), np.ones(shape, np.float32))
+    return PolicySnapshot(0, weights, np.zeros(inputs, np.float32), np.ones(inputs, np.float32))
 
 
 def assert_same_bits(one: Trajectory, other: Trajectory) -> None:
@@ -311,10 +321,53 @@ def test_a_rollout_stores_the_log_probability_of_each_action() -> None:
     stage = Stage("CartPole-v1").begin()
     trajectory = stage.collect()
     for t in range(5):
-        logits = stage.policy.forward(trajectory.observations[t]).astype(np.float64)
+        logits = stage.policy.forward(trajectory.observations[t], trajectory.initial_memory)[0].astype(np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = log_probs[np.arange(2), trajectory.actions[t]]
         np.testing.assert_allclose(trajectory.behaviour_log_probs[t], expected, atol=1e-6)
+
+
+def test_a_memory_runs_on_through_an_episode_and_is_zero_where_one_begins() -> None:
+    stage = Stage("tests/Three-v0", recurrent_size=3).begin()
+    memory = np.zeros((2, 3), np.float32)
+    for rollout in range(2):
+        trajectory = stage.collect()
+        np.testing.assert_array_equal(trajectory.initial_memory, memory)
+        for t in range(5):
+            memory[trajectory.observations[t, :, 1] == 0] = 0
+            actions, _, memory = stage.policy.act(trajectory.observations[t], memory, noise_of(stage, rollout)[t])
+            np.testing.assert_array_equal(trajectory.actions[t], actions)
+        memory[trajectory.done[-1]] = 0
+        np.testing.assert_array_equal(trajectory.last_memory, memory)
+    np.testing.assert_array_equal(memory != 0, True)
+
+
+def test_a_memory_is_zero_after_a_rollout_that_ends_its_episode() -> None:
+    stage = Stage("tests/Three-v0", recurrent_size=3, rollout_length=3).begin()
+    trajectory = stage.collect()
+    assert trajectory.done[-1].all()
+    np.testing.assert_array_equal(trajectory.last_memory, np.zeros((2, 3)))
+
+
+def test_a_rollout_keeps_its_memories_when_the_lane_goes_on() -> None:
+    stage = Stage("tests/Endless-v0", recurrent_size=3).begin()
+    trajectory = stage.collect()
+    before = trajectory.last_memory.copy()
+    np.testing.assert_array_equal(stage.collect().initial_memory, before)
+    np.testing.assert_array_equal(trajectory.last_memory, before)
+    np.testing.assert_array_equal(trajectory.initial_memory, np.zeros((2, 3)))
+
+
+def test_an_environment_that_cannot_be_replayed_forgets_its_memory() -> None:
+    stage = Stage("tests/Leaky-v0", recurrent_size=3).begin()
+    assert (stage.collect().last_memory != 0).all()
+    np.testing.assert_array_equal(stage.rebuilt().lane.memory, np.zeros((2, 3)))
+
+
+def noise_of(stage: Stage, rollout: int) -> np.ndarray:
+    """What a lane's rollout draws."""
+    random = generator(stage.experiment.seed, Purpose.ACTION_NOISE, stage.lane.index, rollout)
+    return stage.policy.draw_noise(random, (stage.experiment.rollout_length, stage.experiment.lane_size))
 
 
 def test_an_array_of_one_element_is_a_reward() -> None:
@@ -322,9 +375,10 @@ def test_an_array_of_one_element_is_a_reward() -> None:
     np.testing.assert_array_equal(trajectory.rewards[:, 0], [10, 20, 30, 40, 50])
 
 
+@pytest.mark.parametrize("recurrent_size", [0, 3])
 @pytest.mark.parametrize(("env", "rollouts"), [("CartPole-v1", 3), ("Pendulum-v1", 4)])
-def test_a_rebuilt_lane_goes_on_bit_for_bit(env: str, rollouts: int) -> None:
-    stage = Stage(env, lane=2, rollout_length=64).begin()
+def test_a_rebuilt_lane_goes_on_bit_for_bit(env: str, rollouts: int, recurrent_size: int) -> None:
+    stage = Stage(env, lane=2, rollout_length=64, recurrent_size=recurrent_size).begin()
     episodes = 0
     for _ in range(rollouts):
         rebuilt = stage.rebuilt() if stage.border.rollout_index else None

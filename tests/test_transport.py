@@ -111,6 +111,8 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
         episode_indices=np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
+        initial_memory=random.standard_normal((n, 3), np.float32),
+        last_memory=random.standard_normal((n, 3), np.float32),
         faults=(),
         moved_global_random=False,
     )

@@ -1,0 +1,63 @@
+"""Spaces, and models of networks, as several tests need them."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+
+from learner.distributions import Distribution
+from learner.model import ActorCritic
+from protocol.experiment import Experiment
+from protocol.observations import normalized_size
+from protocol.snapshot import PolicySnapshot
+from protocol.spaces import BoxSpace, ObservationPart, Spaces
+
+
+def numbers(*shape: int, dtype: str = "float32") -> ObservationPart:
+    return ObservationPart("numbers", BoxSpace(shape, dtype), ())
+
+
+def discrete(part: ObservationPart, *choices: int) -> Spaces:
+    """One part to observe, and one action from so many choices, or several."""
+    action = BoxSpace((len(choices),) if len(choices) > 1 else (), "int64")
+    return Spaces(part.box, (part,), action, "categorical", choices)
+
+
+def continuous(part: ObservationPart, *shape: int) -> Spaces:
+    """One part to observe, and a Box of actions."""
+    return Spaces(part.box, (part,), BoxSpace(shape, "float32"), "gaussian", ())
+
+
+def binary(part: ObservationPart, *shape: int) -> Spaces:
+    """One part to observe, and bits to choose."""
+    return Spaces(part.box, (part,), BoxSpace(shape, "int8"), "bernoulli", ())
+
+
+def trained_model(spaces: Spaces, experiment: Experiment, random: np.random.Generator) -> ActorCritic:
+    """A model with weights of the size that training gives, and biases and standard deviations that are not trivial."""
+    model = ActorCritic(spaces, experiment)
+    weights = {}
+    for name, array in model.named_parameters():
+        gain = 0.8 if array.ndim == 4 else 1.5  # through many convolutions, more would grow without end
+        scale = gain / math.sqrt(array.size / len(array)) if name.endswith("weight") else 0.5
+        weights[name] = (scale * random.standard_normal(array.shape)).astype(np.float32)
+    if "log_std" in weights:
+        weights["log_std"] = np.clip(weights["log_std"], -1, 1)
+    model.load_state_dict(weights)
+    return model
+
+
+def snapshot_of(
+    model: ActorCritic, normalization: tuple[np.ndarray, np.ndarray] | None = None, version: int = 0
+) -> PolicySnapshot:
+    """The policy of `model` as actors receive it; observations stay as they are unless `normalization` is given."""
+    weights = {name: np.array(array) for name, array in model.named_parameters() if not name.startswith("value_")}
+    size = normalized_size(model.spaces)
+    return PolicySnapshot(version, weights, *(normalization or (np.zeros(size, np.float32), np.ones(size, np.float32))))
+
+
+def spoken(model: ActorCritic, inputs: list[np.ndarray]) -> tuple[Distribution, mx.array]:
+    """(distribution, values) of a model without memory."""
+    none = mx.zeros((0,))
+    distribution, values, _ = model([mx.array(x) for x in inputs], none, none)
+    return distribution, values
