@@ -80,7 +80,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """(name, keyword arguments) of a Python call whose arguments are literals; raises `ValueError` on anything else."""
     try:
         call = ast.parse(text, mode="eval").body
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+        named = isinstance(call, ast.Call) and all(item.arg for item in call.keywords)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args and named:
             return call.func.id, {str(item.arg): ast.literal_eval(item.value) for item in call.keywords if item.arg}
     except SyntaxError as error:
         raise ValueError(error.msg) from None
@@ -93,7 +94,8 @@ def reset_environment(env: gymnasium.Env, seed: int) -> Any:
     if type(game).__module__ == "ale_py.env" and game.ale.getFloat("repeat_action_probability") == 0:  # pyright: ignore
         # ALE loads the game anew for a seed, which takes 90 ms. Without sticky actions the seed decides nothing but
         # the number of no-ops, drawn from this generator.
-        game.np_random = np.random.Generator(np.random.PCG64(seed))
+        number = int(np.random.SeedSequence(seed).generate_state(2)[0])  # as AtariEnv.reset makes it from the seed
+        game.np_random = np.random.Generator(np.random.PCG64(number))
         return env.reset()[0]
     return env.reset(seed=seed)[0]
 

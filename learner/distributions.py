@@ -39,6 +39,8 @@ class Categorical:
     def __init__(self, logits: mx.array, choices: tuple[int, ...]) -> None:
         ends = list(itertools.accumulate(choices))
         groups = [logits[..., end - n : end] for end, n in zip(ends, choices, strict=True)]
+        # Relative to the largest, so that large logits which are nearly equal keep their digits.
+        groups = [group - mx.stop_gradient(group.max(axis=-1, keepdims=True)) for group in groups]
         self._log_probs = [group - mx.logsumexp(group, axis=-1, keepdims=True) for group in groups]
 
     def log_prob(self, actions: mx.array) -> mx.array:
@@ -83,7 +85,7 @@ class Bernoulli:
 
 
 def _log_sigmoid(x: mx.array) -> mx.array:
-    return mx.minimum(x, 0) - mx.log1p(mx.exp(-mx.abs(x)))
+    return -mx.logaddexp(mx.array(0.0), -x)
 
 
 def _total(terms: list[mx.array]) -> mx.array:
