@@ -11,7 +11,7 @@ from gymnasium import spaces as gym_spaces
 
 from protocol.errors import UserError
 from protocol.experiment import Experiment
-from protocol.spaces import BoxSpace, ObservationPart, Spaces
+from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
 
 REGISTERED_BY_IMPORT = {"ALE/": "ale_py", "MiniGrid-": "minigrid"}  # the package that an id's beginning asks for
 EXTRAS = {"atari": "ale_py", "minigrid": "minigrid"}  # of this project, and what each brings
@@ -79,10 +79,9 @@ def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """(name, keyword arguments) of a Python call whose arguments are literals; raises `ValueError` on anything else."""
     try:
-        call = ast.parse(text, mode="eval").body
-        named = isinstance(call, ast.Call) and all(item.arg for item in call.keywords)
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args and named:
-            return call.func.id, {str(item.arg): ast.literal_eval(item.value) for item in call.keywords if item.arg}
+        match ast.parse(text, mode="eval").body:
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=given) if all(item.arg for item in given):
+                return name, {str(item.arg): ast.literal_eval(item.value) for item in given}
     except SyntaxError as error:
         raise ValueError(error.msg) from None
     raise ValueError(f"{text!r} is not a name with keyword arguments")
@@ -104,11 +103,7 @@ def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
     """The environment's spaces as plain data, or `UserError` naming the one that is not supported."""
     images = experiment.network != "mlp"
     parts = tuple(_describe_leaf(space, images) for _, space in leaves(env.observation_space))
-    if len(parts) == 1:
-        observation = parts[0].box
-    else:
-        total = sum(part.box.size * np.dtype(part.box.dtype).itemsize for part in parts)
-        observation = BoxSpace((total,), "uint8")
+    observation = stored_as(parts)
     action = env.action_space
     if isinstance(action, gym_spaces.Discrete):
         return Spaces(observation, parts, BoxSpace((), "int64"), "categorical", (int(action.n),))
@@ -160,7 +155,6 @@ class ObservationConverter:
     """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space."""
 
     def __init__(self, space: gymnasium.Space, spaces: Spaces) -> None:
-        self._spaces = spaces
         self._leaves = list(zip(leaves(space), spaces.parts, strict=True))
 
     def __call__(self, observation: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ returns features [B, size]. It is built from its parameters by name, as the lear
 import numpy as np
 
 from protocol.experiment import Experiment
+from protocol.networks import IMPALA_CHANNELS, IMPALA_RESIDUALS, NATURE_LAYERS
 from protocol.observations import InputShapes
 
 Weights = dict[str, np.ndarray]
@@ -73,63 +74,59 @@ class MLP:
         return x
 
 
-class NatureCNN:
-    """The network of Mnih et al. (2015) for each image, joined with the vector."""
+class CNN:
+    """A tower of convolutions for each image, all joined with the vector, then fully connected layers."""
 
     def __init__(self, weights: Weights, shapes: InputShapes, experiment: Experiment) -> None:
-        self._towers = [
-            [
-                Convolution(weights, f"towers.{i}.{layer}", stride, padding=0)
-                for layer, stride in enumerate(NATURE_STRIDES)
-            ]
-            for i in range(len(shapes.images))
-        ]
+        self._towers = [self._build(weights, f"towers.{i}") for i in range(len(shapes.images))]
         self._layers = layers_of(weights, "layers")
 
     def __call__(self, inputs: list[np.ndarray]) -> np.ndarray:
         vector, *images = inputs
-        features = [vector]
-        for x, tower in zip(images, self._towers, strict=True):
-            x = scaled(x)
-            for convolution in tower:
-                x = relu(convolution(x))
-            features.append(x)
-        x = joined(features)
+        towers = zip(self._towers, images, strict=True)
+        x = joined([vector, *(self._climb(tower, scaled(image)) for tower, image in towers)])
         for layer in self._layers:
             x = relu(layer(x))
         return x
 
+    def _build(self, weights: Weights, name: str) -> list:
+        """The tower of that name."""
+        raise NotImplementedError
 
-class ImpalaCNN:
-    """The residual network of Espeholt et al. (2018) for each image, joined with the vector."""
+    def _climb(self, tower: list, x: np.ndarray) -> np.ndarray:
+        """What comes out of a tower."""
+        raise NotImplementedError
 
-    def __init__(self, weights: Weights, shapes: InputShapes, experiment: Experiment) -> None:
-        self._towers = [
-            [
-                [
-                    Convolution(weights, f"towers.{i}.{block}.{layer}", stride=1, padding=1)
-                    for layer in range(IMPALA_CONVOLUTIONS)
-                ]
-                for block in range(IMPALA_BLOCKS)
-            ]
-            for i in range(len(shapes.images))
+
+class NatureCNN(CNN):
+    """The network of Mnih et al. (2015)."""
+
+    def _build(self, weights: Weights, name: str) -> list:
+        return [
+            Convolution(weights, f"{name}.{i}", stride, padding=0) for i, (_, _, stride) in enumerate(NATURE_LAYERS)
         ]
-        self._layers = layers_of(weights, "layers")
 
-    def __call__(self, inputs: list[np.ndarray]) -> np.ndarray:
-        vector, *images = inputs
-        features = [vector]
-        for x, tower in zip(images, self._towers, strict=True):
-            x = scaled(x)
-            for first, *residual in tower:
-                x = max_pool(first(x))
-                for a, b in zip(residual[::2], residual[1::2], strict=True):
-                    x = x + b(relu(a(np.maximum(x, 0))))
-            features.append(relu(x))
-        x = joined(features)
-        for layer in self._layers:
-            x = relu(layer(x))
+    def _climb(self, tower: list, x: np.ndarray) -> np.ndarray:
+        for convolution in tower:
+            x = relu(convolution(x))
         return x
+
+
+class ImpalaCNN(CNN):
+    """The residual network of Espeholt et al. (2018)."""
+
+    def _build(self, weights: Weights, name: str) -> list:
+        return [
+            [Convolution(weights, f"{name}.{block}.{i}", stride=1, padding=1) for i in range(1 + 2 * IMPALA_RESIDUALS)]
+            for block in range(len(IMPALA_CHANNELS))
+        ]
+
+    def _climb(self, tower: list, x: np.ndarray) -> np.ndarray:
+        for first, *residual in tower:
+            x = max_pool(first(x))
+            for a, b in zip(residual[::2], residual[1::2], strict=True):
+                x = x + b(relu(a(np.maximum(x, 0))))
+        return relu(x)
 
 
 class GRU:
@@ -147,11 +144,6 @@ class GRU:
         reset, update = gates[:, :size], gates[:, size:]
         candidate = np.tanh(from_input[:, 2 * size :] + reset * from_memory[:, 2 * size :])
         return candidate + update * (memory - candidate)
-
-
-NATURE_STRIDES = (4, 2, 1)
-IMPALA_BLOCKS = 3
-IMPALA_CONVOLUTIONS = 5  # of a block: one before the pooling, and two residual pairs
 
 
 def layers_of(weights: Weights, name: str) -> list[Linear]:

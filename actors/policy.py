@@ -11,7 +11,7 @@ from actors.networks import GRU, Linear
 from protocol.experiment import Experiment
 from protocol.networks import network_class
 from protocol.observations import InputShapes, encode
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import Spaces
 
 
@@ -23,13 +23,10 @@ class Policy:
         self._spaces = spaces
         normalization = snapshot.observation_mean, snapshot.observation_scale
         self._normalization = normalization if experiment.normalize_observations else None
-        weights, prefix = snapshot.weights, "encoder."
+        weights = snapshot.weights
         shapes = InputShapes.of(spaces)
-        self._encoder = network_class(experiment, shapes, "actor")(
-            {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)},
-            shapes,
-            experiment,
-        )
+        network = network_class(experiment, shapes, "actor")
+        self._encoder = network(part_of(weights, "encoder."), shapes, experiment)
         self._gru = GRU(weights, "gru") if experiment.recurrent_size else None
         self._head = Linear(weights, "policy_head")
         self.distribution = make_distribution(spaces, weights.get("log_std"))

@@ -16,14 +16,14 @@ from actors.environment import (
     reset_environment,
 )
 from actors.policy import Policy
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, part_of, policy_weights
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights
 from learner.config import RunConfig
 from learner.normalization import RunningStatistics
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 from protocol.randomness import Purpose, environment_seed
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, part_of
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from protocol.snapshot import part_of
+
 FORMAT = 2
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
@@ -92,11 +94,6 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What actors need of a checkpoint's arrays, by parameter name: all weights but the critic's."""
     return {name: array for name, array in part_of(arrays, "model.").items() if not name.startswith("value_")}
-
-
-def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def write_durably(path: Path, data: bytes) -> None:

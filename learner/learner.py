@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, part_of, policy_weights, write_checkpoint
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, write_checkpoint
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.lanes import LaneBorder
@@ -23,17 +23,11 @@ from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO
 from learner.supervision import StopRequested, Supervision
 from protocol.observations import encode, normalized_size, numbers_of
-from protocol.snapshot import PolicySnapshot
+from protocol.snapshot import PolicySnapshot, part_of
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
-LANE_ARRAYS = (
-    "episode_indices",
-    "episode_steps",
-    "actions",
-    "digests",
-    "memory",
-)  # of a LaneState, as a checkpoint names them
+LANE_ARRAYS = [field.name for field in fields(LaneState)][1:]  # all but the rollout index, as a checkpoint names them
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,8 @@ import mlx.nn as nn
 from learner.activations import tanh_for
 from learner.convolution import Convolution, max_pool
 from protocol.experiment import Experiment
-from protocol.networks import hidden_sizes
+from protocol.networks import IMPALA_CHANNELS, IMPALA_RESIDUALS, NATURE_LAYERS, hidden_sizes
 from protocol.observations import InputShapes
-
-NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
-IMPALA_CHANNELS = (16, 32, 32)
-IMPALA_RESIDUALS = 2  # of each block
 
 
 class MLP(nn.Module):
@@ -27,8 +23,9 @@ class MLP(nn.Module):
     def __init__(self, shapes: InputShapes, experiment: Experiment) -> None:
         super().__init__()
         pixels = sum(height * width * channels for height, width, channels in shapes.images)
-        self.layers = fully_connected([shapes.vector + pixels, *hidden_sizes(experiment, shapes)])
-        self.size = self.layers[-1].weight.shape[0] if self.layers else shapes.vector + pixels
+        sizes = [shapes.vector + pixels, *hidden_sizes(experiment, shapes)]
+        self.layers = fully_connected(sizes)
+        self.size = sizes[-1]
         self._activation = activation(experiment.activation)
 
     def __call__(self, inputs: list[mx.array]) -> mx.array:
@@ -39,17 +36,14 @@ class MLP(nn.Module):
         return x
 
 
-class NatureCNN(nn.Module):
-    """Three convolutions and a fully connected layer for each image (Mnih et al. 2015), joined with the vector."""
+class CNN(nn.Module):
+    """A tower of convolutions for each image, all joined with the vector, then fully connected layers."""
 
     def __init__(self, shapes: InputShapes, experiment: Experiment) -> None:
         super().__init__()
         self.towers, size = [], shapes.vector
-        for height, width, channels in shapes.images:
-            tower = []
-            for outputs, kernel, stride in NATURE_LAYERS:
-                tower.append(Convolution(channels, outputs, kernel, stride, padding=0))
-                height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, outputs
+        for image in shapes.images:
+            tower, (height, width, channels) = self._build(*image)
             self.towers.append(tower)
             size += height * width * channels
         sizes = [size, *hidden_sizes(experiment, shapes)]
@@ -58,51 +52,55 @@ class NatureCNN(nn.Module):
 
     def __call__(self, inputs: list[mx.array]) -> mx.array:
         vector, *images = inputs
-        features = [vector]
-        for x, tower in zip(images, self.towers, strict=True):
-            x = scaled(x)
-            for convolution in tower:
-                x = nn.relu(convolution(x))
-            features.append(x)
-        x = joined(features)
+        towers = zip(self.towers, images, strict=True)
+        x = joined([vector, *(self._climb(tower, scaled(image)) for tower, image in towers)])
         for layer in self.layers:
             x = nn.relu(layer(x))
         return x
 
+    def _build(self, height: int, width: int, channels: int) -> tuple[list, tuple[int, int, int]]:
+        """A tower for images of this shape, and the shape that comes out of it."""
+        raise NotImplementedError
 
-class ImpalaCNN(nn.Module):
+    def _climb(self, tower: list, x: mx.array) -> mx.array:
+        """What comes out of a tower."""
+        raise NotImplementedError
+
+
+class NatureCNN(CNN):
+    """Three convolutions for each image (Mnih et al. 2015)."""
+
+    def _build(self, height: int, width: int, channels: int) -> tuple[list, tuple[int, int, int]]:
+        tower = []
+        for outputs, kernel, stride in NATURE_LAYERS:
+            tower.append(Convolution(channels, outputs, kernel, stride, padding=0))
+            height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, outputs
+        return tower, (height, width, channels)
+
+    def _climb(self, tower: list, x: mx.array) -> mx.array:
+        for convolution in tower:
+            x = nn.relu(convolution(x))
+        return x
+
+
+class ImpalaCNN(CNN):
     """Three blocks of a convolution, pooling and residual pairs for each image (Espeholt et al. 2018)."""
 
-    def __init__(self, shapes: InputShapes, experiment: Experiment) -> None:
-        super().__init__()
-        self.towers, size = [], shapes.vector
-        for height, width, channels in shapes.images:
-            tower = []
-            for outputs in IMPALA_CHANNELS:
-                layers = [Convolution(channels, outputs, kernel=3, stride=1, padding=1)]
-                layers += [Convolution(outputs, outputs, 3, 1, 1) for _ in range(2 * IMPALA_RESIDUALS)]
-                tower.append(layers)
-                height, width, channels = (height + 1) // 2, (width + 1) // 2, outputs
-            self.towers.append(tower)
-            size += height * width * channels
-        sizes = [size, *hidden_sizes(experiment, shapes)]
-        self.layers = fully_connected(sizes)
-        self.size = sizes[-1]
+    def _build(self, height: int, width: int, channels: int) -> tuple[list, tuple[int, int, int]]:
+        tower = []
+        for outputs in IMPALA_CHANNELS:
+            block = [Convolution(channels, outputs, kernel=3, stride=1, padding=1)]
+            block += [Convolution(outputs, outputs, 3, 1, 1) for _ in range(2 * IMPALA_RESIDUALS)]
+            tower.append(block)
+            height, width, channels = (height + 1) // 2, (width + 1) // 2, outputs
+        return tower, (height, width, channels)
 
-    def __call__(self, inputs: list[mx.array]) -> mx.array:
-        vector, *images = inputs
-        features = [vector]
-        for x, tower in zip(images, self.towers, strict=True):
-            x = scaled(x)
-            for first, *residual in tower:
-                x = max_pool(first(x))
-                for a, b in zip(residual[::2], residual[1::2], strict=True):
-                    x = x + b(nn.relu(a(nn.relu(x))))
-            features.append(nn.relu(x))
-        x = joined(features)
-        for layer in self.layers:
-            x = nn.relu(layer(x))
-        return x
+    def _climb(self, tower: list, x: mx.array) -> mx.array:
+        for first, *residual in tower:
+            x = max_pool(first(x))
+            for a, b in zip(residual[::2], residual[1::2], strict=True):
+                x = x + b(nn.relu(a(nn.relu(x))))
+        return nn.relu(x)
 
 
 class GRU(nn.Module):

@@ -12,13 +12,13 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from learner.advantage import gae, vtrace
 from learner.batch import Batch
-from learner.checkpoint import part_of
 from learner.config import PPOConfig
 from learner.distributions import Distribution
 from learner.model import ActorCritic
 from learner.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 from protocol.errors import UserError
 from protocol.randomness import Purpose, generator
+from protocol.snapshot import part_of
 
 MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
@@ -48,7 +48,6 @@ class PPO:
         `encode` maps raw observations [B, …] to the network's inputs. `interrupt` is called between steps and may
         raise; the weights are then those of no completed version.
         """
-        self._shape, self._samples = batch.rewards.shape, batch.size
         samples, values, value_targets = self._prepare(batch, iteration, encode)
         settings = self._scheduled(iteration)
         self._optimizer.learning_rate = mx.array(settings["learning_rate"], mx.float32)
@@ -72,7 +71,8 @@ class PPO:
                     break
         means = np.array(totals) / steps
         metrics = {f"train/{name}": _finite(mean) for name, mean in zip(STEP_METRICS, means.tolist(), strict=True)}
-        if (approx_kl := metrics["train/approx_kl"]) is not None:
+        adaptive = self._config.learning_rate_schedule == ADAPTIVE
+        if adaptive and (approx_kl := metrics["train/approx_kl"]) is not None:
             rate = adapt_learning_rate(self._adapted_learning_rate, approx_kl, self._config.desired_kl)
             self._adapted_learning_rate = rate
         return metrics | {
@@ -152,7 +152,7 @@ class PPO:
                 "starts": mx.array(self._arranged(starts), mx.float32),
                 "memory": mx.array(batch.initial_memory),
             }
-        values, log_probs, memories = self._evaluate_samples(samples)
+        values, log_probs, memories = self._evaluate_samples(samples, batch.rewards.shape)
         next_values = self._next_values(batch, values, memories, encode)
 
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
@@ -176,7 +176,9 @@ class PPO:
         }
         return samples | {k: mx.array(self._arranged(v)) for k, v in flat.items()}, values, value_targets
 
-    def _evaluate_samples(self, samples: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _evaluate_samples(
+        self, samples: dict[str, Any], shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """(values, log-probabilities) [T, num_envs] and memories after each step [T, num_envs, recurrent_size].
 
         As many at a time as make a minibatch, so that memory stays bounded and one compiled graph serves all.
@@ -184,32 +186,30 @@ class PPO:
         count = len(samples["actions"])
         size = count // self._config.minibatches
         parts = [self._evaluate(tree_map(lambda x: x[i : i + size], samples)) for i in range(0, count, size)]  # noqa: B023
-        values, log_probs, *memories = (self._time_major(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
-        return values, log_probs, memories[0] if memories else None
+        values, log_probs, *memories = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        if self.model.recurrent:
+            return values.swapaxes(0, 1), log_probs.swapaxes(0, 1), memories[0].swapaxes(0, 1)
+        return values.reshape(shape), log_probs.reshape(shape), None
 
     def _next_values(self, batch: Batch, values: np.ndarray, memories: np.ndarray | None, encode: Encode) -> np.ndarray:
         """Values [T, num_envs] of what each step led to: the next, last or truncated episode's final observation."""
         num_envs = values.shape[1]
         observations = np.concatenate([batch.last_observations, batch.final_observations])
-        missing = -len(observations) % num_envs  # filled up, so that shapes recur and nothing is compiled anew
-        rows = np.concatenate([observations, np.repeat(observations[:1], missing, axis=0)])
-        inputs = encode(rows)
-        memory = np.zeros((len(rows), 0), np.float32)
-        if memories is not None:
-            known = np.concatenate([memories[-1], memories[batch.truncated]])
-            memory = np.concatenate([known, np.repeat(known[:1], missing, axis=0)])
-        found = np.concatenate(
-            [
-                np.array(
-                    self._evaluate_states(
-                        [mx.array(x[i : i + num_envs]) for x in inputs], mx.array(memory[i : i + num_envs])
-                    )
-                )
-                for i in range(0, len(rows), num_envs)
-            ]
-        )[: len(observations)]
-        next_values = np.concatenate([values[1:], found[None, :num_envs]])
-        next_values[batch.truncated] = found[num_envs:]
+        count = len(observations)
+        if memories is None:
+            memory = np.zeros((count, 0), np.float32)
+        else:
+            memory = np.concatenate([memories[-1], memories[batch.truncated]])
+        # Filled up with the first, so that shapes recur and nothing is compiled anew.
+        rows = np.pad(np.arange(count), (0, -count % num_envs))
+        everything = [mx.array(x) for x in (*encode(observations[rows]), memory[rows])]
+        found = []
+        for start in range(0, len(rows), num_envs):
+            *inputs, remembered = (x[start : start + num_envs] for x in everything)
+            found.append(np.array(self._evaluate_states(inputs, remembered)))
+        last, finals = np.split(np.concatenate(found)[:count], [num_envs])
+        next_values = np.concatenate([values[1:], last[None]])
+        next_values[batch.truncated] = finals
         return next_values
 
     def _encoded(self, observations: np.ndarray, encode: Encode) -> list[np.ndarray]:
@@ -219,11 +219,11 @@ class PPO:
 
     def _arranged(self, array: np.ndarray) -> np.ndarray:
         """[T, num_envs, …] with the samples first."""
-        return array.swapaxes(0, 1) if self.model.recurrent else array.reshape(self._samples, *array.shape[2:])
-
-    def _time_major(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `_arranged`."""
-        return array.swapaxes(0, 1) if self.model.recurrent else array.reshape(*self._shape, *array.shape[1:])
+        return (
+            array.swapaxes(0, 1)
+            if self.model.recurrent
+            else array.reshape(math.prod(array.shape[:2]), *array.shape[2:])
+        )
 
     def _minibatches(self, size: int, iteration: int, epoch: int) -> list[mx.array]:
         """The indices of the samples in an epoch's minibatches, all of one length."""

@@ -8,6 +8,9 @@ from protocol.experiment import NETWORKS, Experiment
 from protocol.observations import InputShapes
 
 SMALLEST_NATURE_IMAGE = 36  # pixels, in both directions; of a smaller one its convolutions leave nothing
+NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # output channels, kernel, stride
+IMPALA_CHANNELS = (16, 32, 32)  # of each block
+IMPALA_RESIDUALS = 2  # of each block, two convolutions each
 DEFAULT_HIDDEN_SIZES = {"mlp": (64, 64), "nature_cnn": (512,), "impala_cnn": (256,)}
 
 

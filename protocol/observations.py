@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protocol.spaces import ObservationPart, Spaces
+from protocol.spaces import Spaces
 
 OBSERVATION_CLIP = np.float32(10.0)
 
@@ -18,14 +18,11 @@ class InputShapes:
 
     @classmethod
     def of(cls, spaces: Spaces) -> "InputShapes":
-        images = tuple(channels_last(np.empty((1, *p.box.shape), np.uint8)).shape[1:] for p in image_parts(spaces))
+        boxes = [part.box for part in spaces.parts if part.kind == "image"]
+        images = tuple(channels_last(np.empty((1, *box.shape), np.uint8)).shape[1:] for box in boxes)
         one_hot = sum(sum(part.choices) for part in spaces.parts)
         binary = sum(part.box.size for part in spaces.parts if part.kind == "binary")
         return cls(normalized_size(spaces) + binary + one_hot, images)
-
-
-def image_parts(spaces: Spaces) -> list[ObservationPart]:
-    return [part for part in spaces.parts if part.kind == "image"]
 
 
 def normalized_size(spaces: Spaces) -> int:
@@ -35,9 +32,13 @@ def normalized_size(spaces: Spaces) -> int:
 
 def numbers_of(observations: np.ndarray, spaces: Spaces) -> np.ndarray:
     """Those numbers, raw [B, normalized_size], of stored observations [B, *observation]."""
-    rows = len(observations)
-    arrays = zip(spaces.parts, spaces.unpack(observations), strict=True)
-    numbers = [array.reshape(rows, -1) for part, array in arrays if part.kind == "numbers"]
+    return _numbers(spaces.unpack(observations), spaces)
+
+
+def _numbers(arrays: list[np.ndarray], spaces: Spaces) -> np.ndarray:
+    rows = len(arrays[0])
+    parts = zip(spaces.parts, arrays, strict=True)
+    numbers = [array.reshape(rows, -1) for part, array in parts if part.kind == "numbers"]
     return numbers[0] if len(numbers) == 1 else np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1)
 
 
@@ -48,13 +49,14 @@ def encode(
 
     `normalization` is the mean and one over the standard deviation, both float32 [normalized_size].
     """
-    numbers = numbers_of(observations, spaces)
+    arrays = spaces.unpack(observations)
+    numbers = _numbers(arrays, spaces)
     vector = normalize(numbers, *normalization) if normalization else numbers.astype(np.float32)
     if len(spaces.parts) == 1 and spaces.parts[0].kind == "numbers":
         return [vector]
     rows = len(observations)
     vectors, images = [vector], []
-    for part, array in zip(spaces.parts, spaces.unpack(observations), strict=True):
+    for part, array in zip(spaces.parts, arrays, strict=True):
         if part.kind == "binary":
             vectors.append(array.reshape(rows, -1).astype(np.float32))
         elif part.kind == "choices":

@@ -13,3 +13,8 @@ class PolicySnapshot:
     weights: dict[str, np.ndarray]  # float32, by parameter name
     observation_mean: np.ndarray  # float32 [normalized_size], see `protocol/observations.py`
     observation_scale: np.ndarray  # float32 [normalized_size], one over the standard deviation
+
+
+def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -24,6 +24,10 @@ class BoxSpace:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
     def check(self, name: str) -> None:
         """Raise `ProtocolError` unless an array can be like this."""
         if self.dtype not in {dtype.name for dtype in DTYPES.values()}:
@@ -44,14 +48,16 @@ class ObservationPart:
     choices: tuple[int, ...]  # for each number of a `choices` part, how many values it may take, counted from 0
 
 
+def stored_as(parts: tuple[ObservationPart, ...]) -> BoxSpace:
+    """One part as it is; several as their bytes, one after the other."""
+    return parts[0].box if len(parts) == 1 else BoxSpace((sum(part.box.nbytes for part in parts),), "uint8")
+
+
 @dataclass(frozen=True)
 class Spaces:
-    """An environment's two spaces. The first actor to join defines them; later ones must match.
+    """An environment's two spaces. The first actor to join defines them; later ones must match."""
 
-    An observation with one part is stored as that part; one with several as their bytes, one after the other.
-    """
-
-    observation: BoxSpace  # as stored
+    observation: BoxSpace  # as stored, see `stored_as`
     parts: tuple[ObservationPart, ...]
     action: BoxSpace  # as stored
     distribution: Literal["categorical", "gaussian", "bernoulli"]
@@ -68,10 +74,9 @@ class Spaces:
             return [observations]
         arrays, start = [], 0
         for part in self.parts:
-            dtype = np.dtype(part.box.dtype)
-            end = start + part.box.size * dtype.itemsize
+            end = start + part.box.nbytes
             columns = np.ascontiguousarray(observations[:, start:end])
-            arrays.append(columns.view(dtype).reshape(len(observations), *part.box.shape))
+            arrays.append(columns.view(part.box.dtype).reshape(len(observations), *part.box.shape))
             start = end
         return arrays
 
@@ -107,9 +112,7 @@ class Spaces:
                 raise ProtocolError(f"an observation of choices has dtype {part.box.dtype}")
             if part.kind == "image" and (part.box.dtype != "uint8" or not 2 <= len(part.box.shape) <= 4):
                 raise ProtocolError(f"an image is {part.box.dtype} {list(part.box.shape)}")
-        total = sum(part.box.size * np.dtype(part.box.dtype).itemsize for part in self.parts)
-        packed = BoxSpace((total,), "uint8") if len(self.parts) != 1 else self.parts[0].box
-        if self.observation != packed:
+        if self.observation != stored_as(self.parts):
             raise ProtocolError("the observation space does not fit its parts")
         forms = {
             "categorical": ("int64", self.action.size),

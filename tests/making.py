@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from learner.batch import Batch
 from learner.distributions import Distribution
 from learner.model import ActorCritic
 from protocol.experiment import Experiment
@@ -61,3 +62,25 @@ def spoken(model: ActorCritic, inputs: list[np.ndarray]) -> tuple[Distribution, 
     none = mx.zeros((0,))
     distribution, values, _ = model([mx.array(x) for x in inputs], none, none)
     return distribution, values
+
+
+def batch_of(
+    random: np.random.Generator, observations: np.ndarray, actions: np.ndarray, log_probs: np.ndarray, version: int
+) -> Batch:
+    """Random experience with both kinds of ends, for observations [T + 1, N, size] and what was done."""
+    length, num_envs, size = len(observations) - 1, *observations.shape[1:]
+    ends = random.permutation(length * num_envs).reshape(length, num_envs)
+    return Batch(
+        observations=observations[:-1],
+        last_observations=observations[-1],
+        final_observations=random.standard_normal((3, size)).astype(np.float32),
+        actions=actions,
+        behaviour_log_probs=log_probs.reshape(length, num_envs),
+        rewards=random.standard_normal((length, num_envs)).astype(np.float32),
+        terminated=ends < 3,
+        truncated=(ends >= 3) & (ends < 6),
+        initial_memory=np.zeros((num_envs, 0), np.float32),
+        episode_returns=np.zeros(6),
+        episode_lengths=np.ones(6, np.int64),
+        policy_version=version,
+    )

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from making import binary, continuous, discrete, numbers, snapshot_of, spoken, trained_model
+from making import batch_of, binary, continuous, discrete, numbers, snapshot_of, spoken, trained_model
 from mlx.utils import tree_flatten
 
 from actors.environment import describe_spaces, make_environment
@@ -102,21 +102,8 @@ def make_batch(model: ActorCritic, seed: int, policy_version: int, drift: float 
     actions = random_actions(model.spaces, random, T, N)
     distribution, _ = spoken(model, encode(observations[:-1].reshape(T * N, 3)))
     log_probs = np.array(distribution.log_prob(mx.array(actions.reshape(T * N, -1)))).reshape(T, N)
-    ends = random.permutation(T * N).reshape(T, N)
-    return Batch(
-        observations=observations[:-1],
-        last_observations=observations[-1],
-        final_observations=random.standard_normal((3, 3)).astype(np.float32),
-        actions=actions,
-        behaviour_log_probs=log_probs + drift * random.standard_normal((T, N)).astype(np.float32),
-        rewards=random.standard_normal((T, N)).astype(np.float32),
-        terminated=ends < 2,
-        truncated=(ends >= 2) & (ends < 5),
-        initial_memory=np.zeros((N, 0), np.float32),
-        episode_returns=np.zeros(5),
-        episode_lengths=np.ones(5, np.int64),
-        policy_version=policy_version,
-    )
+    log_probs = log_probs + drift * random.standard_normal((T, N)).astype(np.float32)
+    return batch_of(random, observations, actions, log_probs, policy_version)
 
 
 def never() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import continuous, discrete, numbers, trained_model
+from making import batch_of, continuous, discrete, numbers, trained_model
 
 from learner.batch import Batch
 from learner.config import PPOConfig
@@ -72,21 +72,7 @@ def make_batch(reference: Reference, spaces: Spaces) -> Batch:
     with torch.no_grad():
         distribution, _ = reference(torch.tensor(observations[:-1].reshape(T * N, 3)))
         log_probs = distribution.log_prob(torch.tensor(actions.reshape(T * N, *actions.shape[2:])))
-    ends = random.permutation(T * N).reshape(T, N)
-    return Batch(
-        observations=observations[:-1],
-        last_observations=observations[-1],
-        final_observations=random.standard_normal((3, 3)).astype(np.float32),
-        actions=actions,
-        behaviour_log_probs=log_probs.numpy().reshape(T, N),
-        rewards=random.standard_normal((T, N)).astype(np.float32),
-        terminated=ends < 3,
-        truncated=(ends >= 3) & (ends < 6),
-        initial_memory=np.zeros((N, 0), np.float32),
-        episode_returns=np.zeros(6),
-        episode_lengths=np.ones(6, np.int64),
-        policy_version=ITERATION,
-    )
+    return batch_of(random, observations, actions, log_probs.numpy(), ITERATION)
 
 
 def advantages_of(batch: Batch, values: Any, following: Any, finals: Any, config: PPOConfig) -> Any:
