@@ -6,15 +6,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map
 
 from learner.advantage import gae, vtrace
 from learner.batch import Batch
 from learner.config import PPOConfig
 from learner.distributions import Distribution
 from learner.model import ActorCritic
+from learner.optimizer import Adam
 from learner.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 from protocol.errors import UserError
 from protocol.randomness import Purpose, generator
@@ -22,7 +22,9 @@ from protocol.snapshot import part_of
 
 MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-ADAM_EPSILON = 1e-5
+
+# What a sample is trained towards, as one array [..., 5] so that a minibatch takes one gather.
+TARGETS = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")
 
 MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, on average; 1e-6 is usual
 
@@ -38,8 +40,7 @@ class PPO:
         self._seed = seed
         self._total_iterations = total_iterations
         self._adapted_learning_rate = config.learning_rate  # where the schedule is adaptive
-        self._optimizer = optim.Adam(config.learning_rate, eps=ADAM_EPSILON, bias_correction=True)
-        self._optimizer.init(model.trainable_parameters())
+        self._optimizer = Adam(model, config.max_grad_norm)
         self._compile()
 
     def update(self, batch: Batch, iteration: int, encode: Encode, interrupt: Callable[[], None]) -> dict:
@@ -50,7 +51,6 @@ class PPO:
         """
         samples, values, value_targets = self._prepare(batch, iteration, encode)
         settings = self._scheduled(iteration)
-        self._optimizer.learning_rate = mx.array(settings["learning_rate"], mx.float32)
         clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
 
         totals, steps = mx.zeros(len(STEP_METRICS)), 0
@@ -59,7 +59,8 @@ class PPO:
             previous = epoch_totals
             for indices in self._minibatches(len(samples["actions"]), iteration, epoch):
                 interrupt()
-                latest = epoch_totals + self._step(samples, indices, clip, entropy_coef)
+                factors = self._optimizer.begin_step(settings["learning_rate"])
+                latest = epoch_totals + self._step(samples, indices, clip, entropy_coef, factors)
                 mx.async_eval(latest, self._state)
                 mx.eval(previous)  # stay one step ahead of the device, not a whole iteration
                 previous, epoch_totals = epoch_totals, latest
@@ -84,26 +85,31 @@ class PPO:
     def state_dict(self) -> dict[str, np.ndarray]:
         """Weights as `model.NAME`, Adam's moments and step count as `optimizer.NAME`: host copies of all of it."""
         weights = {f"model.{name}": np.array(array) for name, array in self.model.named_parameters()}
-        moments = {f"optimizer.{name}": np.array(array) for name, array in tree_flatten(self._optimizer.state)}
+        moments = {f"optimizer.{name}": array for name, array in self._optimizer.state_dict().items()}
         return weights | moments | {"schedule.learning_rate": np.array(self._adapted_learning_rate)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Continue from what `state_dict` returned."""
         self.model.load_state_dict(part_of(state, "model."))
         self._adapted_learning_rate = float(state["schedule.learning_rate"])
-        moments = [(name, mx.array(array)) for name, array in part_of(state, "optimizer.").items()]
-        self._optimizer.state = tree_unflatten(moments)
-        self._compile()
+        self._optimizer.load_state_dict(part_of(state, "optimizer."))
 
     def _compile(self) -> None:
-        self._state = [self.model.state, self._optimizer.state]
+        self._state = [self.model.state, self._optimizer.moments]
         loss_and_gradients = nn.value_and_grad(self.model, self._loss)
 
-        def step(samples: dict[str, Any], indices: mx.array, clip: mx.array, entropy_coef: mx.array) -> mx.array:
+        def step(
+            samples: dict[str, Any],
+            indices: mx.array,
+            clip: mx.array,
+            entropy_coef: mx.array,
+            factors: list[mx.array],
+        ) -> mx.array:
             minibatch = tree_map(lambda array: array[indices], samples)
+            targets = minibatch.pop("targets")
+            minibatch |= {name: targets[..., i] for i, name in enumerate(TARGETS)}
             (_, metrics), gradients = loss_and_gradients(minibatch, clip, entropy_coef)
-            gradients, norm = optim.clip_grad_norm(gradients, self._config.max_grad_norm)
-            self._optimizer.update(self.model, gradients)
+            norm = self._optimizer.step(gradients, factors)
             return mx.concatenate([metrics, norm[None]])
 
         def evaluate(samples: dict[str, Any]) -> list[mx.array]:
@@ -167,14 +173,15 @@ class PPO:
             proximal_log_probs = log_probs
             ratios = np.exp(proximal_log_probs - batch.behaviour_log_probs)
             advantages, value_targets = vtrace(*facts, ratios, **settings)
-        flat = {
+        targets = {
             "proximal_log_probs": proximal_log_probs,
             "weights": np.minimum(ratios, MAX_SAMPLE_WEIGHT),
             "advantages": advantages,
             "values": values,
             "value_targets": value_targets,
         }
-        return samples | {k: mx.array(self._arranged(v)) for k, v in flat.items()}, values, value_targets
+        samples["targets"] = mx.array(np.stack([self._arranged(targets[name]) for name in TARGETS], axis=-1))
+        return samples, values, value_targets
 
     def _evaluate_samples(
         self, samples: dict[str, Any], shape: tuple[int, ...]
@@ -228,7 +235,7 @@ class PPO:
     def _minibatches(self, size: int, iteration: int, epoch: int) -> list[mx.array]:
         """The indices of the samples in an epoch's minibatches, all of one length."""
         order = generator(self._seed, Purpose.MINIBATCHES, iteration, epoch).permutation(size).astype(np.uint32)
-        return [mx.array(part) for part in np.split(order, self._config.minibatches)]
+        return [mx.array(part) for part in order.reshape(self._config.minibatches, -1)]
 
 
 def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:

@@ -1,0 +1,80 @@
+"""Adam over all parameters as one vector: a few kernels, however many layers there are."""
+
+import itertools
+import math
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from learner.model import ActorCritic
+
+EPSILON = 1e-5
+DECAYS = (0.9, 0.999)  # of the two moments
+
+
+class Adam:
+    """Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1) on gradients scaled down to a largest global norm.
+
+    Moments are kept by the names of the parameters they belong to, and saved with them.
+    """
+
+    def __init__(self, model: ActorCritic, max_grad_norm: float) -> None:
+        self._model = model
+        self._max_grad_norm = max_grad_norm
+        self._shapes = {name: array.shape for name, array in model.named_parameters()}
+        size = sum(map(math.prod, self._shapes.values()))
+        self.moments = [mx.zeros(size), mx.zeros(size)]  # in the order of the names
+        self._steps = 0  # taken so far
+
+    def begin_step(self, learning_rate: float) -> list[mx.array]:
+        """Count a step, and return what `step` has to know of it: factors for the first and second moments.
+
+        They correct the moments' bias towards zero. Computed here, since in a fused kernel they would be computed anew
+        for every single parameter.
+        """
+        self._steps += 1
+        first, second = (1 - decay**self._steps for decay in DECAYS)
+        return [mx.array(learning_rate / first, mx.float32), mx.array(1 / math.sqrt(second), mx.float32)]
+
+    def step(self, gradients: Any, factors: list[mx.array]) -> mx.array:
+        """Move the model's parameters against `gradients`, a tree like theirs; returns the gradients' norm."""
+        gradient = _joined([array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(gradients))])
+        norm = mx.sqrt(mx.square(gradient).sum())
+        gradient = gradient * mx.minimum(self._max_grad_norm / (norm + 1e-6), 1)
+        m, v = self.moments
+        m = DECAYS[0] * m + (1 - DECAYS[0]) * gradient
+        v = DECAYS[1] * v + (1 - DECAYS[1]) * mx.square(gradient)
+        self.moments[:] = m, v
+        parameters = _joined(self._model.parameters())
+        parameters = parameters - factors[0] * m / (mx.sqrt(v) * factors[1] + EPSILON)
+        self._model.update(tree_unflatten(list(self._split(parameters).items())))
+        return norm
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Moments as `NAME.m` and `NAME.v` for each parameter, and `step`, the number of steps: host copies."""
+        state: dict[str, np.ndarray] = {"step": np.array(self._steps, np.uint64)}
+        for suffix, moment in zip(("m", "v"), self.moments, strict=True):
+            state |= {f"{name}.{suffix}": array for name, array in self._split(np.array(moment)).items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._steps = int(state["step"])
+        self.moments[:] = [
+            mx.array(np.concatenate([state[f"{name}.{suffix}"].reshape(-1) for name in self._shapes]))
+            for suffix in ("m", "v")
+        ]
+
+    def _split(self, vector: Any) -> dict[str, Any]:
+        """The parameters' parts of a vector of all, by name and in shape."""
+        ends = itertools.accumulate(map(math.prod, self._shapes.values()))
+        return {
+            name: vector[end - math.prod(shape) : end].reshape(shape)
+            for (name, shape), end in zip(self._shapes.items(), ends, strict=True)
+        }
+
+
+def _joined(arrays: list[mx.array]) -> mx.array:
+    return mx.concatenate([array.reshape(-1) for array in arrays])
