@@ -155,39 +155,47 @@ class ObservationConverter:
     """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space."""
 
     def __init__(self, space: gymnasium.Space, spaces: Spaces) -> None:
-        self._leaves = list(zip(leaves(space), spaces.parts, strict=True))
+        self._leaves = [_Leaf(*leaf, part) for leaf, part in zip(leaves(space), spaces.parts, strict=True)]
+        (part, *more) = spaces.parts
+        as_it_is = not more and part.kind in ("numbers", "image")
+        self._dtype = np.dtype(part.box.dtype) if as_it_is else None  # of an observation that needs no conversion
+        self._shape = part.box.shape
 
     def __call__(self, observation: Any) -> np.ndarray:
+        if type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape:
+            return observation
         if len(self._leaves) == 1:
-            ((path, space), part) = self._leaves[0]
-            return self._convert(_at(observation, path), space, part)
-        arrays = [self._convert(_at(observation, path), space, part) for (path, space), part in self._leaves]
+            return self._leaves[0].convert(observation)
+        arrays = [leaf.convert(observation) for leaf in self._leaves]
         for array in arrays:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError("the observation is not finite")
         return np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
 
-    @staticmethod
-    def _convert(value: Any, space: gymnasium.Space, part: ObservationPart) -> np.ndarray:
-        array = np.asarray(value)
-        if array.shape != part.box.shape:  # an assignment would broadcast
+
+class _Leaf:
+    """One part of an observation."""
+
+    def __init__(self, path: tuple, space: gymnasium.Space, part: ObservationPart) -> None:
+        self._path, self._space, self._part = path, space, part
+        self._shape, self._dtype = part.box.shape, np.dtype(part.box.dtype)
+
+    def convert(self, observation: Any) -> np.ndarray:
+        """The part as it is stored."""
+        for key in self._path:
+            observation = observation[key]
+        array = np.asarray(observation)
+        if array.shape != self._shape:  # an assignment would broadcast
             raise ValueError(f"the observation has shape {array.shape}")
-        dtype = np.dtype(part.box.dtype)
-        if dtype.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
-            raise ValueError(f"the observation is {array.dtype}, the space {dtype}")
-        if part.kind == "choices":
-            array = array.astype(np.int64) - space.start  # pyright: ignore[reportAttributeAccessIssue]
-            if not ((array >= 0) & (array < np.reshape(part.choices, array.shape))).all():
-                raise ValueError(f"the observation {value} is not in {space}")
-        elif part.kind == "binary" and not np.isin(array, (0, 1)).all():
-            raise ValueError(f"the observation {value} is not in {space}")
-        return array.astype(dtype, copy=False)
-
-
-def _at(observation: Any, path: tuple) -> Any:
-    for key in path:
-        observation = observation[key]
-    return observation
+        if self._dtype.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
+            raise ValueError(f"the observation is {array.dtype}, the space {self._dtype}")
+        if self._part.kind == "choices":
+            array = array.astype(np.int64) - self._space.start  # pyright: ignore[reportAttributeAccessIssue]
+            if not ((array >= 0) & (array < np.reshape(self._part.choices, array.shape))).all():
+                raise ValueError(f"the observation {observation} is not in {self._space}")
+        elif self._part.kind == "binary" and not np.isin(array, (0, 1)).all():
+            raise ValueError(f"the observation {observation} is not in {self._space}")
+        return array.astype(self._dtype, copy=False)
 
 
 class ActionConverter:
@@ -200,7 +208,7 @@ class ActionConverter:
         """One entry for each environment, from actions [N, *action]."""
         space = self._space
         if isinstance(space, gym_spaces.Discrete):
-            return (actions + int(space.start)).tolist()
+            return list(actions + space.start)  # int64, which gymnasium checks faster than an int
         if isinstance(space, gym_spaces.MultiDiscrete):
             return list((actions + space.start).astype(space.dtype))
         if isinstance(space, gym_spaces.MultiBinary):

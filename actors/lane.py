@@ -37,6 +37,7 @@ class Lane:
         size = experiment.lane_size
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
+        self._floats = self.observations.dtype.kind == "f"
         self.memory = np.zeros((size, experiment.recurrent_size), np.float32)  # of a recurrent policy
         self.episode_indices = np.zeros(size, np.int64)
         self.episode_returns = [0.0] * size  # so far, of the episodes under way
@@ -70,32 +71,42 @@ class Lane:
                 self.restarted[n] = True
                 self.next_episode(n)
 
-    def step(self, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Step every environment once, into `observations` and the three rows [N] given; ended episodes stay ended.
+    def step(
+        self, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> list[int]:
+        """Step every environment once, into `observations` and the three rows [N] given, which are zero before.
 
-        A step that raises or returns nonsense truncates its episode at the last good observation, with reward 0.
+        Returns the environments whose episodes ended; they stay ended. A step that raises or returns nonsense truncates
+        its episode at the last good observation, with reward 0.
         """
-        before, returns = self.observations.copy(), list(self.episode_returns)
-        cap = self._experiment.replay_cap
+        before, returns = self.observations.copy(), self.episode_returns.copy()
+        cap, lengths = self._experiment.replay_cap, self.episode_lengths
         faulty: dict[int, str] = {}
+        ended = []
         for n, action in enumerate(self._convert(actions)):
             try:
-                rewards[n], terminated[n], over = self._step(n, action)
-                truncated[n] = (over or self.episode_lengths[n] >= cap) and not terminated[n]
+                rewards[n], done, over = self._step(n, action)
             except EnvironmentFault as fault:
                 faulty[n] = str(fault)
-        if self.observations.dtype.kind == "f" and not np.isfinite(self.observations).all():
-            finite = np.isfinite(self.observations.reshape(len(self.observations), -1)).all(axis=1)
-            for n in np.flatnonzero(~finite).tolist():
-                if n not in faulty:
+                continue
+            if done:
+                terminated[n] = True
+                ended.append(n)
+            elif over or lengths[n] >= cap:
+                truncated[n] = True
+                ended.append(n)
+        if not self._is_finite(self.observations):
+            for n, observation in enumerate(self.observations):
+                if n not in faulty and not self._is_finite(observation):
                     self.episode_returns[n] = returns[n]
-                    self.episode_lengths[n] -= 1
+                    lengths[n] -= 1
                     faulty[n] = f"{self._where(n)} returned an observation that is not finite"
         for n, fault in faulty.items():
             self.observations[n] = before[n]
             rewards[n], terminated[n], truncated[n] = 0, False, True
             self.faults.append(fault)
             self._renew(n)
+        return sorted({*ended, *faulty}) if faulty else ended
 
     def next_episode(self, n: int) -> None:
         """Begin environment `n`'s next episode."""
@@ -133,7 +144,7 @@ class Lane:
             try:
                 observation = reset_environment(self._environments[n], self._episode_seed(n))
                 self.observations[n] = self._store(observation)
-                if not np.isfinite(self.observations[n]).all():
+                if not self._is_finite(self.observations[n]):
                     raise ValueError("the observation is not finite")
                 break
             except Exception as error:
@@ -151,7 +162,8 @@ class Lane:
     def _step(self, n: int, action: object) -> tuple[float, bool, bool]:
         try:
             observation, reward, terminated, truncated, _ = self._environments[n].step(action)
-            reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
+            if type(reward) is not float:
+                reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
             if not abs(reward) <= LARGEST_REWARD:
                 raise ValueError(f"the reward is {reward}")
             self.observations[n] = self._store(observation)
@@ -160,7 +172,11 @@ class Lane:
         self.episode_returns[n] += reward
         self.episode_lengths[n] += 1
         self._progress()
-        return reward, bool(terminated), bool(truncated)
+        return reward, terminated, truncated
+
+    def _is_finite(self, observations: np.ndarray) -> bool:
+        """Whether every number of these observations is finite."""
+        return not self._floats or bool(np.logical_and.reduce(np.isfinite(observations), axis=None))
 
     def _renew(self, n: int) -> None:
         """Replace environment `n` by a fresh one."""

@@ -38,7 +38,7 @@ class Linear:
         self._bias = weights[f"{name}.bias"]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        x = x @ self._weight
+        x = np.dot(x, self._weight)  # the same as x @ W, but without its overhead
         x += self._bias
         return x
 
@@ -68,7 +68,7 @@ class MLP:
 
     def __call__(self, inputs: list[np.ndarray]) -> np.ndarray:
         vector, *images = inputs
-        x = joined([vector, *(scaled(image) for image in images)])
+        x = joined([vector, *(scaled(image) for image in images)]) if images else vector
         for layer in self._layers:
             x = self._activation(layer(x))
         return x

@@ -19,9 +19,9 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     observations = np.empty((t, n, *spaces.observation.shape), spaces.observation.dtype)
     actions = np.empty((t, n, *spaces.action.shape), spaces.action.dtype)
     parameters = np.empty((t, n, spaces.distribution_size), np.float32)
-    rewards = np.empty((t, n), np.float32)
-    terminated = np.empty((t, n), bool)
-    truncated = np.empty((t, n), bool)
+    rewards = np.zeros((t, n), np.float32)
+    terminated = np.zeros((t, n), bool)
+    truncated = np.zeros((t, n), bool)
     final_observations, episode_returns, episode_lengths = [], [], []
     initial_memory = lane.memory.copy()
     random_before = global_random_state()
@@ -29,8 +29,7 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     for step in range(t):
         observations[step] = lane.observations
         actions[step], parameters[step], lane.memory = policy.act(lane.observations, lane.memory, noise[step])
-        lane.step(actions[step], rewards[step], terminated[step], truncated[step])
-        for env in np.flatnonzero(terminated[step] | truncated[step]).tolist():
+        for env in lane.step(actions[step], rewards[step], terminated[step], truncated[step]):
             if truncated[step, env]:
                 final_observations.append(lane.observations[env].copy())
             episode_returns.append(lane.episode_returns[env])

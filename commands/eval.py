@@ -83,7 +83,7 @@ def evaluate(config: RunConfig, checkpoint: Checkpoint, episodes: int) -> tuple[
         if experiment.rebuild_env and episode:
             env.close()
             env = make_environment(experiment)
-        observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, episode))
+        observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
         memory = np.zeros((1, experiment.recurrent_size), np.float32)
         total, length, over = 0.0, 0, False
         while not over and length < experiment.replay_cap:

@@ -1,6 +1,5 @@
 """Adam over all parameters as one vector: a few kernels, however many layers there are."""
 
-import itertools
 import math
 from typing import Any, cast
 
@@ -25,8 +24,19 @@ class Adam:
         self._max_grad_norm = max_grad_norm
         self._shapes = {name: array.shape for name, array in model.named_parameters()}
         size = sum(map(math.prod, self._shapes.values()))
-        self.moments = [mx.zeros(size), mx.zeros(size)]  # in the order of the names
+        # The parameters and their two moments, each as one vector in the order of the names.
+        self.state = [mx.zeros(size), mx.zeros(size), mx.zeros(size)]
         self._steps = 0  # taken so far
+
+    def take_parameters(self) -> None:
+        """Take the model's parameters over, and let it have them back as parts of the vector: they then lie in memory
+        in one way, whatever was loaded before. BLAS may give other low bits for another."""
+        self.state[0] = _joined(self._model.parameters())
+        self.give_parameters()
+
+    def give_parameters(self) -> None:
+        """Make the model's parameters the parts of the vector."""
+        self._model.update(tree_unflatten(list(self._split(self.state[0]).items())))
 
     def begin_step(self, learning_rate: float) -> list[mx.array]:
         """Count a step, and return what `step` has to know of it: factors for the first and second moments.
@@ -39,42 +49,42 @@ class Adam:
         return [mx.array(learning_rate / first, mx.float32), mx.array(1 / math.sqrt(second), mx.float32)]
 
     def step(self, gradients: Any, factors: list[mx.array]) -> mx.array:
-        """Move the model's parameters against `gradients`, a tree like theirs; returns the gradients' norm."""
+        """Move the vector of parameters against `gradients`, a tree like the model's; returns the gradients' norm."""
         gradient = _joined([array for _, array in cast(list[tuple[str, mx.array]], tree_flatten(gradients))])
         norm = mx.sqrt(mx.square(gradient).sum())
         gradient = gradient * mx.minimum(self._max_grad_norm / (norm + 1e-6), 1)
-        m, v = self.moments
+        parameters, m, v = self.state
         m = DECAYS[0] * m + (1 - DECAYS[0]) * gradient
         v = DECAYS[1] * v + (1 - DECAYS[1]) * mx.square(gradient)
-        self.moments[:] = m, v
-        parameters = _joined(self._model.parameters())
-        parameters = parameters - factors[0] * m / (mx.sqrt(v) * factors[1] + EPSILON)
-        self._model.update(tree_unflatten(list(self._split(parameters).items())))
+        self.state[:] = parameters - factors[0] * m / (mx.sqrt(v) * factors[1] + EPSILON), m, v
         return norm
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Moments as `NAME.m` and `NAME.v` for each parameter, and `step`, the number of steps: host copies."""
         state: dict[str, np.ndarray] = {"step": np.array(self._steps, np.uint64)}
-        for suffix, moment in zip(("m", "v"), self.moments, strict=True):
-            state |= {f"{name}.{suffix}": array for name, array in self._split(np.array(moment)).items()}
+        for suffix, moment in zip(("m", "v"), self.state[1:], strict=True):
+            parts = self._split(np.array(moment))
+            state |= {f"{name}.{suffix}": np.ascontiguousarray(array) for name, array in parts.items()}
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Continue from what `state_dict` returned."""
         self._steps = int(state["step"])
-        self.moments[:] = [
-            mx.array(np.concatenate([state[f"{name}.{suffix}"].reshape(-1) for name in self._shapes]))
-            for suffix in ("m", "v")
+        self.state[1:] = [
+            _joined([mx.array(state[f"{name}.{suffix}"]) for name in self._shapes]) for suffix in ("m", "v")
         ]
 
     def _split(self, vector: Any) -> dict[str, Any]:
-        """The parameters' parts of a vector of all, by name and in shape."""
-        ends = itertools.accumulate(map(math.prod, self._shapes.values()))
-        return {
-            name: vector[end - math.prod(shape) : end].reshape(shape)
-            for (name, shape), end in zip(self._shapes.items(), ends, strict=True)
-        }
+        """The parameters' parts of a vector of all, on the device or on the host, by name and in shape."""
+        parts, start = {}, 0
+        for name, shape in self._shapes.items():
+            end = start + math.prod(shape)
+            part = vector[start:end]
+            parts[name] = part.reshape(shape[::-1]).T if len(shape) == 2 else part.reshape(shape)
+            start = end
+        return parts
 
 
 def _joined(arrays: list[mx.array]) -> mx.array:
-    return mx.concatenate([array.reshape(-1) for array in arrays])
+    """One vector of all: matrices transposed, as their gradients come about, which spares a copy of each."""
+    return mx.concatenate([(array.T if array.ndim == 2 else array).reshape(-1) for array in arrays])

@@ -1,13 +1,13 @@
 """PPO: one iteration of epochs over minibatches, each a compiled step of Adam on the device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from learner.advantage import gae, vtrace
 from learner.batch import Batch
@@ -22,9 +22,6 @@ from protocol.snapshot import part_of
 
 MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-
-# What a sample is trained towards, as one array [..., 5] so that a minibatch takes one gather.
-TARGETS = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")
 
 MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, on average; 1e-6 is usual
 
@@ -49,27 +46,13 @@ class PPO:
         `encode` maps raw observations [B, …] to the network's inputs. `interrupt` is called between steps and may
         raise; the weights are then those of no completed version.
         """
+        self._optimizer.take_parameters()
         samples, values, value_targets = self._prepare(batch, iteration, encode)
         settings = self._scheduled(iteration)
-        clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
-
-        totals, steps = mx.zeros(len(STEP_METRICS)), 0
-        for epoch in range(self._config.epochs):
-            epoch_totals = mx.zeros(len(STEP_METRICS))
-            previous = epoch_totals
-            for indices in self._minibatches(len(samples["actions"]), iteration, epoch):
-                interrupt()
-                factors = self._optimizer.begin_step(settings["learning_rate"])
-                latest = epoch_totals + self._step(samples, indices, clip, entropy_coef, factors)
-                mx.async_eval(latest, self._state)
-                mx.eval(previous)  # stay one step ahead of the device, not a whole iteration
-                previous, epoch_totals = epoch_totals, latest
-                steps += 1
-            totals = totals + epoch_totals
-            if self._config.target_kl is not None:
-                approx_kl = float(np.array(epoch_totals)[STEP_METRICS.index("approx_kl")]) / self._config.minibatches
-                if approx_kl > self._config.target_kl:
-                    break
+        try:
+            totals, steps = self._run_epochs(samples, iteration, settings, interrupt)
+        finally:
+            self._optimizer.give_parameters()
         means = np.array(totals) / steps
         metrics = {f"train/{name}": _finite(mean) for name, mean in zip(STEP_METRICS, means.tolist(), strict=True)}
         adaptive = self._config.learning_rate_schedule == ADAPTIVE
@@ -81,6 +64,30 @@ class PPO:
             **{f"train/{name}": value for name, value in settings.items()},
             "train/epochs": steps // self._config.minibatches,
         }
+
+    def _run_epochs(
+        self, samples: dict[str, Any], iteration: int, settings: dict[str, float], interrupt: Callable[[], None]
+    ) -> tuple[mx.array, int]:
+        """(the sums of all steps' metrics, in the order of `STEP_METRICS`, how many steps) of an update."""
+        clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
+        totals, steps = mx.zeros(len(STEP_METRICS)), 0
+        for epoch in range(self._config.epochs):
+            epoch_totals = mx.zeros(len(STEP_METRICS))
+            previous = epoch_totals
+            for minibatch in self._minibatches(samples, iteration, epoch):
+                interrupt()
+                factors = self._optimizer.begin_step(settings["learning_rate"])
+                latest = epoch_totals + self._step(minibatch, clip, entropy_coef, factors)
+                mx.async_eval(latest, self._optimizer.state)
+                mx.eval(previous)  # stay one step ahead of the device, not a whole iteration
+                previous, epoch_totals = epoch_totals, latest
+                steps += 1
+            totals = totals + epoch_totals
+            if self._config.target_kl is not None:
+                approx_kl = float(np.array(epoch_totals)[STEP_METRICS.index("approx_kl")]) / self._config.minibatches
+                if approx_kl > self._config.target_kl:
+                    break
+        return totals, steps
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Weights as `model.NAME`, Adam's moments and step count as `optimizer.NAME`: host copies of all of it."""
@@ -95,19 +102,12 @@ class PPO:
         self._optimizer.load_state_dict(part_of(state, "optimizer."))
 
     def _compile(self) -> None:
-        self._state = [self.model.state, self._optimizer.moments]
         loss_and_gradients = nn.value_and_grad(self.model, self._loss)
 
         def step(
-            samples: dict[str, Any],
-            indices: mx.array,
-            clip: mx.array,
-            entropy_coef: mx.array,
-            factors: list[mx.array],
+            minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array, factors: list[mx.array]
         ) -> mx.array:
-            minibatch = tree_map(lambda array: array[indices], samples)
-            targets = minibatch.pop("targets")
-            minibatch |= {name: targets[..., i] for i, name in enumerate(TARGETS)}
+            self._optimizer.give_parameters()
             (_, metrics), gradients = loss_and_gradients(minibatch, clip, entropy_coef)
             norm = self._optimizer.step(gradients, factors)
             return mx.concatenate([metrics, norm[None]])
@@ -123,7 +123,8 @@ class PPO:
             sequences = [x[:, None] for x in inputs]  # of one step each
             return self.model(sequences, memory, mx.zeros((len(memory), 1)))[1].squeeze(1)
 
-        self._step = mx.compile(step, inputs=self._state, outputs=self._state)
+        state = self._optimizer.state
+        self._step = mx.compile(step, inputs=state, outputs=state)
         self._evaluate = mx.compile(evaluate, inputs=[self.model.state])
         self._evaluate_states = mx.compile(evaluate_states, inputs=[self.model.state])
 
@@ -180,7 +181,7 @@ class PPO:
             "values": values,
             "value_targets": value_targets,
         }
-        samples["targets"] = mx.array(np.stack([self._arranged(targets[name]) for name in TARGETS], axis=-1))
+        samples |= {name: mx.array(self._arranged(array)) for name, array in targets.items()}
         return samples, values, value_targets
 
     def _evaluate_samples(
@@ -232,10 +233,14 @@ class PPO:
             else array.reshape(math.prod(array.shape[:2]), *array.shape[2:])
         )
 
-    def _minibatches(self, size: int, iteration: int, epoch: int) -> list[mx.array]:
-        """The indices of the samples in an epoch's minibatches, all of one length."""
-        order = generator(self._seed, Purpose.MINIBATCHES, iteration, epoch).permutation(size).astype(np.uint32)
-        return [mx.array(part) for part in order.reshape(self._config.minibatches, -1)]
+    def _minibatches(self, samples: dict[str, Any], iteration: int, epoch: int) -> Iterator[dict[str, Any]]:
+        """An epoch's minibatches, all of one size, in an order that only iteration and epoch decide."""
+        count = len(samples["actions"])
+        random = generator(self._seed, Purpose.MINIBATCHES, iteration, epoch)
+        order = mx.array(random.permutation(count).astype(np.uint32))
+        names, arrays = zip(*tree_flatten(samples), strict=True)
+        for parts in zip(*(mx.split(x[order], self._config.minibatches) for x in arrays), strict=True):
+            yield tree_unflatten(list(zip(names, parts, strict=True)))
 
 
 def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:
@@ -259,19 +264,21 @@ def ppo_loss(
     if config.normalize_advantages and advantages.size > 1:
         advantages = (advantages - advantages.mean()) / (mx.sqrt(advantages.var(ddof=1)) + 1e-8)
     clipped = mx.clip(ratio, 1 - clip, 1 + clip)
-    policy_loss = -(minibatch["weights"] * mx.minimum(ratio * advantages, clipped * advantages)).mean()
+    policy_loss = -minibatch["weights"] * mx.minimum(ratio * advantages, clipped * advantages)
 
     errors = mx.square(values - minibatch["value_targets"])
     if config.value_clip_range is not None:
         moved = mx.clip(values - minibatch["values"], -config.value_clip_range, config.value_clip_range)
         errors = mx.maximum(errors, mx.square(minibatch["values"] + moved - minibatch["value_targets"]))
-    value_loss = 0.5 * errors.mean()
-    entropy = distribution.entropy().mean()
+    value_loss = 0.5 * errors
+    entropy = distribution.entropy()
 
-    loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
-    approx_kl = (ratio - 1 - log_ratio).mean()
-    clip_fraction = (mx.abs(ratio - 1) > clip).astype(mx.float32).mean()
-    return loss, mx.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+    # One mean for what is differentiated and one for all that is only looked at: each is several kernels.
+    loss = (policy_loss + config.value_coef * value_loss - entropy_coef * entropy).mean()
+    approx_kl = ratio - 1 - log_ratio
+    clip_fraction = (mx.abs(ratio - 1) > clip).astype(mx.float32)
+    metrics = mx.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+    return loss, metrics.reshape(len(metrics), -1).mean(axis=1)
 
 
 def _check_agreement(ours: np.ndarray, theirs: np.ndarray) -> None:

@@ -1,20 +1,22 @@
 """Random numbers keyed by what they are for, so that no number depends on a process's history."""
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
 MAX_SEED = 2**63 - 1
+SEEDS_AT_A_TIME = 64  # of successive episodes: a generator for each would cost as much as a short episode's steps
 
 
 class Purpose(IntEnum):
     """What a stream of random numbers is for, and what its two counters `a` and `b` mean."""
 
     ACTION_NOISE = 1  # lane, rollout index
-    EPISODE_SEED = 2  # environment index, episode index
+    EPISODE_SEED = 2  # environment index, episode index in blocks
     MINIBATCHES = 3  # iteration, epoch
     INITIAL_WEIGHTS = 4  # parameter index, 0
-    EVALUATION_SEED = 5  # episode index, 0
+    EVALUATION_SEED = 5  # 0, episode index in blocks
 
 
 def generator(seed: int, purpose: Purpose, a: int = 0, b: int = 0) -> np.random.Generator:
@@ -29,4 +31,10 @@ def generator(seed: int, purpose: Purpose, a: int = 0, b: int = 0) -> np.random.
 
 def environment_seed(seed: int, purpose: Purpose, a: int, b: int = 0) -> int:
     """A seed for `env.reset`, within the 31 bits that every environment takes."""
-    return int(generator(seed, purpose, a, b).integers(2**31))
+    block, index = divmod(b, SEEDS_AT_A_TIME)
+    return _seeds(seed, purpose, a, block)[index]
+
+
+@lru_cache(maxsize=1024)
+def _seeds(seed: int, purpose: Purpose, a: int, block: int) -> list[int]:
+    return generator(seed, purpose, a, block).integers(2**31, size=SEEDS_AT_A_TIME).tolist()
