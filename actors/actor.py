@@ -8,9 +8,10 @@ from actors.fingerprint import fingerprint
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
+from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Progress, Ready, Refusal, Stop, Welcome
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
@@ -40,7 +41,7 @@ class Actor:
         try:
             self._socket.send(self._hello)
             while True:
-                message = self._socket.receive(timeout=0 if self._grants else HELLO_INTERVAL)
+                message = self._receive()
                 if isinstance(message, Stop):
                     return
                 if isinstance(message, Refusal):
@@ -54,12 +55,21 @@ class Actor:
                 elif self._grants:
                     grant = min(self._grants, key=lambda grant: (grant.rollout_index, grant.lane))
                     self._grants.remove(grant)
-                    self._socket.send(self._fulfil(grant))
+                    trajectory = self._fulfil(grant)
+                    with trace.span("send", lane=grant.lane, rollout=grant.rollout_index):
+                        self._socket.send(trajectory)
                 else:
                     self._socket.send(self._hello)
         finally:
             self._close_lanes()
             self._socket.close()
+
+    def _receive(self) -> Message | None:
+        """The next message; None where there is none and something is to be done, or was none for a while."""
+        if self._grants:
+            return self._socket.receive(timeout=0)
+        with trace.span("wait"):
+            return self._socket.receive(timeout=HELLO_INTERVAL)
 
     def _prepare(self, experiment: Experiment) -> None:
         """Begin with a learner, or again with one that was restarted: whatever an older one granted is void."""
@@ -91,8 +101,11 @@ class Actor:
                 lane.begin()
             else:
                 grant.state.check(self._experiment, self._spaces)
-                lane.rebuild(grant.state)
-        return collect_rollout(lane, self._policies[grant.policy_version], grant, self._experiment, self._spaces)
+                with trace.span("rebuild", lane=grant.lane, rollout=grant.rollout_index):
+                    lane.rebuild(grant.state)
+        facts = {"lane": grant.lane, "rollout": grant.rollout_index, "policy_version": grant.policy_version}
+        with trace.span("rollout", **facts):
+            return collect_rollout(lane, self._policies[grant.policy_version], grant, self._experiment, self._spaces)
 
     def _progress(self) -> None:
         self._steps += 1

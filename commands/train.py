@@ -18,6 +18,7 @@ import tyro
 from actors.environment import check_registered
 from commands.supervisor import supervise
 from learner.config import PPOConfig, RunConfig, TrainingConfig
+from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.networks import check_network
@@ -39,6 +40,8 @@ class ExecutionConfig:
     """Run the learner and the actors as threads of this process."""
     step_timeout: float = 60.0
     """Seconds without any progress after which an actor is taken to hang, and is replaced."""
+    trace: Path | None = None
+    """Write a timeline of every process to this file, for ui.perfetto.dev or chrome://tracing."""
     run_dir: Path | None = None
     """Directory for the results; by default a fresh one under runs/."""
     resume: Path | None = None
@@ -91,7 +94,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--run-dir and --resume exclude each other: a run goes on in its own directory")
     num_actors = execution.actors or default_actors(config.experiment.num_lanes)
     run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
-    with _claimed(run_dir, fresh=resumed is None, config=config):
+    with _claimed(run_dir, fresh=resumed is None, config=config), _traced(execution.trace):
         return supervise(
             config,
             run_dir,
@@ -101,6 +104,19 @@ def main(arguments: list[str]) -> int:
             execution.in_process,
             execution.step_timeout,
         )
+
+
+@contextmanager
+def _traced(path: Path | None) -> Iterator[None]:
+    """Let a timeline be written to `path`, if there is one."""
+    if path is not None:
+        try:
+            trace.begin(path)
+        except OSError as error:
+            raise UserError(f"--trace {path} cannot be written: {error.strerror}") from None
+        trace.join("launcher")
+    yield
+    trace.end()
 
 
 def with_preset(config: RunConfig) -> RunConfig:

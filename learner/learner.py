@@ -22,6 +22,7 @@ from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO
 from learner.supervision import StopRequested, Supervision
+from protocol import trace
 from protocol.observations import encode, normalized_size, numbers_of
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.trajectory import LaneState
@@ -93,10 +94,13 @@ class Learner:
             self._begin()
             while not self._is_finished():
                 started = time.monotonic()
-                trajectories = self._coordinator.gather(self._version)
+                with trace.span("gather", iteration=self._version):
+                    trajectories = self._coordinator.gather(self._version)
                 waited = time.monotonic() - started
-                metrics = self._train(Batch.stack(trajectories))
-                self._complete_version(metrics, waited / (time.monotonic() - started))
+                with trace.span("learn", iteration=self._version):
+                    metrics = self._train(Batch.stack(trajectories))
+                with trace.span("complete", iteration=self._version):
+                    self._complete_version(metrics, waited / (time.monotonic() - started))
             return "finished"
         except StopRequested:
             return "stopped"
@@ -191,7 +195,8 @@ class Learner:
         self._check_finite(arrays, metrics)
         snapshot = self._snapshot(arrays)
         self._snapshots = [self._snapshots[-1], snapshot]
-        self._coordinator.publish(snapshot)
+        with trace.span("publish", policy_version=self._version):
+            self._coordinator.publish(snapshot)
         self._last_update = time.monotonic()
         self._coordinator.trained_on(self._version - 1)
         self._border = self._capture(arrays)
@@ -284,7 +289,7 @@ class Learner:
         border = self._border
         assert border is not None
         try:
-            with self._saving:
+            with self._saving, trace.span("save", policy_version=border.checkpoint.policy_version):
                 path = write_checkpoint(self._run_dir / "checkpoints", border.whole())
         except OSError as error:
             self._warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")

@@ -16,6 +16,7 @@ from learner.distributions import Distribution
 from learner.model import ActorCritic
 from learner.optimizer import Adam
 from learner.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
+from protocol import trace
 from protocol.errors import UserError
 from protocol.randomness import Purpose, generator
 from protocol.snapshot import part_of
@@ -47,10 +48,13 @@ class PPO:
         raise; the weights are then those of no completed version.
         """
         self._optimizer.take_parameters()
-        samples, values, value_targets = self._prepare(batch, iteration, encode)
+        with trace.span("prepare"):
+            samples, values, value_targets = self._prepare(batch, iteration, encode)
         settings = self._scheduled(iteration)
         try:
-            totals, steps = self._run_epochs(samples, iteration, settings, interrupt)
+            with trace.span("epochs"):
+                totals, steps = self._run_epochs(samples, iteration, settings, interrupt)
+                mx.eval(totals)
         finally:
             self._optimizer.give_parameters()
         means = np.array(totals) / steps

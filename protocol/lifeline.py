@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 
+from protocol import trace
 from protocol.errors import UserError
 
 SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
@@ -26,6 +27,7 @@ def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]]
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(on_word,), daemon=True, name="lifeline").start()
     code = FAILURE
+    trace.join(name)
     try:
         work()
         code = SUCCESS
@@ -34,6 +36,7 @@ def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]]
         code = USER_ERROR
     except BaseException:
         traceback.print_exc()
+    trace.flush()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # without waiting for a library's threads, or for the lifeline's

@@ -7,7 +7,6 @@ from launching import SMALL, train
 
 EXECUTIONS = {
     "in-process": ["--in-process", "--actors", 1],
-    "in-process-2": ["--in-process", "--actors", 2],
     "in-process-3": ["--in-process", "--actors", 3],
     "1-ipc": ["--actors", 1],
     "2-ipc": ["--actors", 2],
@@ -44,22 +43,28 @@ def test_the_same_holds_for_box_actions_and_truncated_episodes(tmp_path: Path) -
 # Four small iterations of four lanes.
 EVERY_SPACE = ["--env", "tests.environments:EverySpace-v0", "--total-steps", 512, "--num-envs", 16, "--lane-size", 4]
 EVERY_SPACE += ["--rollout-length", 8, "--minibatches", 4, "--epochs", 2]
+
+# Every kind of observation and of action, and every network, at least once in `sync`: observation, action, other flags.
 KINDS: dict[str, tuple[str, str, list[object]]] = {
-    "a memory": ("in-process-3", "sync", ["--recurrent-size", 8, "--env-kwargs", "action='multi_discrete'"]),
-    "images, in several parts": ("in-process-2", "sync", ["--env-kwargs", "observation='dict'", "action='box'"]),
-    "all of that, and bits": (
-        "2-ipc",
-        "pipelined",
-        ["--recurrent-size", 8, "--normalize-rewards", "--env-kwargs", "observation='dict'", "action='multi_binary'"],
-    ),
+    "numbers, an MLP": ("matrix", "unbounded", ["--network", "mlp", "--activation", "silu"]),
+    "bytes": ("ram", "box", ["--normalize-rewards"]),
+    "small images, the IMPALA CNN": ("image", "discrete", ["--network", "impala_cnn"]),
+    "stacked frames, the Nature CNN": ("frames", "multi_binary", ["--network", "nature_cnn"]),
+    "one choice": ("discrete", "multi_discrete", []),
+    "several choices": ("multi_discrete", "discrete", []),
+    "bits, a memory": ("multi_binary", "multi_binary", ["--recurrent-size", 8]),
+    "several parts, images among them": ("dict", "box", []),
+    "several parts, a CNN and a memory": ("dict", "multi_discrete", ["--recurrent-size", 8, "--normalize-rewards"]),
+    "in pipelined": ("dict", "multi_binary", ["--recurrent-size", 8, "--schedule", "pipelined"]),
 }
 
 
-@pytest.mark.parametrize(("execution", "schedule", "flags"), KINDS.values(), ids=KINDS)
-def test_the_same_holds_for_every_kind_of_policy(
-    tmp_path: Path, execution: str, schedule: str, flags: list[object]
+@pytest.mark.parametrize(("observation", "action", "flags"), KINDS.values(), ids=KINDS)
+def test_the_same_holds_for_every_space_and_network(
+    tmp_path: Path, observation: str, action: str, flags: list[object]
 ) -> None:
-    found = digests(tmp_path, ["in-process", execution], *EVERY_SPACE, "--schedule", schedule, *flags)
+    kwargs = ["--env-kwargs", f"observation='{observation}'", f"action='{action}'"]
+    found = digests(tmp_path, ["in-process", "2-ipc"], *EVERY_SPACE, "--schedule", "sync", *kwargs, *flags)
     assert len(set(found.values())) == 1, found
 
 

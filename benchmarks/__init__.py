@@ -1,0 +1,1 @@
+"""Side-by-side measurements that a user can repeat: `python -m benchmarks NAME --help`."""

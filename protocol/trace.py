@@ -1,0 +1,105 @@
+"""A timeline of what every process of a run does and when, in Chrome's trace-event format (for ui.perfetto.dev).
+
+All processes append to one file, whole lines at a time. Nothing is recorded unless the launcher began a file.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "PPO_TRACE_FILE"  # in the environment of the launcher and its children
+FLUSH_SECONDS = 0.5  # that events may lie in memory, and so are lost with a killed process
+
+
+class _Recorder:
+    """This process's part of the timeline."""
+
+    def __init__(self, path: str, process: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._lock = threading.Lock()  # threads of --in-process share this
+        self._lines: list[str] = []
+        self._flushed = time.monotonic()
+        self.add({"ph": "M", "name": "process_name", "args": {"name": process}})
+
+    def add(self, event: dict[str, Any]) -> None:
+        event |= {"pid": os.getpid(), "tid": threading.get_native_id()}
+        with self._lock:
+            self._lines.append(f"{json.dumps(event)},\n")
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self, last: str = "") -> None:
+        with self._lock:
+            data = ("".join(self._lines) + last).encode()
+            self._lines.clear()
+            self._flushed = time.monotonic()
+            os.write(self._file, data)  # one write, so that no other process's lines come between
+
+
+_recorder: _Recorder | None = None
+
+
+def begin(path: Path) -> None:
+    """Start a fresh file, which this process and its children will fill. Raises `OSError`."""
+    path.write_text("[\n")
+    os.environ[VARIABLE] = str(path.absolute())
+
+
+def join(process: str) -> None:
+    """Take part in the timeline, if there is one, as the process of that name."""
+    global _recorder
+    if VARIABLE in os.environ:
+        with _or_else_without():
+            _recorder = _Recorder(os.environ[VARIABLE], process)
+
+
+def flush() -> None:
+    """Write what was recorded: a process's last words."""
+    if _recorder is not None:
+        with _or_else_without():
+            _recorder.flush()
+
+
+def end() -> None:
+    """Complete the file, once nobody else writes to it any more."""
+    if _recorder is not None:
+        with _or_else_without():
+            _recorder.flush(
+                json.dumps({"ph": "i", "name": "end", "ts": _now(), "pid": os.getpid(), "tid": 0}) + "\n]\n"
+            )
+
+
+@contextmanager
+def span(name: str, **facts: int) -> Iterator[None]:
+    """Record how long the context lasts, under `name`, with the numbers that belong to it."""
+    if _recorder is None:
+        yield
+        return
+    began = _now()
+    try:
+        yield
+    finally:
+        with _or_else_without():
+            _recorder.add({"ph": "X", "name": name, "ts": began, "dur": _now() - began, "args": facts})
+
+
+@contextmanager
+def _or_else_without() -> Iterator[None]:
+    """A timeline that cannot be written is given up; the run goes on."""
+    global _recorder
+    try:
+        yield
+    except OSError as error:
+        _recorder = None
+        print(f"warning: --trace is given up: {error}", file=sys.stderr)
+
+
+def _now() -> float:
+    """Microseconds of a clock that all processes of a machine share."""
+    return time.monotonic_ns() / 1000
