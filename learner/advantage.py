@@ -52,7 +52,8 @@ def vtrace(
     advantages = np.empty(rewards.shape)
     corrections = np.empty(rewards.shape)  # v − V, of each step
     following = np.zeros(rewards.shape[1:])  # v′ − V′, zero past an episode's or the rollout's end
+    decays = discount * gae_lambda * continues  # of what follows a step
     for t in range(length - 1, -1, -1):
-        advantages[t] = errors[t] + discount * gae_lambda * following * continues[t]
-        corrections[t] = following = weights[t] * advantages[t]
+        advantages[t] = advantage = errors[t] + decays[t] * following
+        corrections[t] = following = weights[t] * advantage
     return advantages.astype(values.dtype), (value + corrections).astype(values.dtype)

@@ -34,11 +34,16 @@ class Batch:
         return self.terminated | self.truncated
 
     @classmethod
-    def stack(cls, trajectories: list[Trajectory]) -> "Batch":
-        """The batch of one trajectory from each lane, given in lane order."""
+    def stack(cls, trajectories: list[Trajectory], memory: dict[str, np.ndarray] | None = None) -> "Batch":
+        """The batch of one trajectory from each lane, given in lane order.
+
+        Its large arrays lie in `memory`, which is filled at the first call; the next call overwrites them.
+        """
+        memory = {} if memory is None else memory
 
         def side_by_side(name: str) -> np.ndarray:
-            return np.concatenate([getattr(trajectory, name) for trajectory in trajectories], axis=1)
+            memory[name] = np.concatenate([getattr(t, name) for t in trajectories], axis=1, out=memory.get(name))
+            return memory[name]
 
         def in_order(flag: str, name: str) -> np.ndarray:
             """What each trajectory lists by (t, n) where `flag` is set, listed by (t, environment)."""

@@ -37,8 +37,9 @@ def prepare_device(name: str, threads: int) -> tuple[str, list[str]]:
         raise UserError(f"the learner needs MLX, which is not installed{extra}")
     notes = []
     on_cpu_wheel = sys.platform == "linux" and _distribution_exists("mlx-cpu")
-    if on_cpu_wheel:
+    if sys.platform == "linux":
         keep_freed_memory()
+    if on_cpu_wheel:
         notes += preload_openblas(threads)
         if not shutil.which("g++"):
             notes.append("no C++ compiler (g++): MLX cannot fuse its kernels, and updates take about twice as long")

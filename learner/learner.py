@@ -79,6 +79,7 @@ class Learner:
         self._total_iterations = config.total_iterations
         self._version = 0
         self._window = EpisodeWindow()
+        self._batch_memory: dict[str, np.ndarray] = {}
         self._continued_elsewhere = False  # whether another MLX, or another device, began the run
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
@@ -98,7 +99,7 @@ class Learner:
                     trajectories = self._coordinator.gather(self._version)
                 waited = time.monotonic() - started
                 with trace.span("learn", iteration=self._version):
-                    metrics = self._train(Batch.stack(trajectories))
+                    metrics = self._train(Batch.stack(trajectories, self._batch_memory))
                 with trace.span("complete", iteration=self._version):
                     self._complete_version(metrics, waited / (time.monotonic() - started))
             return "finished"

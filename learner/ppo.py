@@ -198,6 +198,7 @@ class PPO:
         count = len(samples["actions"])
         size = count // self._config.minibatches
         parts = [self._evaluate(tree_map(lambda x: x[i : i + size], samples)) for i in range(0, count, size)]  # noqa: B023
+        mx.eval(parts)  # all at once: the device need not wait for the host in between
         values, log_probs, *memories = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         if self.model.recurrent:
             return values.swapaxes(0, 1), log_probs.swapaxes(0, 1), memories[0].swapaxes(0, 1)

@@ -105,3 +105,16 @@ def test_episodes_and_final_observations_come_in_the_order_of_step_and_environme
     assert list(zip(batch.episode_returns, batch.episode_lengths, strict=True)) == expected_episodes
     assert batch.episode_returns.dtype == np.float64 and batch.episode_lengths.dtype == np.int64
     assert batch.final_observations.dtype == trajectories[0].final_observations.dtype
+
+
+@settings(deadline=None, max_examples=20)
+@given(rollouts())
+def test_the_next_batch_lies_where_the_last_one_did(trajectories: list[Trajectory]) -> None:
+    memory: dict[str, np.ndarray] = {}
+    last = Batch.stack(trajectories, memory)
+    other = trajectories[::-1]
+    following, alone = Batch.stack(other, memory), Batch.stack(other)
+    for name in SIDE_BY_SIDE:
+        assert np.shares_memory(getattr(last, name), getattr(following, name))
+        assert not np.shares_memory(getattr(following, name), getattr(alone, name))
+        np.testing.assert_array_equal(getattr(following, name), getattr(alone, name))
