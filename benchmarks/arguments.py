@@ -1,0 +1,29 @@
+"""The command line of the benchmarks: a mistake is one line, and numbers are above 0."""
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from protocol.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Leaves what is wrong to whoever called it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """What reads a number above 0."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is no {'whole ' * (kind is int)}number above 0")
+        return value
+
+    return read

@@ -1,0 +1,153 @@
+"""`wire`: trajectories from an actor's socket into the learner's batch, against bare pyzmq with the same bytes."""
+
+import argparse
+import dataclasses
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+import zmq
+
+from benchmarks.arguments import positive
+from benchmarks.measurements import Row, Samples, at_least, interleave
+from benchmarks.processes import REST_SECONDS, Worker
+from benchmarks.report import Report
+from benchmarks.workloads import spaces_of, trajectory
+from commands.address import listening_address
+from learner.batch import Batch
+from learner.device import prepare_device
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.messages import Grant, Hello, Stop, to_frames
+from protocol.spaces import Spaces
+from protocol.trajectory import Trajectory
+from protocol.transport import LearnerSocket
+
+STACKED, CHECKED, RIVAL = "receive and stack", "receive, check and stack", "bare pyzmq"
+ROLLOUT_LENGTH, LANES = 128, 8
+WINDOW = 2 * LANES  # trajectories under way: two rollouts of each lane, as the schedule `pipelined` grants them
+TARGET_SIZE = 4 * 2**20  # bytes of a trajectory, roughly
+WAIT_SECONDS = 60.0  # for what must arrive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes = [2**16, 2**18, 2**20, TARGET_SIZE, 2**24]
+    parser.add_argument("--size", nargs="+", type=positive(int), default=sizes, help="bytes of observations")
+    parser.add_argument("--megabytes", type=positive(float), default=500.0, help="in each measurement")
+
+
+def experiment_of() -> Experiment:
+    return Experiment(num_envs=8 * LANES, lane_size=8, rollout_length=ROLLOUT_LENGTH)
+
+
+def spaces_for(nbytes: int) -> Spaces:
+    """Spaces in which a rollout's observations have about so many bytes."""
+    steps = ROLLOUT_LENGTH * experiment_of().lane_size
+    return spaces_of((max(1, nbytes // (4 * steps)),), "float32")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is to travel in one measurement."""
+
+    nbytes: int  # of the observations of one trajectory
+    batches: int
+
+    @property
+    def message_bytes(self) -> int:
+        frames = to_frames(trajectory(spaces_for(self.nbytes), experiment_of(), lane=0, rollout_index=0))
+        return sum(len(frame) for frame in frames)
+
+    @property
+    def messages(self) -> int:
+        return self.batches * LANES
+
+
+def run(arguments: argparse.Namespace) -> Report:
+    prepare_device("auto", threads=1)  # as the learner does, which among other things lets malloc keep its memory
+    report = Report("wire")
+    report.note(f"one sender, over ipc; {LANES} trajectories make a batch, {WINDOW} are under way")
+    with Worker("sending") as sender:
+        for nbytes in sorted(arguments.size):
+            load = Load(nbytes, max(2, round(arguments.megabytes * 1e6 / (nbytes * LANES))))
+            report.rows += measure(load, sender, arguments.repeats)
+    return report
+
+
+def measure(load: Load, sender: Worker, repeats: int) -> list[Row]:
+    """A row for each way of receiving messages of one size."""
+    contenders = {
+        STACKED: lambda _: receive_batches(load, sender, check=False),
+        CHECKED: lambda _: receive_batches(load, sender, check=True),
+        RIVAL: lambda _: receive_bytes(load, sender),
+    }
+    size = f"{load.nbytes / 2**20:g} MB" if load.nbytes >= 2**20 else f"{load.nbytes / 2**10:g} KB"
+    megabytes = load.messages * load.message_bytes / 1e6
+    rows = {
+        name: Row("by size of a trajectory", "MB/s", size, name, Samples.of(megabytes / seconds for seconds in values))
+        for name, values in interleave(contenders, repeats, size).items()
+    }
+    target = at_least(0.8) if load.nbytes == TARGET_SIZE else None
+    compared = {STACKED: (rows[STACKED].against(rows[RIVAL], target),), CHECKED: (rows[CHECKED].against(rows[RIVAL]),)}
+    return [dataclasses.replace(row, comparisons=compared.get(name, ())) for name, row in rows.items()]
+
+
+def receive_batches(load: Load, sender: Worker, check: bool) -> float:
+    """Seconds from the first grants until the last batch is stacked, each lane granted a rollout for each received."""
+    experiment, spaces = experiment_of(), spaces_for(load.nbytes)
+    with listening_address("ipc", port=0) as address, closing(LearnerSocket(address)) as socket:
+        sender.tell(bare=False, address=address, nbytes=load.nbytes)
+        identity = _received(socket, Hello)[0]
+        time.sleep(REST_SECONDS)
+        granted, batch_memory = 0, {}
+
+        def grant() -> None:
+            nonlocal granted
+            if granted < load.messages:
+                rollout_index, lane = divmod(granted, LANES)
+                socket.send(identity, Grant("benchmark", lane, rollout_index, rollout_index, 0, None))
+                granted += 1
+
+        started = time.perf_counter()
+        for _ in range(WINDOW):
+            grant()
+        for _ in range(load.batches):
+            trajectories = []
+            for _ in range(LANES):
+                received = _received(socket, Trajectory)[1]
+                if check:
+                    received.check(experiment, spaces)
+                trajectories.append(received)
+                grant()
+            Batch.stack(trajectories, batch_memory)
+        seconds = time.perf_counter() - started
+        socket.send(identity, Stop("measured"))
+        sender.answer()
+    return seconds
+
+
+def receive_bytes(load: Load, sender: Worker) -> float:
+    """Seconds from the word to begin until the last frame has arrived, where nobody looks into it."""
+    with listening_address("ipc", port=0) as address, closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
+        socket.setsockopt(zmq.LINGER, round(1000 * WAIT_SECONDS))
+        socket.setsockopt(zmq.RCVHWM, WINDOW)
+        socket.setsockopt(zmq.RCVTIMEO, round(1000 * WAIT_SECONDS))
+        socket.bind(address)
+        sender.tell(bare=True, address=address, nbytes=load.nbytes, count=load.messages, window=WINDOW)
+        time.sleep(REST_SECONDS)
+        started = time.perf_counter()
+        socket.send(b"begin")
+        for _ in range(load.messages):
+            socket.recv(copy=False)
+        seconds = time.perf_counter() - started
+        socket.send(b"end")
+        sender.answer()
+    return seconds
+
+
+def _received(socket: LearnerSocket, kind: type) -> tuple:
+    """(identity, message) of the next message, which must be of this kind."""
+    received = socket.receive(WAIT_SECONDS)
+    if received is None or not isinstance(received[1], kind):
+        raise UserError(f"the sender sent {received and received[1]!r:.80} instead of a {kind.__name__}")
+    return received

@@ -1,0 +1,1 @@
+"""Processes that measure one contender each, on request."""

@@ -1,0 +1,88 @@
+"""The learner's own PPO on synthetic batches, through `PPO.update`, so that what is timed is what trains."""
+
+import os
+
+from protocol.threads import use_one_thread
+
+use_one_thread(os.environ)  # as the learner does
+
+import argparse  # noqa: E402
+import math  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from benchmarks.workers.serving import serve  # noqa: E402
+from benchmarks.workloads import MINIBATCHES, Workload, trajectory  # noqa: E402
+from learner.device import prepare_device  # noqa: E402
+from protocol.observations import encode  # noqa: E402
+
+if TYPE_CHECKING:
+    from learner.batch import Batch
+    from learner.ppo import PPO
+
+ITERATION = 1
+LEARNING_RATE = 1e-6  # the same batch again and again: large steps would lead to weights that no training has
+
+
+@dataclass
+class Update:
+    """One iteration of PPO, again and again on one batch."""
+
+    ppo: "PPO"
+    batch: "Batch"
+    workload: Workload
+
+    def seconds(self) -> float:
+        started = time.perf_counter()
+        self.ppo.update(self.batch, ITERATION, lambda x: encode(x, self.workload.spaces, None), lambda: None)
+        return time.perf_counter() - started
+
+
+def prepare() -> Callable[..., dict[str, Any]]:
+    """Get MLX ready; returns what answers requests."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    prepare_device(arguments.device, arguments.threads)  # before MLX is imported
+    from learner.batch import Batch
+    from learner.config import PPOConfig
+    from learner.model import ActorCritic
+    from learner.ppo import PPO
+
+    def make(workload: Workload, epochs: int) -> Update:
+        """An update that has run once, so that everything is compiled."""
+        spaces, experiment = workload.spaces, workload.experiment
+        config = PPOConfig(
+            learning_rate=LEARNING_RATE, learning_rate_schedule="constant", epochs=epochs, minibatches=MINIBATCHES
+        )
+        batch = Batch.stack([trajectory(spaces, experiment, lane=0, rollout_index=ITERATION)])
+        update = Update(PPO(ActorCritic(spaces, experiment), config, 0, total_iterations=10), batch, workload)
+        update.seconds()
+        return update
+
+    prepared: dict[tuple[Workload, int], Update] = {}
+    long_epochs: dict[Workload, int] = {}
+
+    def iteration(workload: Workload, epochs: int) -> float:
+        key = workload, epochs
+        if key not in prepared:
+            prepared[key] = make(workload, epochs)
+        return prepared[key].seconds()
+
+    def step(workload: Workload, seconds: float) -> float:
+        """Seconds a minibatch step: what more epochs cost, since an iteration also prepares its batch."""
+        short = iteration(workload, 1)
+        epochs = long_epochs.setdefault(workload, 1 + math.ceil(seconds / short))
+        return (iteration(workload, epochs) - short) / ((epochs - 1) * MINIBATCHES)
+
+    def answer(measure: str, workload: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {"seconds": {"step": step, "iteration": iteration}[measure](Workload(**workload), **options)}
+
+    return answer
+
+
+if __name__ == "__main__":
+    serve(prepare)
