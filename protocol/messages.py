@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from protocol import codec
@@ -111,15 +112,20 @@ def _plain_value(value: Any) -> Any:
     return _plain(value) if dataclasses.is_dataclass(value) else value
 
 
+@cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name: slow to find out, and asked for with every message."""
+    return typing.get_type_hints(kind)
+
+
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` if it is exactly of the type `hint` (a dataclass is built from its map), else `ProtocolError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        names = [field.name for field in dataclasses.fields(hint)]
-        if not isinstance(value, dict) or value.keys() != set(names):
-            raise ProtocolError(f"{where} does not have exactly the fields {', '.join(names)}")
-        hints = typing.get_type_hints(hint)
-        return typing.cast(Any, hint)(**{k: _typed(value[k], hints[k], f"{where}.{k}") for k in names})
+        hints = _hints_of(typing.cast(type, hint))
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise ProtocolError(f"{where} does not have exactly the fields {', '.join(hints)}")
+        return typing.cast(Any, hint)(**{k: _typed(value[k], kind, f"{where}.{k}") for k, kind in hints.items()})
     if origin is types.UnionType:  # X | None
         return None if value is None else _typed(value, arguments[0], where)
     if origin is typing.Literal:

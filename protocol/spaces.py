@@ -80,11 +80,11 @@ class Spaces:
             start = end
         return arrays
 
-    def check_observations(self, observations: np.ndarray) -> None:
-        """Raise `ProtocolError` unless all values of stored observations [B, *observation] are possible ones."""
+    def check_observations(self, observations: np.ndarray, name: str = "an observation") -> None:
+        """Raise `ProtocolError`, saying `name`, unless all of stored observations [B, *observation] are possible."""
         for part, array in zip(self.parts, self.unpack(observations), strict=True):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ProtocolError("an observation holds a value that is not finite")
+                raise ProtocolError(f"{name} holds a value that is not finite")
             if part.kind == "binary" and not np.isin(array, (0, 1)).all():
                 raise ProtocolError("a binary observation is neither 0 nor 1")
             if part.kind == "choices":

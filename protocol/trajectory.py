@@ -70,15 +70,15 @@ class Trajectory:
             array: np.ndarray = getattr(self, name)
             if array.shape != shape or array.dtype != np.dtype(dtype):
                 raise ProtocolError(f"{name} is {array.dtype} {list(array.shape)} instead of {dtype} {list(shape)}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if name.endswith("observations"):
+                spaces.check_observations(array.reshape(-1, *observation.shape), name)
+            elif array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ProtocolError(f"{name} holds a value that is not finite")
         if np.count_nonzero(self.done) != episodes:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
         if np.any(self.terminated & self.truncated):
             raise ProtocolError("a step is both terminated and truncated")
         spaces.check_actions(self.actions)
-        for observations in (self.observations, self.last_observations, self.final_observations):
-            spaces.check_observations(observations.reshape(-1, *observation.shape))
 
 
 @dataclass(frozen=True)
