@@ -12,31 +12,34 @@ from benchmarks.processes import Launched, Worker, running
 from benchmarks.report import Report
 
 OURS, RIVAL = "actor: policy and lane", "SyncVectorEnv, random actions"
-CASE = "8 × CartPole-v1"
+TARGETS = {"CartPole-v1": (at_least(0.9), at_most(60))}  # share of the rival's speed, MB of the process
 MEGABYTE = 1e6
 SETTLED_ITERATIONS = 5  # after which an actor has everything it needs
 PAUSE = 0.2  # seconds between two looks at its memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--env", default="CartPole-v1", help="environment, with its preset")
     parser.add_argument("--seconds", type=positive(float), default=1.0, help="of each measurement")
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    with Worker("acting") as worker:
+    case = f"8 × {arguments.env}"
+    speed_target, memory_target = TARGETS.get(arguments.env, (None, None))
+    with Worker("acting", "--env", arguments.env) as worker:
 
         def ask(contender: str) -> float:
             return worker.ask(contender=contender, seconds=arguments.seconds)["rate"]
 
         contenders = {OURS: lambda _: ask("lane"), RIVAL: lambda _: ask("vector")}
-        results = interleave(contenders, arguments.repeats, CASE)
-    ours, rival = (Row("acting", "env-steps/s", CASE, name, Samples.of(values)) for name, values in results.items())
-    ours = dataclasses.replace(ours, comparisons=(ours.against(rival, at_least(0.9)),))
-    flags = ["--actors", "1", "--total-steps", "100_000_000"]
+        results = interleave(contenders, arguments.repeats, case)
+    ours, rival = (Row("acting", "env-steps/s", case, name, Samples.of(values)) for name, values in results.items())
+    ours = dataclasses.replace(ours, comparisons=(ours.against(rival, speed_target),))
+    flags = ["--env", arguments.env, "--actors", "1", "--total-steps", "100_000_000"]
     with running(flags) as launched:
         launched.await_iterations(SETTLED_ITERATIONS)
         memory = Samples.of(actor_megabytes(launched) for _ in range(arguments.repeats))
-    resident = Row("memory", "MB", "actor process", "resident", memory, target=at_most(60))
+    resident = Row("memory", "MB", "actor process", "resident", memory, target=memory_target)
     return Report("actor", [ours, rival, resident])
 
 

@@ -6,6 +6,8 @@ from protocol.threads import use_one_thread
 
 use_one_thread(os.environ)  # as an actor does
 
+import argparse  # noqa: E402
+import dataclasses  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
@@ -18,55 +20,61 @@ from actors.lane import Lane  # noqa: E402
 from actors.policy import Policy  # noqa: E402
 from actors.rollout import collect_rollout  # noqa: E402
 from benchmarks.workers.serving import serve  # noqa: E402
+from commands.train import with_preset  # noqa: E402
+from learner.config import PPOConfig, RunConfig, TrainingConfig  # noqa: E402
 from protocol.experiment import Experiment  # noqa: E402
 from protocol.messages import Grant  # noqa: E402
+from protocol.observations import normalized_size  # noqa: E402
 from protocol.snapshot import PolicySnapshot  # noqa: E402
 
-EXPERIMENT = Experiment(num_envs=8, rollout_length=128)
 
-
-def lane_rollouts() -> Callable[[], int]:
+def lane_rollouts(experiment: Experiment) -> Callable[[], int]:
     """What collects a rollout of the first lane and returns its env-steps."""
     from learner.model import ActorCritic  # for weights; the learner is not here otherwise
 
-    env = make_environment(EXPERIMENT)
-    spaces = describe_spaces(env, EXPERIMENT)
+    env = make_environment(experiment)
+    spaces = describe_spaces(env, experiment)
     env.close()
-    model = ActorCritic(spaces, EXPERIMENT)
+    model = ActorCritic(spaces, experiment)
     weights = {name: np.array(array) for name, array in model.named_parameters() if not name.startswith("value_")}
-    statistics = np.zeros(spaces.observation.size, np.float32), np.ones(spaces.observation.size, np.float32)
-    policy = Policy(PolicySnapshot(0, weights, *statistics), spaces, EXPERIMENT)
-    lane = Lane(0, EXPERIMENT, spaces, progress=lambda: None)
+    size = normalized_size(spaces)
+    statistics = np.zeros(size, np.float32), np.ones(size, np.float32)
+    policy = Policy(PolicySnapshot(0, weights, *statistics), spaces, experiment)
+    lane = Lane(0, experiment, spaces, progress=lambda: None)
     lane.begin()
     rollout_index = 0
 
     def collect() -> int:
         nonlocal rollout_index
-        collect_rollout(lane, policy, Grant("benchmark", 0, rollout_index, 0, 0, None), EXPERIMENT, spaces)
+        collect_rollout(lane, policy, Grant("benchmark", 0, rollout_index, 0, 0, None), experiment, spaces)
         rollout_index += 1
-        return EXPERIMENT.env_steps_per_iteration
+        return experiment.env_steps_per_iteration
 
     return collect
 
 
-def vector_environment() -> Callable[[], int]:
+def vector_environment(experiment: Experiment) -> Callable[[], int]:
     """What steps as many environments as often, with actions that were drawn before, and returns the env-steps."""
-    makers = [lambda: gymnasium.make(EXPERIMENT.env)] * EXPERIMENT.num_envs
-    env = gymnasium.vector.SyncVectorEnv(makers)
-    env.reset(seed=EXPERIMENT.seed)
-    actions = np.random.default_rng(0).integers(2, size=(EXPERIMENT.rollout_length, EXPERIMENT.num_envs))
+    env = gymnasium.vector.SyncVectorEnv([lambda: make_environment(experiment)] * experiment.num_envs)
+    env.reset(seed=experiment.seed)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(experiment.rollout_length)]
 
     def step() -> int:
         for row in actions:
             env.step(row)
-        return actions.size
+        return len(actions) * experiment.num_envs
 
     return step
 
 
 def prepare() -> Callable[..., dict[str, Any]]:
     """Returns what answers requests."""
-    contenders = {"lane": lane_rollouts(), "vector": vector_environment()}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env", required=True)
+    preset = with_preset(RunConfig(Experiment(env=parser.parse_args().env), PPOConfig(), TrainingConfig()))
+    experiment = dataclasses.replace(preset.experiment, num_envs=8, lane_size=8, rollout_length=128)
+    contenders = {"lane": lane_rollouts(experiment), "vector": vector_environment(experiment)}
 
     def answer(contender: str, seconds: float) -> dict[str, Any]:
         """Env-steps per second, over at least one rollout."""
