@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
         defaults = RunConfig.load(path / "config.json")
     else:
         env = _value_of("--env", arguments) or Experiment.env
-        defaults = with_preset(RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig()))
+        defaults = preset_for(env)
     command = tyro.cli(
         TrainCommand,
         prog="launch.py",
@@ -115,13 +115,15 @@ def _traced(path: Path | None) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"--trace {path} cannot be written: {error.strerror}") from None
         trace.join("launcher")
-    yield
-    trace.end()
+    try:
+        yield
+    finally:
+        trace.end()
 
 
-def with_preset(config: RunConfig) -> RunConfig:
-    """`config` with the settings that `presets/` holds for its environment: a family's (`ALE/*`), and then its own."""
-    env = config.experiment.env
+def preset_for(env: str) -> RunConfig:
+    """The defaults, with what `presets/` holds for an environment: its family's settings (`ALE/*`), then its own."""
+    config = RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig())
     found = [
         (pattern, path, settings)
         for path in PRESETS.glob("*.toml")

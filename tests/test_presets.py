@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.train import PRESETS, with_preset
+from commands.train import PRESETS, preset_for
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
 from protocol.experiment import Experiment
@@ -13,24 +13,20 @@ from protocol.experiment import Experiment
 PATTERNS = [pattern for path in sorted(PRESETS.glob("*.toml")) for pattern in tomllib.loads(path.read_text())]
 
 
-def preset_of(env: str) -> RunConfig:
-    return with_preset(RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig()))
-
-
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_preset_is_a_configuration_that_works(pattern: str) -> None:
-    preset_of(pattern.replace("*", "Some-v0")).check()
+    preset_for(pattern.replace("*", "Some-v0")).check()
 
 
 def test_an_environment_has_its_familys_settings_and_its_own_before_them() -> None:
-    family, own = preset_of("MiniGrid-Some-v0"), preset_of("MiniGrid-DoorKey-5x5-v0")
+    family, own = preset_for("MiniGrid-Some-v0"), preset_for("MiniGrid-DoorKey-5x5-v0")
     assert own.experiment.wrapper == family.experiment.wrapper != ()
     assert own.training.total_steps != family.training.total_steps
-    assert preset_of("Unknown-v0") == RunConfig(Experiment(env="Unknown-v0"), PPOConfig(), TrainingConfig())
+    assert preset_for("Unknown-v0") == RunConfig(Experiment(env="Unknown-v0"), PPOConfig(), TrainingConfig())
 
 
 def test_a_setting_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.toml").write_text('["Some-v0"]\nnum_envs = 8\nlearning_rat = 1.0\n')
     monkeypatch.setattr("commands.train.PRESETS", tmp_path)
     with pytest.raises(UserError, match=r"mine\.toml: Some-v0 has unknown settings learning_rat$"):
-        preset_of("Some-v0")
+        preset_for("Some-v0")

@@ -20,8 +20,7 @@ from actors.lane import Lane  # noqa: E402
 from actors.policy import Policy  # noqa: E402
 from actors.rollout import collect_rollout  # noqa: E402
 from benchmarks.workers.serving import serve  # noqa: E402
-from commands.train import with_preset  # noqa: E402
-from learner.config import PPOConfig, RunConfig, TrainingConfig  # noqa: E402
+from commands.train import preset_for  # noqa: E402
 from protocol.experiment import Experiment  # noqa: E402
 from protocol.messages import Grant  # noqa: E402
 from protocol.observations import normalized_size  # noqa: E402
@@ -72,8 +71,8 @@ def prepare() -> Callable[..., dict[str, Any]]:
     """Returns what answers requests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", required=True)
-    preset = with_preset(RunConfig(Experiment(env=parser.parse_args().env), PPOConfig(), TrainingConfig()))
-    experiment = dataclasses.replace(preset.experiment, num_envs=8, lane_size=8, rollout_length=128)
+    experiment = preset_for(parser.parse_args().env).experiment
+    experiment = dataclasses.replace(experiment, num_envs=8, lane_size=8, rollout_length=128)
     contenders = {"lane": lane_rollouts(experiment), "vector": vector_environment(experiment)}
 
     def answer(contender: str, seconds: float) -> dict[str, Any]:
