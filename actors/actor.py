@@ -53,7 +53,7 @@ class Actor:
                 elif isinstance(message, Grant):
                     self._grants.append(message)
                 elif self._grants:
-                    grant = min(self._grants, key=lambda grant: (grant.rollout_index, grant.lane))
+                    grant = min(self._grants, key=lambda grant: (grant.policy_version, grant.rollout_index, grant.lane))
                     self._grants.remove(grant)
                     trajectory = self._fulfil(grant)
                     with trace.span("send", lane=grant.lane, rollout=grant.rollout_index):
@@ -85,7 +85,7 @@ class Actor:
     def _receive_policy(self, snapshot: PolicySnapshot) -> None:
         assert self._experiment is not None and self._spaces is not None
         version = snapshot.policy_version
-        # Grants name the newest version or the one before it, and no other.
+        # Grants name the newest version or the one before it, and no other; in `async` the newest serves them all.
         self._policies = {v: policy for v, policy in self._policies.items() if v >= version - 1}
         self._policies[version] = Policy(snapshot, self._spaces, self._experiment)
 
@@ -103,9 +103,9 @@ class Actor:
                 grant.state.check(self._experiment, self._spaces)
                 with trace.span("rebuild", lane=grant.lane, rollout=grant.rollout_index):
                     lane.rebuild(grant.state)
-        facts = {"lane": grant.lane, "rollout": grant.rollout_index, "policy_version": grant.policy_version}
-        with trace.span("rollout", **facts):
-            return collect_rollout(lane, self._policies[grant.policy_version], grant, self._experiment, self._spaces)
+        version = max(self._policies) if self._experiment.schedule == "async" else grant.policy_version
+        with trace.span("rollout", lane=grant.lane, rollout=grant.rollout_index, policy_version=version):
+            return collect_rollout(lane, self._policies[version], grant, self._experiment, self._spaces)
 
     def _progress(self) -> None:
         self._steps += 1

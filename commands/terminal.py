@@ -137,7 +137,7 @@ class Terminal:
             ("approx. KL", _number(row.get("train/approx_kl"), ".4f")),
             ("explained variance", _number(row.get("train/explained_variance"), ".3f")),
             ("clip fraction", _number(row.get("train/clip_fraction"), ".3f")),
-            ("policy lag", _number(row.get("policy/lag_mean"), ".0f")),
+            ("policy lag", _number(row.get("policy/lag_mean"), ".1f")),
             ("learner waits", _number(row.get("time/learner_wait_share"), ".0%")),
         ]
         for left, right in zip(cells[::2], cells[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""The rollout buffer: one iteration's trajectories side by side, in the order of their lanes."""
+"""The rollout buffer: one iteration's trajectories side by side, in the order of their lanes and rollouts."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,10 @@ from protocol.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Batch:
-    """All lanes' experience of one iteration: [T, num_envs, …], environments in the order of their index."""
+    """The experience of one iteration: [T, num_envs, …], environments in the order of their index.
+
+    In the schedule `async` an environment may be there several times, in the order of its rollouts, and another not.
+    """
 
     observations: np.ndarray  # [T, num_envs, *observation], raw
     last_observations: np.ndarray  # [num_envs, *observation]
@@ -22,7 +25,8 @@ class Batch:
     initial_memory: np.ndarray  # float32 [num_envs, recurrent_size]
     episode_returns: np.ndarray  # float64 [E], of the finished episodes, in the order (t, environment)
     episode_lengths: np.ndarray  # int64 [E]
-    policy_version: int  # that all of it was acted with
+    environments: np.ndarray  # int64 [num_envs], the index of each column's environment
+    policy_versions: np.ndarray  # int64 [num_envs], that each column was acted with
 
     @property
     def size(self) -> int:
@@ -35,7 +39,7 @@ class Batch:
 
     @classmethod
     def stack(cls, trajectories: list[Trajectory], memory: dict[str, np.ndarray] | None = None) -> "Batch":
-        """The batch of one trajectory from each lane, given in lane order.
+        """The batch of `trajectories`, given in the order of their lanes and rollouts.
 
         Its large arrays lie in `memory`, which is filled at the first call; the next call overwrites them.
         """
@@ -48,12 +52,12 @@ class Batch:
         def in_order(flag: str, name: str) -> np.ndarray:
             """What each trajectory lists by (t, n) where `flag` is set, listed by (t, environment)."""
             steps = [np.argwhere(getattr(trajectory, flag)) for trajectory in trajectories]
-            lane_size = trajectories[0].rewards.shape[1]
             t = np.concatenate([s[:, 0] for s in steps])
             env = np.concatenate([s[:, 1] + i * lane_size for i, s in enumerate(steps)])
             values = np.concatenate([getattr(trajectory, name) for trajectory in trajectories])
             return values[np.lexsort((env, t))]
 
+        lane_size = trajectories[0].rewards.shape[1]
         return cls(
             observations=side_by_side("observations"),
             last_observations=np.concatenate([t.last_observations for t in trajectories]),
@@ -66,5 +70,6 @@ class Batch:
             initial_memory=np.concatenate([t.initial_memory for t in trajectories]),
             episode_returns=in_order("done", "episode_returns"),
             episode_lengths=in_order("done", "episode_lengths"),
-            policy_version=trajectories[0].policy_version,
+            environments=np.concatenate([np.arange(lane_size) + t.lane * lane_size for t in trajectories]),
+            policy_versions=np.repeat([t.policy_version for t in trajectories], lane_size),
         )

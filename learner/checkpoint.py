@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from protocol.snapshot import part_of
 
-FORMAT = 2
+FORMAT = 3
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 

@@ -5,6 +5,7 @@ its share, and grants it to another with the next serial. The supervisor decides
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from queue import Empty
 
@@ -24,6 +25,7 @@ GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet,
 MAX_LOSSES = 20  # of actors in a row on one rollout of a lane, before the run ends: the lane brings them down
 MAX_FAULTS = 100  # of environments, before a run ends: something is wrong with the environment…
 MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
+TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
 
 
 class EnvironmentsFailed(Exception):
@@ -79,6 +81,9 @@ class Coordinator:
         self._next_look = 0.0  # time.monotonic()
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
+        self._arrived: deque[Trajectory] = deque()  # in `async`: accepted and not gathered, in the order of arrival
+        self._gathered: list[Trajectory] = []  # and not trained on yet
+        self._told_too_old = False
         first = LaneBorder.first(experiment)
         self._lanes = [LaneRecord({0: first}) for _ in range(experiment.num_lanes)]
 
@@ -94,20 +99,30 @@ class Coordinator:
         self._snapshots = {v: s for v, s in self._snapshots.items() if v == version - 1} | {version: snapshot}
         for record in self._actors.values():
             record.versions &= self._snapshots.keys()
-        for index in range(len(self._lanes)):
-            self._offer(index)
+        self._offer_all()
 
-    def gather(self, rollout_index: int) -> list[Trajectory]:
-        """Every lane's trajectory of a rollout, in lane order."""
-        while not all(rollout_index in lane.accepted for lane in self._lanes):
-            self._serve(POLL_SECONDS)
-        return [lane.accepted[rollout_index] for lane in self._lanes]
+    def gather(self, version: int) -> list[Trajectory]:
+        """As many trajectories as there are lanes, for policy version `version` to learn from, in the order of their
+        lanes and rollouts: everyone's rollout of that index, or in `async` the first to arrive."""
+        if self._asynchronous:
+            self._gathered = self._gather_first(version)
+        else:
+            while not all(version in lane.accepted for lane in self._lanes):
+                self._serve(POLL_SECONDS)
+            self._gathered = [lane.accepted[version] for lane in self._lanes]
+        return self._gathered
 
-    def trained_on(self, rollout_index: int) -> None:
-        """Forget a rollout that has been trained on; the lanes' trained border is now behind it."""
-        for lane in self._lanes:
-            self._count_faults(lane.accepted.pop(rollout_index))
-            del lane.borders[rollout_index]
+    def serve_waiting(self) -> None:
+        """Handle what has arrived, without waiting: in `async`, lanes go on while the learner learns."""
+        for _ in self._lanes:  # no more than that at once, lest a flood keep the learner from learning
+            if not self._serve(0):
+                return
+
+    def trained_on(self) -> None:
+        """Forget what was gathered, since it has been trained on; the lanes' trained border is now behind it."""
+        for trajectory in self._gathered:
+            self._count_faults(trajectory)
+            self._lanes[trajectory.lane].forget(trajectory.rollout_index)
         self.ledger.train(self._experiment.env_steps_per_iteration)
         self.ledger.check(in_flight=sum(len(lane.accepted) for lane in self._lanes) * self._lane_steps)
 
@@ -132,19 +147,51 @@ class Coordinator:
         return not self.lanes_not_replayable and not self.moved_global_random
 
     @property
+    def _asynchronous(self) -> bool:
+        return self._experiment.schedule == "async"
+
+    @property
     def _lane_steps(self) -> int:
         return self._experiment.lane_size * self._experiment.rollout_length
 
-    def _serve(self, timeout: float) -> None:
-        """Handle one message, or what is to be done when there is none."""
+    def _gather_first(self, version: int) -> list[Trajectory]:
+        """The first trajectories to arrive that are not too old; while they are learned from, all lanes go on."""
+        gathered: list[Trajectory] = []
+        while len(gathered) < len(self._lanes):
+            if not self._arrived:
+                self._offer_all()
+            while not self._arrived:
+                self._serve(POLL_SECONDS)
+            trajectory = self._arrived.popleft()
+            if version - trajectory.policy_version <= self._experiment.max_lag:
+                gathered.append(trajectory)
+            else:
+                self._expire(trajectory)
+        self._offer_all()
+        return sorted(gathered, key=lambda trajectory: (trajectory.lane, trajectory.rollout_index))
+
+    def _expire(self, trajectory: Trajectory) -> None:
+        self._lanes[trajectory.lane].forget(trajectory.rollout_index)
+        self.ledger.expire(self._lane_steps, "too_old")
+        share = self.ledger.dropped["too_old"] / self.ledger.produced
+        if share > TOLERATED_SHARE_TOO_OLD and not self._told_too_old:
+            self._told_too_old = True
+            self._warn(
+                f"{share:.0%} of the samples are dropped, lane {trajectory.lane}'s among them: they are more than"
+                f" --max-lag {self._experiment.max_lag} versions old when they arrive. Raise it, or shorten"
+                " --rollout-length"
+            )
+
+    def _serve(self, timeout: float) -> bool:
+        """Handle one message, or what is to be done when there is none; returns whether there was one."""
         self._supervision.check_stop()
         self._forget_lost()
         received = self._socket.receive(0)
         if received is None:  # only now is an actor's silence its own, and not the learner's being busy
             self._look_after_actors()
-            received = self._socket.receive(timeout)
+            received = self._socket.receive(timeout) if timeout else None
             if received is None:
-                return
+                return False
         identity, message = received
         if identity in self._actors:
             self._actors[identity].last_heard = time.monotonic()
@@ -161,6 +208,7 @@ class Coordinator:
                 self._refuse(identity, str(message))
             case _:
                 self._refuse(identity, f"a learner takes no {type(message).__name__}")
+        return True
 
     def _welcome(self, identity: bytes, hello: Hello) -> None:
         if identity in self._actors:
@@ -205,8 +253,9 @@ class Coordinator:
             or trajectory.run_id != self._run_id
             or lane.owner != identity
             or trajectory.serial != lane.serial
+            or not lane.outstanding
             or trajectory.rollout_index != lane.newest.rollout_index
-            or trajectory.policy_version != self._experiment.acting_version(trajectory.rollout_index)
+            or not self._acted_with_a_granted_version(trajectory)
         ):
             self.ledger.drop(self._lane_steps, "stale")
             return
@@ -220,6 +269,8 @@ class Coordinator:
         self.ledger.accept(self._lane_steps)
         border = lane.newest.after(trajectory)
         lane.accepted[trajectory.rollout_index] = trajectory
+        if self._asynchronous:
+            self._arrived.append(trajectory)
         lane.borders[border.rollout_index] = border
         lane.losses = 0
         record = self._actors[identity]
@@ -262,6 +313,10 @@ class Coordinator:
                 f"{self.env_faults} of {self.episodes} episodes ended in a fault; the last: {last}"
             )
 
+    def _offer_all(self) -> None:
+        for index in range(len(self._lanes)):
+            self._offer(index)
+
     def _offer(self, index: int) -> None:
         """Grant a lane all that can be granted; hand it over first, if it is to move and nothing is outstanding."""
         lane = self._lanes[index]
@@ -270,10 +325,8 @@ class Coordinator:
         if lane.owner is None or lane.moving_to is not None:
             return
         record = self._actors[lane.owner]
-        while lane.granted < self._total_iterations:
-            rollout_index, version = lane.granted, self._experiment.acting_version(lane.granted)
-            if version not in self._snapshots:
-                return
+        while (version := self._version_to_grant(lane)) is not None:
+            rollout_index = lane.granted
             if version not in record.versions:
                 record.versions.add(version)
                 self._send(lane.owner, self._snapshots[version])
@@ -285,6 +338,21 @@ class Coordinator:
             self._send(lane.owner, Grant(self._run_id, index, rollout_index, version, lane.serial, state))
             if self.first_grant_time is None:
                 self.first_grant_time = time.monotonic()
+
+    def _version_to_grant(self, lane: LaneRecord) -> int | None:
+        """The policy version for the lane's next rollout; None where it is too early to grant it, or too late."""
+        if self._asynchronous:  # one at a time, so that it is acted with the newest; and none once a batch is waiting
+            wanted = not lane.outstanding and len(self._arrived) < len(self._lanes)
+            return max(self._snapshots, default=None) if wanted else None
+        if lane.granted >= self._total_iterations:
+            return None
+        version = self._experiment.acting_version(lane.granted)
+        return version if version in self._snapshots else None
+
+    def _acted_with_a_granted_version(self, trajectory: Trajectory) -> bool:
+        if self._asynchronous:
+            return 0 <= trajectory.policy_version <= max(self._snapshots)
+        return trajectory.policy_version == self._experiment.acting_version(trajectory.rollout_index)
 
     def _rebalance(self) -> None:
         """Let every lane have a host, and every actor its share."""

@@ -86,6 +86,10 @@ class LaneRecord:
         """Whether its owner still has something to deliver."""
         return self.owner is not None and self.granted > self.newest.rollout_index
 
+    def forget(self, rollout_index: int) -> None:
+        """What was accepted of the lane's oldest rollout is needed no more."""
+        del self.accepted[rollout_index], self.borders[rollout_index]
+
     def hand_over(self, owner: bytes | None) -> None:
         """Give the lane to `owner`, or to nobody; whatever was granted before is void."""
         self.owner, self.moving_to, self.hosted = owner, None, False

@@ -28,7 +28,7 @@ from protocol.snapshot import PolicySnapshot, part_of
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
-LANE_ARRAYS = [field.name for field in fields(LaneState)][1:]  # all but the rollout index, as a checkpoint names them
+LANE_ARRAYS = [field.name for field in fields(LaneState)]  # as a checkpoint names them
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Border:
         for index, lane in enumerate(self.lanes):
             if lane.rollout_index:
                 state = lane.state()
-                arrays |= {f"lanes.{index}.{name}": getattr(state, name) for name in LANE_ARRAYS}
+                arrays |= {f"lanes.{index}.{name}": np.asarray(getattr(state, name)) for name in LANE_ARRAYS}
         return replace(self.checkpoint, arrays=arrays)
 
 
@@ -127,7 +127,7 @@ class Learner:
         seconds = self._elapsed()
         return {
             "status": status,
-            "deterministic": self._device == "cpu" and self._coordinator.reproducible and not self._continued_elsewhere,
+            "deterministic": self._deterministic,
             "env_steps": steps,
             "seconds": seconds,
             "env_steps_per_second": steps / seconds if seconds else None,
@@ -141,6 +141,12 @@ class Learner:
             "schedule": self._config.experiment.schedule,
             "seed": self._config.experiment.seed,
         }
+
+    @property
+    def _deterministic(self) -> bool:
+        """Whether an equal experiment will end with the same bits, as far as is known."""
+        reproducible = self._config.experiment.schedule != "async" and self._coordinator.reproducible
+        return self._device == "cpu" and reproducible and not self._continued_elsewhere
 
     def _begin(self) -> None:
         """From nothing, or from the newest checkpoint, to the point where actors can act."""
@@ -180,9 +186,16 @@ class Learner:
             normalization = snapshot.observation_mean, snapshot.observation_scale
         to_inputs = partial(encode, spaces=self._spaces, normalization=normalization)
         if self._config.ppo.normalize_rewards:
-            batch = replace(batch, rewards=self._reward_scaling(batch.rewards, batch.done))
-        metrics = self._ppo.update(batch, self._version, to_inputs, interrupt=self._check_stop)
-        metrics["policy/lag_mean"] = self._version - batch.policy_version
+            scaled = self._reward_scaling(batch.rewards, batch.done, batch.environments)
+            batch = replace(batch, rewards=scaled)
+        asynchronous = self._config.experiment.schedule == "async"
+        interrupt = self._coordinator.serve_waiting if asynchronous else self._check_stop
+        metrics = self._ppo.update(batch, self._version, to_inputs, interrupt)
+        lags = self._version - batch.policy_versions
+        metrics |= {
+            "policy/lag_mean": float(lags.mean()),
+            "policy/lag_histogram": np.bincount(lags).tolist(),  # environments, by how far their rollout was behind
+        }
         if self._config.experiment.normalize_observations:
             observations = batch.observations.reshape(-1, *batch.observations.shape[2:])
             self._statistics.update(numbers_of(observations, self._spaces))
@@ -199,7 +212,7 @@ class Learner:
         with trace.span("publish", policy_version=self._version):
             self._coordinator.publish(snapshot)
         self._last_update = time.monotonic()
-        self._coordinator.trained_on(self._version - 1)
+        self._coordinator.trained_on()
         self._border = self._capture(arrays)
         if self._version % self._config.training.checkpoint_every == 0:
             self._save()
@@ -215,6 +228,7 @@ class Learner:
             "time/env_steps_per_second": self._recent_speed(),
             "time/learner_wait_share": wait_share,
             "samples": self._coordinator.ledger.as_dict(),
+            "deterministic": self._deterministic,
         }
         self._metrics_file.append(row)
         self._report({"event": "iteration", **row})
@@ -280,11 +294,15 @@ class Learner:
             weights = part_of(arrays, "previous.weights.")
             normalization = arrays["previous.observation_mean"], arrays["previous.observation_scale"]
             self._snapshots.insert(0, PolicySnapshot(version - 1, weights, *normalization))
-            states = [
-                LaneState(version, *(arrays[f"lanes.{index}.{name}"] for name in LANE_ARRAYS))
-                for index in range(self._config.experiment.num_lanes)
-            ]
-            self._coordinator.restore([LaneBorder.of(state) for state in states])
+            self._coordinator.restore(
+                [self._restored_lane(part_of(arrays, f"lanes.{i}.")) for i in range(self._config.experiment.num_lanes)]
+            )
+
+    def _restored_lane(self, arrays: dict[str, np.ndarray]) -> LaneBorder:
+        """The lane whose state is in `arrays`, by name; in `async` one may not have come to its first border."""
+        if not arrays:
+            return LaneBorder.first(self._config.experiment)
+        return LaneBorder.of(LaneState(int(arrays.pop("rollout_index")), **arrays))
 
     def _save(self) -> None:
         border = self._border

@@ -22,6 +22,11 @@ class SampleLedger:
         self.produced += steps
         self.dropped[reason] += steps
 
+    def expire(self, steps: int, reason: str) -> None:
+        """What was accepted, and will not be trained on."""
+        self.in_flight -= steps
+        self.dropped[reason] += steps
+
     def train(self, steps: int) -> None:
         self.in_flight -= steps
         self.trained += steps
@@ -29,8 +34,7 @@ class SampleLedger:
     def end_run(self) -> None:
         """Nothing that is in flight will be trained on."""
         if self.in_flight:
-            self.dropped["end_of_run"] += self.in_flight
-            self.in_flight = 0
+            self.expire(self.in_flight, "end_of_run")
 
     def check(self, in_flight: int) -> None:
         """Raise `RuntimeError` unless the books balance, and `in_flight`, counted anew, is what they say."""

@@ -1,5 +1,7 @@
 """Running statistics, kept by the learner: of observations, shipped inside each snapshot, and of returns."""
 
+from collections import Counter
+
 import numpy as np
 
 REWARD_CLIP = 10.0
@@ -51,12 +53,21 @@ class RewardScaling:
         self._returns = np.zeros(num_envs)  # discounted, of the episodes under way
         self._statistics = RunningStatistics(())
 
-    def __call__(self, rewards: np.ndarray, done: np.ndarray) -> np.ndarray:
-        """Scaled rewards, float32 [T, num_envs], for raw ones and the steps that ended an episode."""
+    def __call__(self, rewards: np.ndarray, done: np.ndarray, environments: np.ndarray) -> np.ndarray:
+        """Scaled rewards, float32 [T, N], for raw ones and the steps that ended an episode.
+
+        `environments` [N] says whose the columns are; one with several columns lived them from left to right.
+        """
         returns = np.empty(rewards.shape)
-        for t, row in enumerate(rewards):
-            returns[t] = self._returns = self._discount * self._returns + row
-            self._returns = np.where(done[t], 0.0, self._returns)
+        under_way = self._returns.copy()
+        for columns in in_turns(environments):
+            current = under_way[environments[columns]]
+            for t, row in enumerate(rewards[:, columns]):
+                current = self._discount * current + row
+                returns[t, columns] = current
+                current = np.where(done[t, columns], 0.0, current)
+            under_way[environments[columns]] = current
+        self._returns = under_way
         self._statistics.update(returns.reshape(-1))
         scaled = rewards / np.sqrt(self._statistics.variance + 1e-8)
         return np.clip(scaled, -REWARD_CLIP, REWARD_CLIP).astype(np.float32)
@@ -67,3 +78,13 @@ class RewardScaling:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         self._returns = state["returns"]
         self._statistics.load_state_dict(state)
+
+
+def in_turns(environments: np.ndarray) -> list[np.ndarray]:
+    """The columns of each environment's first appearance in `environments` [N], then those of the second, and so on."""
+    seen: Counter[int] = Counter()
+    turns = np.empty(len(environments), np.int64)
+    for column, environment in enumerate(environments.tolist()):
+        turns[column] = seen[environment]
+        seen[environment] += 1
+    return [np.flatnonzero(turns == turn) for turn in range(turns.max() + 1)]

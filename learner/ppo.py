@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -29,6 +30,16 @@ MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, on a
 Encode = Callable[[np.ndarray], list[np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A batch on the device, and what metrics need of it on the host."""
+
+    samples: dict[str, Any]  # arrays, with the samples first
+    values: np.ndarray  # [T, num_envs]
+    value_targets: np.ndarray  # [T, num_envs]
+    ratios: np.ndarray  # [T, num_envs], π_proximal / π_behaviour
+
+
 class PPO:
     """The clipped objective in its decoupled form (Hilton et al., arXiv 2110.00641), which is plain PPO at lag 0."""
 
@@ -49,11 +60,11 @@ class PPO:
         """
         self._optimizer.take_parameters()
         with trace.span("prepare"):
-            samples, values, value_targets = self._prepare(batch, iteration, encode)
+            prepared = self._prepare(batch, iteration, encode)
         settings = self._scheduled(iteration)
         try:
             with trace.span("epochs"):
-                totals, steps = self._run_epochs(samples, iteration, settings, interrupt)
+                totals, steps = self._run_epochs(prepared.samples, iteration, settings, interrupt)
                 mx.eval(totals)
         finally:
             self._optimizer.give_parameters()
@@ -64,7 +75,8 @@ class PPO:
             rate = adapt_learning_rate(self._adapted_learning_rate, approx_kl, self._config.desired_kl)
             self._adapted_learning_rate = rate
         return metrics | {
-            "train/explained_variance": explained_variance(values, value_targets),
+            "train/explained_variance": explained_variance(prepared.values, prepared.value_targets),
+            "train/effective_sample_size": effective_sample_size(prepared.ratios),
             **{f"train/{name}": value for name, value in settings.items()},
             "train/epochs": steps // self._config.minibatches,
         }
@@ -147,8 +159,8 @@ class PPO:
                 settings[name] = getattr(self._config, name) * parse_schedule(text, name)(remaining)
         return settings
 
-    def _prepare(self, batch: Batch, iteration: int, encode: Encode) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """The batch as samples on the device, and values and value targets [T, num_envs].
+    def _prepare(self, batch: Batch, iteration: int, encode: Encode) -> Prepared:
+        """The batch as samples, valued and with advantages.
 
         A sample is a step or, for a recurrent policy, the sequence of an environment's steps; samples come first in all
         arrays, which are then [B, …] or [num_envs, T, …].
@@ -168,7 +180,9 @@ class PPO:
 
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
         facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
-        if batch.policy_version == iteration:  # lag 0: the proximal policy is the behaviour policy, to the last bit
+        if (
+            batch.policy_versions == iteration
+        ).all():  # lag 0: the proximal policy is the behaviour policy, to the last bit
             if iteration == 0:
                 _check_agreement(log_probs, batch.behaviour_log_probs)
             proximal_log_probs = batch.behaviour_log_probs
@@ -186,7 +200,7 @@ class PPO:
             "value_targets": value_targets,
         }
         samples |= {name: mx.array(self._arranged(array)) for name, array in targets.items()}
-        return samples, values, value_targets
+        return Prepared(samples, values, value_targets, ratios)
 
     def _evaluate_samples(
         self, samples: dict[str, Any], shape: tuple[int, ...]
@@ -305,3 +319,11 @@ def explained_variance(values: np.ndarray, value_targets: np.ndarray) -> float |
     if variance == 0 or not math.isfinite(variance):
         return None
     return 1 - float(np.var(value_targets - values, dtype=np.float64)) / variance
+
+
+def effective_sample_size(weights: np.ndarray) -> float | None:
+    """(Σw)² / (n Σw²), of samples with importance weights (Kish 1965): 1 where all count the same, near 0 where few
+    outweigh the rest; None where weights are not finite."""
+    weights = weights.astype(np.float64)
+    squares = float(np.square(weights).mean())
+    return float(weights.mean()) ** 2 / squares if 0 < squares < math.inf else None

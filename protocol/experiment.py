@@ -27,8 +27,11 @@ class Experiment:
     """Environments that step together as one lane, the unit of work given to an actor."""
     rollout_length: int = 32
     """Steps of each environment in one iteration."""
-    schedule: Literal["sync", "pipelined"] = "pipelined"
-    """`sync`: act, then learn (textbook PPO). `pipelined`: act with the previous weights while learning."""
+    schedule: Literal["sync", "pipelined", "async"] = "pipelined"
+    """`sync`: act, then learn (textbook PPO). `pipelined`: act with the previous weights while learning. `async`: learn
+    from whichever lanes deliver first, for environments of unequal speed; no two such runs are alike."""
+    max_lag: int = 4
+    """In `async`, versions that a rollout's weights may be behind the learner's; older rollouts are dropped."""
     network: str = "auto"
     """`mlp`, `nature_cnn`, `impala_cnn`, or `package:Class` for one of your own. `auto` takes the MLP without images,
     and for images the Nature CNN, or the IMPALA CNN where they are smaller than 36 × 36."""
@@ -58,16 +61,13 @@ class Experiment:
         return self.num_envs * self.rollout_length
 
     def acting_version(self, rollout_index: int) -> int:
-        """The policy version that rollout `rollout_index` acts with."""
+        """The policy version that rollout `rollout_index` acts with; in `async` nobody can say."""
+        assert self.schedule != "async"
         return rollout_index if self.schedule == "sync" else max(0, rollout_index - 1)
-
-    def rollouts_acting_with(self, version: int) -> list[int]:
-        """The rollouts that act with `version`: those that can be granted once it is published."""
-        return [k for k in (version, version + 1) if self.acting_version(k) == version]
 
     def check(self) -> None:
         """Raise `UserError` on a setting that cannot work, naming the flag and what to do."""
-        for name in ("num_envs", "lane_size", "rollout_length", "replay_cap"):
+        for name in ("num_envs", "lane_size", "rollout_length", "replay_cap", "max_lag"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED:

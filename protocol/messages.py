@@ -51,7 +51,8 @@ class Ready:
 
 @dataclass(frozen=True)
 class Grant:
-    """Learner to actor: collect this rollout of this lane with this policy version, whose snapshot came before."""
+    """Learner to actor: collect this rollout of this lane with this policy version, whose snapshot came before, or in
+    the schedule `async` with a newer one."""
 
     run_id: str
     lane: int

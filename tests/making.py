@@ -82,5 +82,6 @@ def batch_of(
         initial_memory=np.zeros((num_envs, 0), np.float32),
         episode_returns=np.zeros(6),
         episode_lengths=np.ones(6, np.int64),
-        policy_version=version,
+        environments=np.arange(num_envs),
+        policy_versions=np.full(num_envs, version),
     )

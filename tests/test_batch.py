@@ -28,7 +28,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 run_id="run",
                 lane=lane,
                 rollout_index=5,
-                policy_version=4,
+                policy_version=4 - lane % 2,
                 serial=1,
                 observations=random.standard_normal((t, n, *observation_shape), np.float32),
                 last_observations=random.standard_normal((n, *observation_shape), np.float32),
@@ -76,7 +76,8 @@ def test_environments_stand_side_by_side_in_lane_order(trajectories: list[Trajec
                 expected = getattr(trajectory, name)[n]
                 np.testing.assert_array_equal(getattr(batch, name)[lane * lane_size + n], expected)
     assert batch.size == steps * lane_size * len(trajectories)
-    assert batch.policy_version == 4
+    assert batch.policy_versions.tolist() == [t.policy_version for t in trajectories for _ in range(lane_size)]
+    assert batch.environments.tolist() == [t.lane * lane_size + n for t in trajectories for n in range(lane_size)]
 
 
 @settings(deadline=None, max_examples=60)

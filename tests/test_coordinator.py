@@ -278,8 +278,9 @@ def test_an_environment_that_keeps_failing_ends_the_run_once_trained_on() -> Non
     for grant in talk.socket.take(Grant):
         talk.say(actor, fulfil(grant, faults=(f"environment {grant.lane} broke",) * MAX_FAULTS))
     assert talk.coordinator.env_faults == 0
+    talk.coordinator.gather(0)
     with pytest.raises(EnvironmentsFailed, match="environment 1 broke"):
-        talk.coordinator.trained_on(0)
+        talk.coordinator.trained_on()
 
 
 def test_an_actor_with_nothing_to_do_may_be_silent() -> None:
@@ -360,9 +361,76 @@ def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on()
     for grant in reversed(talk.socket.take(Grant)):
         talk.say(actor, fulfil(grant))
     assert [trajectory.lane for trajectory in talk.coordinator.gather(0)] == [0, 1, 2, 3]
-    talk.coordinator.trained_on(0)
+    talk.coordinator.trained_on()
     assert talk.coordinator.ledger.trained == 4 * STEPS
     assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [1, 1, 1, 1]
+
+
+def deliver(talk: Conversation, actor: bytes, **changes: Any) -> Grant:
+    """Let `actor` fulfil what it was granted last."""
+    grant = talk.socket.take(Grant, actor)[-1]
+    talk.say(actor, fulfil(grant, **changes))
+    return grant
+
+
+def test_async_learns_from_the_first_to_arrive_and_leaves_nobody_waiting() -> None:
+    talk = Conversation(num_actors=4, schedule="async")
+    talk.publish(0)
+    fast, other, *_ = [talk.join(i) for i in range(4)]
+    assert [(g.lane, g.rollout_index) for g in talk.socket.take(Grant, other)] == [(1, 0)]
+    for rollout_index in range(4):
+        grant = deliver(talk, fast)
+        assert (grant.lane, grant.rollout_index, grant.policy_version) == (0, rollout_index, 0)
+    assert not talk.socket.take(Grant, fast), "a batch is waiting, and more would only grow old"
+    gathered = talk.coordinator.gather(0)
+    assert [(t.lane, t.rollout_index) for t in gathered] == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    deliver(talk, fast)  # while the learner learns
+    talk.publish(1)
+    talk.coordinator.trained_on()
+    assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [4, 0, 0, 0]
+    deliver(talk, fast)
+    assert deliver(talk, fast, policy_version=1).policy_version == 1, "granted after version 1 was published"
+    talk.say(other, fulfil(Grant("run", 1, 0, 0, 1, None)))
+    assert [(t.lane, t.rollout_index) for t in talk.coordinator.gather(1)] == [(0, 4), (0, 5), (0, 6), (1, 0)]
+
+
+def test_async_drops_what_is_older_than_max_lag_and_says_so() -> None:
+    talk = Conversation(num_actors=2, schedule="async")
+    limit = EXPERIMENT.max_lag
+    talk.publish(0)
+    slow, fast = talk.join(0), talk.join(1)
+    late = talk.socket.take(Grant, slow)
+    for version in range(limit + 1):
+        while len(talk.coordinator._arrived) < 4:
+            deliver(talk, fast, policy_version=version)
+        talk.coordinator.gather(version)
+        talk.publish(version + 1)
+        talk.coordinator.trained_on()
+    for grant in late:
+        talk.say(slow, fulfil(grant))
+
+    def receive(timeout: float) -> tuple[bytes, Message] | None:
+        """While the learner waits, the fast one goes on."""
+        grants = talk.socket.take(Grant, fast) if timeout else []
+        return (fast, fulfil(grants[-1], policy_version=limit + 1)) if grants else None
+
+    talk.socket.receive = receive
+    assert {t.lane for t in talk.coordinator.gather(limit + 1)} == {3}
+    ledger = talk.coordinator.ledger
+    assert ledger.dropped == {"too_old": 2 * STEPS}
+    talk.coordinator.trained_on()
+    ledger.check(in_flight=0)
+    assert [border.rollout_index for border in talk.coordinator.trained_borders()][:2] == [1, 1]
+
+
+def test_async_takes_no_rollout_of_a_version_that_there_is_not() -> None:
+    talk = Conversation(num_actors=1, schedule="async")
+    talk.publish(0)
+    actor = talk.join(0)
+    grants = talk.socket.take(Grant)
+    talk.say(actor, fulfil(grants[0], policy_version=1))
+    talk.say(actor, fulfil(grants[1], policy_version=-1))
+    assert talk.coordinator.ledger.dropped == {"stale": 2 * STEPS}
 
 
 def test_books_that_do_not_balance_are_an_error() -> None:

@@ -236,7 +236,7 @@ def test_an_integer_beyond_64_bits_is_refused_by_name(kind: type, name: str, val
         (Welcome, ["experiment", "seed"], 2**63),
         (Welcome, ["experiment", "normalize_observations"], 1),
         (Welcome, ["experiment", "initial_std"], 1),
-        (Welcome, ["experiment", "schedule"], "async"),
+        (Welcome, ["experiment", "schedule"], "eventually"),
         (Welcome, ["experiment", "schedule"], ["sync"]),
         (Welcome, ["experiment", "hidden_sizes"], 64),
         (Welcome, ["experiment", "hidden_sizes"], [64, 64.0]),

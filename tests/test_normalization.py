@@ -93,6 +93,7 @@ def test_actor_and_learner_normalise_to_the_same_bits(dtype: str) -> None:
 # Rewards
 
 STEPS, ENVS, DISCOUNT = 5, 3, 0.9
+EVERYONE = np.arange(ENVS)
 
 
 def experience(seed: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +126,7 @@ def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far() -> None:
     assert any(done.any() for _, done in batches)
     scaling = RewardScaling(ENVS, DISCOUNT)
     for batch, expected in zip(batches, literal_scaling(batches), strict=True):
-        scaled = scaling(*batch)
+        scaled = scaling(*batch, EVERYONE)
         assert scaled.dtype == np.float32
         np.testing.assert_allclose(scaled, expected, rtol=1e-6, atol=1e-6)
 
@@ -133,37 +134,49 @@ def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far() -> None:
 def test_a_return_runs_on_from_one_batch_to_the_next() -> None:
     batches = [experience(0), experience(1)]
     whole, fresh = RewardScaling(ENVS, DISCOUNT), RewardScaling(ENVS, DISCOUNT)
-    whole(*batches[0])
-    assert not np.allclose(whole(*batches[1]), fresh(*batches[1]))
+    whole(*batches[0], EVERYONE)
+    assert not np.allclose(whole(*batches[1], EVERYONE), fresh(*batches[1], EVERYONE))
+
+
+def test_an_environment_with_several_columns_lived_them_from_left_to_right() -> None:
+    rewards, done = experience(3)
+    together = RewardScaling(ENVS, DISCOUNT)
+    together(rewards, done, np.array([1, 1, 0]))
+    one_by_one = RewardScaling(ENVS, DISCOUNT)
+    for column, environment in enumerate([1, 1, 0]):
+        one_by_one(rewards[:, [column]], done[:, [column]], np.array([environment]))
+    returns = together.state_dict()["returns"]
+    np.testing.assert_array_equal(returns, one_by_one.state_dict()["returns"])
+    assert returns[0] and returns[2] == 0
 
 
 def test_rewards_are_clipped_to_ten_and_given_in_their_own_sign() -> None:
     rewards, done = np.zeros((400, ENVS), np.float32), np.ones((400, ENVS), bool)
     rewards[0] = [1e6, -1e6, 0]
-    np.testing.assert_array_equal(RewardScaling(ENVS, DISCOUNT)(rewards, done)[0], [10, -10, 0])
+    np.testing.assert_array_equal(RewardScaling(ENVS, DISCOUNT)(rewards, done, EVERYONE)[0], [10, -10, 0])
 
 
 def test_scaling_leaves_the_rewards_alone() -> None:
     rewards, done = experience(0)
     before = rewards.copy()
-    RewardScaling(ENVS, DISCOUNT)(rewards, done)
+    RewardScaling(ENVS, DISCOUNT)(rewards, done, EVERYONE)
     np.testing.assert_array_equal(rewards, before)
 
 
 def test_rewards_that_never_vary_stay_finite() -> None:
     rewards, done = np.zeros((STEPS, ENVS), np.float32), np.zeros((STEPS, ENVS), bool)
-    np.testing.assert_array_equal(RewardScaling(ENVS, DISCOUNT)(rewards, done), rewards)
+    np.testing.assert_array_equal(RewardScaling(ENVS, DISCOUNT)(rewards, done, EVERYONE), rewards)
 
 
 def test_a_saved_scaling_goes_on_bit_for_bit() -> None:
     undisturbed, stopped = RewardScaling(ENVS, DISCOUNT), RewardScaling(ENVS, DISCOUNT)
     for seed in range(2):
-        undisturbed(*experience(seed))
-        stopped(*experience(seed))
+        undisturbed(*experience(seed), EVERYONE)
+        stopped(*experience(seed), EVERYONE)
     state = stopped.state_dict()
-    stopped(*experience(9, scale=100.0))  # must not reach into the state saved before
+    stopped(*experience(9, scale=100.0), EVERYONE)  # must not reach into the state saved before
     restored = RewardScaling(ENVS, DISCOUNT)
     restored.load_state_dict(state)
     for seed in (2, 3):
-        expected = undisturbed(*experience(seed))
-        np.testing.assert_array_equal(restored(*experience(seed)), expected)
+        expected = undisturbed(*experience(seed), EVERYONE)
+        np.testing.assert_array_equal(restored(*experience(seed), EVERYONE), expected)

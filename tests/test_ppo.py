@@ -349,7 +349,7 @@ def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PP
     actions = mx.array(batch.actions.reshape(T * N, -1))
     log_probs = np.array(spoken(model, inputs)[0].log_prob(actions)).reshape(T, N)
     facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
-    if iteration == batch.policy_version:
+    if (batch.policy_versions == iteration).all():
         weights = np.ones((T, N), np.float32)
         log_probs = batch.behaviour_log_probs
         advantages, targets = gae(*facts, discount=config.discount, gae_lambda=config.gae_lambda)
