@@ -1,11 +1,15 @@
-"""An environment whose every step takes a fixed time: `--env benchmarks.environments:Sleep-v0`."""
+"""Environments whose every step takes a time of its own: `--env benchmarks.environments:NAME-v0`."""
 
+import itertools
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 
 EPISODE_LENGTH = 200
 
@@ -33,4 +37,33 @@ class Sleep(gymnasium.Env):
         return self.np_random.uniform(-1, 1, 4).astype(np.float32)
 
 
+class Uneven(CartPoleEnv):
+    """CartPole that also sleeps in every step: from the slowest to a tenth of that, the same in all of a process.
+
+    Processes find out who is slow in `folder`, an empty one at first: each takes the next place.
+    """
+
+    def __init__(self, folder: str, slowest: float, places: int) -> None:
+        super().__init__()
+        place = take_place(folder) % places
+        self._seconds = slowest / 10 ** (place / max(1, places - 1))
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self._seconds)
+        return super().step(action)
+
+
+@cache
+def take_place(folder: str) -> int:
+    """The number of this process among those that asked with this folder."""
+    for place in itertools.count():
+        try:
+            (Path(folder) / str(place)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return place
+    raise AssertionError
+
+
 gymnasium.register(id="Sleep-v0", entry_point="benchmarks.environments:Sleep")
+gymnasium.register(id="Uneven-v0", entry_point="benchmarks.environments:Uneven", max_episode_steps=500)

@@ -358,3 +358,21 @@ def test_update_measures_both_sides(tmp_path: Path) -> None:
 def test_no_result_tells_where_it_was_measured() -> None:
     text = json.dumps(as_dict(Report("test", known_rows()), {}))
     assert str(Path.home()) not in text and os.uname().nodename not in text
+
+
+def test_stragglers_compares_both_schedules_where_lanes_are_unequal_and_where_they_are_equal(tmp_path: Path) -> None:
+    written = benchmark(tmp_path, "stragglers", "--iterations", "3", "--slowest-ms", "0.5")
+    assert contenders_of(written) == ["async", "pipelined"] * 3
+    assert [row["unit"] for row in written["rows"][::2]] == ["env-steps/s", "return", "env-steps"]
+    assert [row["values"] for row in written["rows"][4:]] == [[3 * 2048.0], [3 * 2048.0]]
+
+
+def test_an_uneven_environments_processes_take_the_places_from_slow_to_fast(tmp_path: Path) -> None:
+    take_place = benchmarks.environments.take_place
+    take_place.cache_clear()
+    envs = []
+    for _ in range(3):
+        envs.append(benchmarks.environments.Uneven(str(tmp_path), slowest=0.1, places=3))
+        assert benchmarks.environments.Uneven(str(tmp_path), slowest=0.1, places=3)._seconds == envs[-1]._seconds
+        take_place.cache_clear()
+    assert [env._seconds for env in envs] == pytest.approx([0.1, 0.1 / 10**0.5, 0.01])
