@@ -83,6 +83,7 @@ class Coordinator:
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
         self._arrived: deque[Trajectory] = deque()  # in `async`: accepted and not gathered, in the order of arrival
         self._gathered: list[Trajectory] = []  # and not trained on yet
+        self._fresh: set[int] = set()  # lanes at work on a rollout that was granted with the newest version
         self._told_too_old = False
         first = LaneBorder.first(experiment)
         self._lanes = [LaneRecord({0: first}) for _ in range(experiment.num_lanes)]
@@ -99,6 +100,7 @@ class Coordinator:
         self._snapshots = {v: s for v, s in self._snapshots.items() if v == version - 1} | {version: snapshot}
         for record in self._actors.values():
             record.versions &= self._snapshots.keys()
+        self._fresh.clear()
         self._offer_all()
 
     def gather(self, version: int) -> list[Trajectory]:
@@ -320,8 +322,10 @@ class Coordinator:
     def _offer(self, index: int) -> None:
         """Grant a lane all that can be granted; hand it over first, if it is to move and nothing is outstanding."""
         lane = self._lanes[index]
-        if lane.moving_to is not None and not lane.outstanding:
-            lane.hand_over(lane.moving_to)
+        if not lane.outstanding:
+            self._fresh.discard(index)
+            if lane.moving_to is not None:
+                lane.hand_over(lane.moving_to)
         if lane.owner is None or lane.moving_to is not None:
             return
         record = self._actors[lane.owner]
@@ -335,14 +339,17 @@ class Coordinator:
             state = lane.newest.state() if rollout_index > 0 and not lane.hosted else None
             lane.hosted = True
             lane.granted += 1
+            self._fresh.add(index)
             self._send(lane.owner, Grant(self._run_id, index, rollout_index, version, lane.serial, state))
             if self.first_grant_time is None:
                 self.first_grant_time = time.monotonic()
 
     def _version_to_grant(self, lane: LaneRecord) -> int | None:
         """The policy version for the lane's next rollout; None where it is too early to grant it, or too late."""
-        if self._asynchronous:  # one at a time, so that it is acted with the newest; and none once a batch is waiting
-            wanted = not lane.outstanding and len(self._arrived) < len(self._lanes)
+        if self._asynchronous:
+            # One at a time, so that it is acted with the newest version; and none once a batch is there, or will be
+            # without the stragglers, since more would only grow old.
+            wanted = not lane.outstanding and len(self._arrived) + len(self._fresh) < len(self._lanes)
             return max(self._snapshots, default=None) if wanted else None
         if lane.granted >= self._total_iterations:
             return None

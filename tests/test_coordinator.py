@@ -366,61 +366,105 @@ def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on()
     assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [1, 1, 1, 1]
 
 
-def deliver(talk: Conversation, actor: bytes, **changes: Any) -> Grant:
-    """Let `actor` fulfil what it was granted last."""
-    grant = talk.socket.take(Grant, actor)[-1]
-    talk.say(actor, fulfil(grant, **changes))
-    return grant
+class Talk(Conversation):
+    """One about `async`, in which `fast` fulfils whatever it is granted while the learner waits."""
+
+    fast: bytes
+    version = 0  # that it acts with
+
+    def gather(self, version: int) -> list[tuple[int, int]]:
+        """(lane, rollout) of each trajectory gathered, while only the fast one delivers."""
+
+        def receive(timeout: float) -> tuple[bytes, Message] | None:
+            grants = self.socket.take(Grant, self.fast) if timeout else []
+            self.socket.sent += [(self.fast, grant) for grant in grants[1:]]
+            return (self.fast, fulfil(grants[0], policy_version=self.version)) if grants else None
+
+        before, self.socket.receive = self.socket.receive, receive
+        gathered = self.coordinator.gather(version)
+        self.socket.receive = before
+        return [(trajectory.lane, trajectory.rollout_index) for trajectory in gathered]
+
+    def learn(self, version: int) -> None:
+        """Publish the next version, and forget what it was learned from."""
+        self.publish(version + 1)
+        self.version = version + 1
+        self.coordinator.trained_on()
 
 
-def test_async_learns_from_the_first_to_arrive_and_leaves_nobody_waiting() -> None:
-    talk = Conversation(num_actors=4, schedule="async")
+def test_async_learns_from_the_first_to_arrive() -> None:
+    talk = Talk(num_actors=4, schedule="async")
     talk.publish(0)
-    fast, other, *_ = [talk.join(i) for i in range(4)]
-    assert [(g.lane, g.rollout_index) for g in talk.socket.take(Grant, other)] == [(1, 0)]
-    for rollout_index in range(4):
-        grant = deliver(talk, fast)
-        assert (grant.lane, grant.rollout_index, grant.policy_version) == (0, rollout_index, 0)
-    assert not talk.socket.take(Grant, fast), "a batch is waiting, and more would only grow old"
-    gathered = talk.coordinator.gather(0)
-    assert [(t.lane, t.rollout_index) for t in gathered] == [(0, 0), (0, 1), (0, 2), (0, 3)]
-    deliver(talk, fast)  # while the learner learns
-    talk.publish(1)
-    talk.coordinator.trained_on()
+    talk.fast, other, *_ = [talk.join(i) for i in range(4)]
+    (waiting,) = talk.socket.take(Grant, other)
+    assert (waiting.lane, waiting.rollout_index, waiting.policy_version) == (1, 0, 0)
+    assert talk.gather(0) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    talk.learn(0)
     assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [4, 0, 0, 0]
-    deliver(talk, fast)
-    assert deliver(talk, fast, policy_version=1).policy_version == 1, "granted after version 1 was published"
-    talk.say(other, fulfil(Grant("run", 1, 0, 0, 1, None)))
-    assert [(t.lane, t.rollout_index) for t in talk.coordinator.gather(1)] == [(0, 4), (0, 5), (0, 6), (1, 0)]
+    talk.say(other, fulfil(waiting))
+    (following,) = talk.socket.take(Grant, other)
+    assert (following.rollout_index, following.policy_version) == (1, 1)
+    assert talk.gather(1) == [(0, 4), (0, 5), (0, 6), (1, 0)]
 
 
-def test_async_drops_what_is_older_than_max_lag_and_says_so() -> None:
-    talk = Conversation(num_actors=2, schedule="async")
+def test_async_lets_lanes_go_on_while_the_learner_learns_until_a_batch_is_there() -> None:
+    talk = Talk(num_actors=4, schedule="async")
+    talk.publish(0)
+    talk.fast, *_ = [talk.join(i) for i in range(4)]
+    talk.gather(0)
+    talk.learn(0)  # the other three have begun before: nobody counts on them
+    for delivered in range(4):
+        (grant,) = talk.socket.take(Grant, talk.fast)
+        assert grant.rollout_index == 4 + delivered
+        talk.socket.inbox.append((talk.fast, fulfil(grant)))
+        talk.coordinator.serve_waiting()
+    assert not talk.socket.take(Grant, talk.fast)
+
+
+def test_async_wants_one_rollout_of_each_lane_where_all_are_equally_fast() -> None:
+    talk = Talk(num_actors=1, schedule="async")
+    talk.publish(0)
+    talk.fast = talk.join(0)
+    assert talk.gather(0) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    for grant in talk.socket.take(Grant):
+        talk.say(talk.fast, fulfil(grant))
+    assert not talk.socket.take(Grant), "they would act with weights that are about to be replaced"
+    talk.learn(0)
+    assert talk.gather(1) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert [grant.policy_version for grant in talk.socket.take(Grant)] == [1, 1, 1, 1]
+
+
+def test_async_drops_what_is_older_than_max_lag() -> None:
+    talk = Talk(num_actors=2, schedule="async")
     limit = EXPERIMENT.max_lag
     talk.publish(0)
-    slow, fast = talk.join(0), talk.join(1)
+    slow, talk.fast = talk.join(0), talk.join(1)
     late = talk.socket.take(Grant, slow)
     for version in range(limit + 1):
-        while len(talk.coordinator._arrived) < 4:
-            deliver(talk, fast, policy_version=version)
-        talk.coordinator.gather(version)
-        talk.publish(version + 1)
-        talk.coordinator.trained_on()
+        talk.gather(version)
+        talk.learn(version)
+    assert {border.rollout_index for border in talk.coordinator.trained_borders()[:2]} == {0}
     for grant in late:
         talk.say(slow, fulfil(grant))
-
-    def receive(timeout: float) -> tuple[bytes, Message] | None:
-        """While the learner waits, the fast one goes on."""
-        grants = talk.socket.take(Grant, fast) if timeout else []
-        return (fast, fulfil(grants[-1], policy_version=limit + 1)) if grants else None
-
-    talk.socket.receive = receive
-    assert {t.lane for t in talk.coordinator.gather(limit + 1)} == {3}
+    assert {lane for lane, _ in talk.gather(limit + 1)} == {2, 3}
     ledger = talk.coordinator.ledger
     assert ledger.dropped == {"too_old": 2 * STEPS}
-    talk.coordinator.trained_on()
-    ledger.check(in_flight=0)
-    assert [border.rollout_index for border in talk.coordinator.trained_borders()][:2] == [1, 1]
+    talk.learn(limit + 1)
+    assert {border.rollout_index for border in talk.coordinator.trained_borders()[:2]} == {1}
+    assert not [event for event in talk.events if event["event"] == "warning"]
+
+
+def test_async_says_when_much_is_dropped() -> None:
+    talk = Talk(num_actors=1, schedule="async")
+    talk.publish(0)
+    talk.fast = talk.join(0)
+    talk.publish(EXPERIMENT.max_lag + 1)
+    for grant in talk.socket.take(Grant):
+        talk.say(talk.fast, fulfil(grant, policy_version=0))
+    talk.version = EXPERIMENT.max_lag + 1
+    talk.gather(EXPERIMENT.max_lag + 1)
+    (warning,) = [event["text"] for event in talk.events if event["event"] == "warning"]
+    assert "more than --max-lag 4 versions old" in warning
 
 
 def test_async_takes_no_rollout_of_a_version_that_there_is_not() -> None:
