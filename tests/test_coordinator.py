@@ -467,6 +467,16 @@ def test_async_says_when_much_is_dropped() -> None:
     assert "more than --max-lag 4 versions old" in warning
 
 
+def test_async_takes_no_rollout_that_was_not_granted() -> None:
+    talk = Conversation(num_actors=1, schedule="async")
+    talk.publish(0)
+    actor = talk.join(0)
+    for grant in talk.socket.take(Grant):
+        talk.say(actor, fulfil(grant))
+        talk.say(actor, fulfil(grant, rollout_index=1))
+    assert talk.coordinator.ledger.dropped == {"stale": 4 * STEPS}
+
+
 def test_async_takes_no_rollout_of_a_version_that_there_is_not() -> None:
     talk = Conversation(num_actors=1, schedule="async")
     talk.publish(0)
