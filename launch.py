@@ -14,7 +14,7 @@ from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
-COMMANDS = ("train", "eval", "actors")
+COMMANDS = ("train", "eval", "actors", "keys")
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +33,10 @@ def main(arguments: list[str]) -> int:
             from commands.actors import main as change_actors
 
             return change_actors(arguments)
+        if command == "keys":
+            from commands.keys import main as make_keys
+
+            return make_keys(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os._exit(SUCCESS))

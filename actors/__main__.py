@@ -1,27 +1,59 @@
-"""`python -m actors --connect ADDRESS --index I`: one actor process, here or on another machine."""
+"""`python -m actors --connect ADDRESS`: one actor process, on the learner's machine or on another.
+
+Started by launch.py it has a number, and ends with its launcher. Started by hand it ends with the run, or by a signal.
+"""
 
 import os
+import signal
 
 from protocol.threads import use_one_thread
 
 use_one_thread(os.environ)  # before NumPy is imported
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)  # at once, and quietly: nothing is lost, the learner has it all
 
 import argparse  # noqa: E402
+import re  # noqa: E402
+import secrets  # noqa: E402
+import socket  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 from actors.actor import Actor  # noqa: E402
-from protocol.lifeline import SUCCESS, run_child  # noqa: E402
+from protocol.keys import read_actor  # noqa: E402
+from protocol.lifeline import SUCCESS, run_child, run_to_the_end  # noqa: E402
+from protocol.remote import check_tcp  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m actors", description=__doc__)
-    parser.add_argument("--connect", required=True, help="address of the learner, such as tcp://127.0.0.1:5555")
-    parser.add_argument("--index", type=int, required=True, help="number of this actor, unique in its run")
+    parser.add_argument("--connect", required=True, help="address of the learner, such as tcp://192.168.1.2:5555")
+    parser.add_argument("--key", type=Path, help="file that `launch.py keys` made; none for a learner without keys")
+    parser.add_argument("--index", type=int, help="number that launch.py gives to the actors that it starts")
     arguments = parser.parse_args()
-    run_child(
-        f"actor {arguments.index}",
-        work=lambda: Actor(arguments.index, arguments.connect).run(),
-        on_word=lambda _: os._exit(SUCCESS),  # an environment's step may hang; nothing is lost, the learner has it all
-    )
+    if arguments.index is not None:
+        run_child(
+            f"actor {arguments.index}",
+            work=lambda: Actor(str(arguments.index), arguments.connect).run(),
+            on_word=lambda _: os._exit(SUCCESS),  # an environment's step may hang
+        )
+    name = _unique_name()
+    run_to_the_end(f"actor {name}", lambda: _join(name, arguments.connect, arguments.key))
+
+
+def _join(name: str, address: str, key: Path | None) -> None:
+    """Take part in a run that was started elsewhere."""
+    check_tcp(address, "--connect")
+
+    def say(text: str) -> None:
+        print(f"actor {name}: {text}", file=sys.stderr, flush=True)
+
+    Actor(name, address, read_actor(key) if key else None, say).run()
+
+
+def _unique_name() -> str:
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:48] or "actor"
+    return f"{host}-{secrets.token_hex(4)}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 
 from actors.environment import describe_spaces, make_environment
 from actors.fingerprint import fingerprint
@@ -9,8 +10,9 @@ from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
 from protocol import trace
-from protocol.errors import UserError
+from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
+from protocol.keys import ActorKey
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
@@ -19,14 +21,22 @@ from protocol.transport import ActorSocket
 
 HELLO_INTERVAL = 0.5  # seconds of having nothing to do after which an actor says hello again: the learner may be new
 PROGRESS_INTERVAL = 0.5  # seconds between reports of progress
+PATIENCE = 3.0  # seconds without a learner after which that is said
 
 
 class Actor:
     """One actor, alone in a process or as a thread among others."""
 
-    def __init__(self, index: int, address: str) -> None:
-        self._hello = Hello(index, os.getpid(), fingerprint())
-        self._socket = ActorSocket(address)
+    def __init__(
+        self, name: str, address: str, key: ActorKey | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand."""
+        self._hello = Hello(name, os.getpid(), fingerprint())
+        self._address = address
+        self._say = say
+        self._socket = ActorSocket(address, key)
+        self._alone_since: float | None = time.monotonic()  # without a learner; None with one, and once that was said
+        self._welcomed = False  # over the present connection
         self._experiment: Experiment | None = None
         self._spaces: Spaces | None = None
         self._policies: dict[int, Policy] = {}  # by version
@@ -43,11 +53,12 @@ class Actor:
             while True:
                 message = self._receive()
                 if isinstance(message, Stop):
+                    self._say(message.reason)
                     return
                 if isinstance(message, Refusal):
                     raise UserError(message.reason)
                 if isinstance(message, Welcome):
-                    self._prepare(message.experiment)
+                    self._prepare(message)
                 elif isinstance(message, PolicySnapshot):
                     self._receive_policy(message)
                 elif isinstance(message, Grant):
@@ -60,6 +71,8 @@ class Actor:
                         self._socket.send(trajectory)
                 else:
                     self._socket.send(self._hello)
+        except ProtocolError as error:
+            raise UserError(f"the learner at {self._address} sent what it should not: {error}") from None
         finally:
             self._close_lanes()
             self._socket.close()
@@ -67,12 +80,29 @@ class Actor:
     def _receive(self) -> Message | None:
         """The next message; None where there is none and something is to be done, or was none for a while."""
         if self._grants:
-            return self._socket.receive(timeout=0)
-        with trace.span("wait"):
-            return self._socket.receive(timeout=HELLO_INTERVAL)
+            message = self._socket.receive(timeout=0)
+        else:
+            with trace.span("wait"):
+                message = self._socket.receive(timeout=HELLO_INTERVAL)
+        self._note_connection()
+        return message
 
-    def _prepare(self, experiment: Experiment) -> None:
+    def _note_connection(self) -> None:
+        """Say hello over every new connection, whose other end may be a new learner; say if there is none for long."""
+        if self._socket.is_newly_connected():
+            self._alone_since = time.monotonic()
+            self._socket.send(self._hello)
+        elif not self._socket.connected and self._welcomed:
+            self._alone_since, self._welcomed = time.monotonic(), False
+        if self._alone_since is not None and time.monotonic() - self._alone_since > PATIENCE:
+            self._alone_since = None
+            self._say(f"waiting for the learner at {self._address}")
+
+    def _prepare(self, welcome: Welcome) -> None:
         """Begin with a learner, or again with one that was restarted: whatever an older one granted is void."""
+        experiment = welcome.experiment
+        self._alone_since, self._welcomed = None, True
+        self._say(f"connected to run {welcome.run_id} of {experiment.env} at {self._address}")
         self._grants.clear()
         self._policies.clear()
         self._close_lanes()

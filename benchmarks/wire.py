@@ -5,6 +5,7 @@ import dataclasses
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 
@@ -95,9 +96,9 @@ def measure(load: Load, sender: Worker, repeats: int) -> list[Row]:
 def receive_batches(load: Load, sender: Worker, check: bool) -> float:
     """Seconds from the first grants until the last batch is stacked, each lane granted a rollout for each received."""
     experiment, spaces = experiment_of(), spaces_for(load.nbytes)
-    with listening_address("ipc", port=0) as address, closing(LearnerSocket(address)) as socket:
+    with listening_address("ipc") as address, closing(LearnerSocket(address)) as socket:
         sender.tell(bare=False, address=address, nbytes=load.nbytes)
-        identity = _received(socket, Hello)[0]
+        identity = _received(socket, Hello).identity
         time.sleep(REST_SECONDS)
         granted, batch_memory = 0, {}
 
@@ -114,7 +115,7 @@ def receive_batches(load: Load, sender: Worker, check: bool) -> float:
         for _ in range(load.batches):
             trajectories = []
             for _ in range(LANES):
-                received = _received(socket, Trajectory)[1]
+                received: Trajectory = _received(socket, Trajectory).message
                 if check:
                     received.check(experiment, spaces)
                 trajectories.append(received)
@@ -128,7 +129,7 @@ def receive_batches(load: Load, sender: Worker, check: bool) -> float:
 
 def receive_bytes(load: Load, sender: Worker) -> float:
     """Seconds from the word to begin until the last frame has arrived, where nobody looks into it."""
-    with listening_address("ipc", port=0) as address, closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
+    with listening_address("ipc") as address, closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
         socket.setsockopt(zmq.LINGER, round(1000 * WAIT_SECONDS))
         socket.setsockopt(zmq.RCVHWM, WINDOW)
         socket.setsockopt(zmq.RCVTIMEO, round(1000 * WAIT_SECONDS))
@@ -145,9 +146,9 @@ def receive_bytes(load: Load, sender: Worker) -> float:
     return seconds
 
 
-def _received(socket: LearnerSocket, kind: type) -> tuple:
-    """(identity, message) of the next message, which must be of this kind."""
+def _received(socket: LearnerSocket, kind: type) -> Any:
+    """The next message as it was `Received`, which must be of this kind."""
     received = socket.receive(WAIT_SECONDS)
-    if received is None or not isinstance(received[1], kind):
-        raise UserError(f"the sender sent {received and received[1]!r:.80} instead of a {kind.__name__}")
+    if received is None or not isinstance(received.message, kind):
+        raise UserError(f"the sender sent {received and received.message!r:.80} instead of a {kind.__name__}")
     return received

@@ -11,32 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from protocol.errors import UserError
-
 PREFIX = f"mlx-ppo-{os.getuid()}-"
 MAX_SOCKET_PATH = 100  # bytes; macOS allows 104
 LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def listening_address(transport: str, port: int) -> Iterator[str]:
+def listening_address(transport: str) -> Iterator[str]:
     """An address for `transport` (ipc, tcp or inproc) that is this run's alone, until the context ends."""
     if transport == "inproc":
         yield f"inproc://{uuid.uuid4().hex}"
     elif transport == "tcp":
-        yield f"tcp://{LOOPBACK}:{_free_port(port)}"
+        yield f"tcp://{LOOPBACK}:{_free_port()}"
     else:
         with _socket_folder() as folder:
             yield f"ipc://{folder}/learner"
 
 
-def _free_port(port: int) -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that just ended
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise UserError(f"--port {port}: {error.strerror}; choose another, or leave it out") from None
+        probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from commands.workers import END_SECONDS, Events
 from protocol.lifeline import LOST, STOP
+from protocol.remote import RemoteAccess
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,9 +22,18 @@ ROOT = Path(__file__).parent.parent
 class ProcessWorkers:
     """Workers that can be killed, lost and started again."""
 
-    def __init__(self, run_dir: Path, address: str, num_actors: int, step_timeout: float, events: Events) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        address: str,
+        remote: RemoteAccess | None,
+        num_actors: int,
+        step_timeout: float,
+        events: Events,
+    ) -> None:
         self._run_dir = run_dir
         self._address = address
+        self._remote = remote
         self.num_actors = num_actors
         self._step_timeout = step_timeout
         self._events = events
@@ -35,6 +45,9 @@ class ProcessWorkers:
     def start_learner(self) -> None:
         arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self.num_actors)]
         arguments += ["--step-timeout", str(self._step_timeout)]
+        if self._remote is not None:
+            arguments += ["--listen-remote", self._remote.address]
+            arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
         self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
 

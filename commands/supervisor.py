@@ -21,6 +21,7 @@ from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.remote import RemoteAccess
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor has to join the learner
@@ -38,7 +39,7 @@ def supervise(
     run_dir: Path,
     num_actors: int,
     transport: str,
-    port: int,
+    remote: RemoteAccess | None,
     in_process: bool,
     step_timeout: float,
 ) -> int:
@@ -49,17 +50,17 @@ def supervise(
         print(f"{run_dir} is finished already: {earlier['weights_digest']}")
         return SUCCESS
     events: Events = queue.SimpleQueue()
-    terminal = Terminal(config, run_dir, num_actors, "in-process" if in_process else transport)
-    with _signals(events), listening_address("inproc" if in_process else transport, port) as address, terminal:
+    terminal = Terminal(config, run_dir, num_actors, "in-process" if in_process else transport, remote)
+    with _signals(events), listening_address("inproc" if in_process else transport) as address, terminal:
         workers: Workers
         if in_process:
             from commands.threads import ThreadWorkers
 
-            workers = ThreadWorkers(config, run_dir, address, num_actors, step_timeout, events)
+            workers = ThreadWorkers(config, run_dir, address, remote, num_actors, step_timeout, events)
         else:
             from commands.processes import ProcessWorkers
 
-            workers = ProcessWorkers(run_dir, address, num_actors, step_timeout, events)
+            workers = ProcessWorkers(run_dir, address, remote, num_actors, step_timeout, events)
         supervisor = Supervisor(workers, run_dir, events, terminal, can_restart=not in_process)
         error = None
         try:
@@ -162,14 +163,19 @@ class Supervisor:
                 self._terminal.note(f"{event['name']}: saving and ending")
                 self._stop()
             case "kill":
-                if not self._workers.kill_actor(event["actor"], event["pid"]):
+                if not self._workers.kill_actor(int(event["actor"]), event["pid"]):
                     self._stop(f"actor {event['actor']} hangs, and a thread cannot be killed")
-            case "actor_ready":
-                self._joining.pop(event["actor"], None)
-            case "actor_working":
-                if event["actor"] in self._slots:
-                    self._slots[event["actor"]] = Crashes()
-                lost_at = self._lost_at.pop(event["actor"], None)
+            case "actor_ready" if event["actor"].isdecimal():
+                self._joining.pop(int(event["actor"]), None)
+            case "actor_ready":  # another machine's, about whose process nothing can be decided here
+                self._terminal.note(f"actor {event['actor']} has joined")
+            case "actor_gone":
+                self._terminal.note(f"actor {event['actor']} has gone; its lanes go to the others")
+            case "actor_working" if event["actor"].isdecimal():
+                index = int(event["actor"])
+                if index in self._slots:
+                    self._slots[index] = Crashes()
+                lost_at = self._lost_at.pop(index, None)
                 if lost_at is not None:
                     self._terminal.note(
                         f"actor {event['actor']} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost"

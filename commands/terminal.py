@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from learner.config import RunConfig
+from protocol.remote import RemoteAccess
 
 DASH = "–"
 LINE_SECONDS = 1.0  # between plain lines
@@ -28,7 +29,9 @@ class _Console(Console):
 class Terminal:
     """Shows events as they come. A context manager: the live table stands as long as the context lasts."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, num_actors: int, transport: str) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: Path, num_actors: int, transport: str, remote: RemoteAccess | None
+    ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
@@ -40,11 +43,17 @@ class Terminal:
         self._last_line = 0.0
         self._waiting_since: float | None = None
         experiment = config.experiment
-        actors = f"{num_actors} actor{'s' if num_actors > 1 else ''}"
+        parts = [f"{num_actors} actor{'s' if num_actors > 1 else ''} over {transport}"] if num_actors else []
+        parts += [f"remote actors at {remote.address}"] if remote else []
         lanes = f"{experiment.num_lanes} lanes of {experiment.lane_size} environments"
         what = f"{experiment.env}, seed {experiment.seed}, {experiment.schedule}"
-        self._title = f"{what}: {actors} over {transport}, {lanes}"
+        self._title = f"{what}: {' and '.join(parts)}, {lanes}"
         self.note(f"{self._title} -> {run_dir}")
+        if remote is not None and remote.keys is None:
+            self.note(
+                f"WARNING: no keys. Whoever reaches {remote.address} can read this run's policy, send it false"
+                " experience, or stop it, and nothing on the wire is encrypted"
+            )
         if num_actors > experiment.num_lanes:
             idle = num_actors - experiment.num_lanes
             self.note(f"note: {num_actors} actors are more than the {experiment.num_lanes} lanes; {idle} will idle")

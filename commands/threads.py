@@ -14,6 +14,7 @@ from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.errors import UserError
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.remote import RemoteAccess
 
 
 class ThreadWorkers:
@@ -24,6 +25,7 @@ class ThreadWorkers:
         config: RunConfig,
         run_dir: Path,
         address: str,
+        remote: RemoteAccess | None,
         num_actors: int,
         step_timeout: float,
         events: Events,
@@ -31,6 +33,7 @@ class ThreadWorkers:
         self._config = config
         self._run_dir = run_dir
         self._address = address
+        self._remote = remote
         self.num_actors = num_actors
         self._step_timeout = step_timeout
         self._events = events
@@ -40,13 +43,19 @@ class ThreadWorkers:
     def start_learner(self) -> None:
         def work() -> None:
             run_learner(
-                self._config, self._run_dir, self._address, self.num_actors, self._step_timeout, self._supervision
+                self._config,
+                self._run_dir,
+                self._address,
+                self._remote,
+                self.num_actors,
+                self._step_timeout,
+                self._supervision,
             )
 
         self._start({"event": "learner_exit"}, work)
 
     def start_actor(self, index: int) -> int:
-        self._start({"event": "actor_exit", "actor": index, "pid": 0}, Actor(index, self._address).run)
+        self._start({"event": "actor_exit", "actor": index, "pid": 0}, Actor(str(index), self._address).run)
         return 0
 
     def stop_learner(self) -> None:

@@ -22,6 +22,7 @@ from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.networks import check_network
+from protocol.remote import RemoteAccess
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -30,12 +31,18 @@ PRESETS = Path(__file__).parent.parent / "presets"
 class ExecutionConfig:
     """How the work is done. Nothing here changes the numbers."""
 
-    actors: int = 0
-    """Actor processes; 0 takes one for each performance core but one, and at least 1."""
+    actors: int | None = None
+    """Actor processes; None takes one for each performance core but one, and at least 1. 0 leaves all to remote ones,
+    see --listen."""
     transport: Literal["ipc", "tcp"] = "ipc"
     """How actors reach the learner: a socket file, or TCP on 127.0.0.1."""
-    port: int = 0
-    """TCP port of the learner; 0 takes any that is free."""
+    listen: str | None = None
+    """Let actors of other machines take part (`python -m actors --connect tcp://HOST:PORT --key FILE` there): where to
+    listen for them, such as tcp://0.0.0.0:5555."""
+    keys: Path | None = None
+    """Directory of the keys that those need, which `launch.py keys DIR` makes."""
+    insecure: bool = False
+    """Listen without keys: whoever reaches the address can take part."""
     in_process: bool = False
     """Run the learner and the actors as threads of this process."""
     step_timeout: float = 60.0
@@ -54,7 +61,8 @@ Flat = tyro.conf.OmitArgPrefixes
 @dataclass(frozen=True)
 class TrainCommand:
     """Train a PPO policy: many actors step environments, one learner improves the policy on MLX. The defaults shown are
-    those for the environment, from presets/. Other commands: `eval RUN_DIR` and `actors RUN_DIR`, each with --help."""
+    those for the environment, from presets/. Other commands: `eval RUN_DIR`, `actors RUN_DIR` and `keys DIR`, each with
+    --help."""
 
     execution: Flat[ExecutionConfig]
     experiment: Flat[Experiment]
@@ -86,13 +94,14 @@ def main(arguments: list[str]) -> int:
     config.check()
     check_registered(config.experiment.env)
     check_network(config.experiment)
-    if execution.actors < 0 or not 0 <= execution.port < 65_536:
-        raise UserError("--actors must be at least 0, and --port between 0 and 65535")
+    remote = _remote_access(execution)
+    if execution.actors is not None and execution.actors < (0 if remote else 1):
+        raise UserError("--actors must be at least 1, or 0 with --listen")
     if not execution.step_timeout > 0:
         raise UserError(f"--step-timeout must be above 0, not {execution.step_timeout}")
     if execution.resume is not None and execution.run_dir is not None:
         raise UserError("--run-dir and --resume exclude each other: a run goes on in its own directory")
-    num_actors = execution.actors or default_actors(config.experiment.num_lanes)
+    num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
     run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
     with _claimed(run_dir, fresh=resumed is None, config=config), _traced(execution.trace):
         return supervise(
@@ -100,10 +109,20 @@ def main(arguments: list[str]) -> int:
             run_dir,
             num_actors,
             execution.transport,
-            execution.port,
+            remote,
             execution.in_process,
             execution.step_timeout,
         )
+
+
+def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
+    if execution.listen is None:
+        if execution.keys is not None or execution.insecure:
+            raise UserError("--keys and --insecure are for --listen, which is missing")
+        return None
+    remote = RemoteAccess(execution.listen, execution.keys)
+    remote.check(execution.insecure)
+    return remote
 
 
 @contextmanager

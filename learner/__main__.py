@@ -11,8 +11,10 @@ use_one_thread(os.environ)  # before NumPy is imported: NumPy's results must not
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import resource  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -20,15 +22,21 @@ from learner.config import RunConfig  # noqa: E402
 from learner.process import run_learner  # noqa: E402
 from learner.supervision import Supervision  # noqa: E402
 from protocol.lifeline import LOST, run_child  # noqa: E402
+from protocol.remote import RemoteAccess  # noqa: E402
+
+MAX_FILES = 65_536  # of open files, where the system would allow any number
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True, help="directory with config.json")
-    parser.add_argument("--listen", required=True, help="address to bind")
+    parser.add_argument("--listen", required=True, help="address to bind for the actors of this machine")
+    parser.add_argument("--listen-remote", help="address to bind for others")
+    parser.add_argument("--keys", type=Path, help="directory of the keys that those need; without it, they need none")
     parser.add_argument("--peers", type=int, required=True, help="how many will connect to share the lanes")
     parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are too many")
     arguments = parser.parse_args()
+    _allow_many_connections()
     lock = threading.Lock()
 
     def report(event: dict[str, Any]) -> None:
@@ -40,7 +48,9 @@ def main() -> None:
 
     def work() -> None:
         config = RunConfig.load(arguments.run_dir / "config.json")
-        run_learner(config, arguments.run_dir, arguments.listen, arguments.peers, arguments.step_timeout, supervision)
+        remote = RemoteAccess(arguments.listen_remote, arguments.keys) if arguments.listen_remote else None
+        timeout = arguments.step_timeout
+        run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision)
 
     def listen(words: list[str]) -> None:
         if words[0] == LOST:
@@ -49,6 +59,13 @@ def main() -> None:
             supervision.stop.set()
 
     run_child("learner", work, on_word=listen)
+
+
+def _allow_many_connections() -> None:
+    """Every actor's connection is an open file, and the usual limit is 1024 of them, or 256."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a lower limit than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES if hard == resource.RLIM_INFINITY else hard, hard))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ One authority decides about lanes, and this is it: it takes a lane from an actor
 its share, and grants it to another with the next serial. The supervisor decides about processes.
 """
 
+import re
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from queue import Empty
+from typing import Any
 
 from learner.lanes import LaneBorder, LaneRecord, balance
 from learner.ledger import SampleLedger
+from learner.refusals import Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
@@ -18,14 +21,16 @@ from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, S
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
-from protocol.transport import LearnerSocket
+from protocol.transport import LearnerSocket, Received
 
 POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
 GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
+PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds out whose
 MAX_LOSSES = 20  # of actors in a row on one rollout of a lane, before the run ends: the lane brings them down
 MAX_FAULTS = 100  # of environments, before a run ends: something is wrong with the environment…
 MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
+ACTOR_NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 
 
 class EnvironmentsFailed(Exception):
@@ -36,13 +41,19 @@ class EnvironmentsFailed(Exception):
 class ActorRecord:
     """An actor that has said hello."""
 
-    index: int
+    name: str
+    user: str | None  # the key it connected with; None on this machine, and where there are no keys
     pid: int
     joined: float  # time.monotonic()
     last_heard: float  # time.monotonic() of its last message, or of its first grant after it had nothing to do
     ready: bool = False
     working: bool = False  # whether a trajectory of its was accepted
     versions: set[int] = field(default_factory=set)  # of the snapshots it was sent
+
+    @property
+    def local(self) -> bool:
+        """Whether the supervisor started it, and can kill it."""
+        return self.name.isdecimal()
 
 
 class Coordinator:
@@ -61,6 +72,7 @@ class Coordinator:
         self.spaces: Spaces | None = None
         self.fingerprint: dict | None = None
         self.ledger = SampleLedger()
+        self.refusals = Refusals()
         self.first_grant_time: float | None = None  # time.monotonic()
         self.lanes_not_replayable = 0
         self.env_faults = 0
@@ -79,6 +91,7 @@ class Coordinator:
         self._gathering = True  # whether lanes wait for actors that have not joined yet
         self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
+        self._probing_until = 0.0  # time.monotonic()
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
         self._arrived: deque[Trajectory] = deque()  # in `async`: accepted and not gathered, in the order of arrival
@@ -194,12 +207,22 @@ class Coordinator:
             received = self._socket.receive(timeout) if timeout else None
             if received is None:
                 return False
-        identity, message = received
-        if identity in self._actors:
-            self._actors[identity].last_heard = time.monotonic()
+        self._handle(received)
+        return True
+
+    def _handle(self, received: Received) -> None:
+        identity, message, record = received.identity, received.message, self._actors.get(received.identity)
+        if not self._socket.allows(received.user):
+            self._refuse(identity, "revoked key", "its key is no longer allowed")
+            return
+        if record is not None:
+            if record.user != received.user:
+                self._refuse(identity, "wrong user", f"not sent with the key that said hello as {record.name}")
+                return
+            record.last_heard = time.monotonic()
         match message:
             case Hello():
-                self._welcome(identity, message)
+                self._welcome(identity, received.user, message)
             case Ready():
                 self._make_ready(identity, message)
             case Trajectory():
@@ -207,45 +230,54 @@ class Coordinator:
             case Progress():
                 pass
             case ProtocolError():
-                self._refuse(identity, str(message))
+                self._refuse(identity, "malformed", str(message))
             case _:
-                self._refuse(identity, f"a learner takes no {type(message).__name__}")
-        return True
+                self._refuse(identity, "wrong kind", f"a learner takes no {type(message).__name__}")
 
-    def _welcome(self, identity: bytes, hello: Hello) -> None:
+    def _welcome(self, identity: bytes, user: str | None, hello: Hello) -> None:
         if identity in self._actors:
             return  # it has nothing to do, and makes sure that it is known
+        if ACTOR_NAME.fullmatch(hello.actor) is None or (user is not None and hello.actor.isdecimal()):
+            self._refuse(identity, "name", "an actor's name that is none, or one of this machine's")
+            return
+        namesakes = [other for other, record in self._actors.items() if record.name == hello.actor]
+        if any(self._actors[other].user != user for other in namesakes):
+            self._refuse(identity, "wrong user", f"another key has said hello as {hello.actor}")
+            return
         if self.fingerprint is None:
             self.fingerprint = hello.fingerprint
         elif hello.fingerprint != self.fingerprint:
-            names = sorted(k for k in self.fingerprint if self.fingerprint[k] != hello.fingerprint.get(k))
-            theirs = ", ".join(f"{k} {hello.fingerprint.get(k)} instead of {self.fingerprint[k]}" for k in names)
-            self._refuse(identity, f"an actor that would compute other numbers than the run's first: {theirs}")
+            theirs = _differences(hello.fingerprint, self.fingerprint)
+            reason = f"an actor that would compute other numbers than the run's first: {theirs}"
+            self._refuse(identity, "fingerprint", reason)
             return
-        for other, record in list(self._actors.items()):
-            if record.index == hello.actor:
-                self._forget(other)  # its process was replaced
+        for other in namesakes:
+            self._forget(other)  # its process was replaced
         now = time.monotonic()
-        self._actors[identity] = ActorRecord(hello.actor, hello.pid, joined=now, last_heard=now)
+        self._actors[identity] = ActorRecord(hello.actor, user, hello.pid, joined=now, last_heard=now)
         self._send(identity, Welcome(self._run_id, self._experiment))
 
     def _make_ready(self, identity: bytes, ready: Ready) -> None:
         record = self._actors.get(identity)
-        if record is None or record.ready:
-            self._refuse(identity, "said ready out of turn")
+        if record is None:  # it took so long that it was forgotten; once it is idle it says hello again
+            self.refusals.counts["unknown sender"] += 1
+            return
+        if record.ready:
+            self._refuse(identity, "out of turn", "said ready out of turn")
             return
         try:
             ready.spaces.check()
         except ProtocolError as error:
-            self._refuse(identity, str(error))
+            self._refuse(identity, "spaces", str(error))
             return
         if self.spaces is None:
             self.spaces = ready.spaces
         elif ready.spaces != self.spaces:
-            self._refuse(identity, f"its environment has {ready.spaces}, the run's first actor had {self.spaces}")
+            theirs = _differences(vars(ready.spaces), vars(self.spaces))
+            self._refuse(identity, "spaces", f"its environment is not the one of the run's first actor: {theirs}")
             return
         record.ready = True
-        self._report({"event": "actor_ready", "actor": record.index})
+        self._report({"event": "actor_ready", "actor": record.name})
         self._rebalance()
 
     def _accept(self, identity: bytes, trajectory: Trajectory) -> None:
@@ -266,7 +298,7 @@ class Coordinator:
             trajectory.check(self._experiment, self.spaces)
         except ProtocolError as error:
             self.ledger.drop(self._lane_steps, "malformed")
-            self._refuse(identity, f"lane {trajectory.lane}, rollout {trajectory.rollout_index}: {error}")
+            self._refuse(identity, "malformed", f"lane {trajectory.lane}, rollout {trajectory.rollout_index}: {error}")
             return
         self.ledger.accept(self._lane_steps)
         border = lane.newest.after(trajectory)
@@ -279,7 +311,7 @@ class Coordinator:
         if not record.working:
             record.working = True
             seconds = time.monotonic() - record.joined
-            self._report({"event": "actor_working", "actor": record.index, "seconds": seconds})
+            self._report({"event": "actor_working", "actor": record.name, "seconds": seconds})
         self._note_environments(trajectory)
         self._offer(trajectory.lane)
 
@@ -389,27 +421,49 @@ class Coordinator:
             busy = not record.ready or any(lane.outstanding for lane in self._lanes if lane.owner == identity)
             silence = now - record.last_heard
             if busy and silence > self._step_timeout:
-                self._warn(f"actor {record.index} has made no progress for {silence:.1f} s and is replaced")
-                self._report({"event": "kill", "actor": record.index, "pid": record.pid})
+                remedy = "is replaced" if record.local else "loses its lanes"
+                self._warn(f"actor {record.name} has made no progress for {silence:.1f} s and {remedy}")
+                if record.local:
+                    self._report({"event": "kill", "actor": record.name, "pid": record.pid})
                 self._forget(identity)
+        self._look_at_connections(now)
         if any(lane.owner is None for lane in self._lanes):
             self._rebalance()
 
+    def _look_at_connections(self, now: float) -> None:
+        """Count who was not let in, and find out at once who has gone, where no supervisor tells."""
+        seen = self._socket.disturbances()
+        if seen.failed_handshakes:
+            more = self.refusals.note("handshake", seen.failed_handshakes)
+            if more is not None:
+                self._warn(f"refused a connection: without a key that is allowed, or no actor at all{more}")
+        if seen.disconnections:
+            self._probing_until = now + PROBING_SECONDS
+        if now < self._probing_until:
+            self._unreachable += [identity for identity in self._actors if not self._socket.reaches(identity)]
+
     def _forget_lost(self) -> None:
         while self._unreachable:
-            self._forget(self._unreachable.pop())
+            identity = self._unreachable.pop()
+            record = self._actors.get(identity)
+            if record is not None and not record.local:
+                self._report({"event": "actor_gone", "actor": record.name})
+            self._forget(identity)
         while True:
             try:
                 pid = self._supervision.lost.get_nowait()
             except Empty:
                 return
             for identity, record in list(self._actors.items()):
-                if record.pid == pid:
+                if record.local and record.pid == pid:
                     self._forget(identity)
 
-    def _refuse(self, identity: bytes, reason: str) -> None:
-        self._warn(f"refused a message: {reason}")
-        self._socket.send(identity, Refusal(reason))
+    def _refuse(self, identity: bytes, reason: str, text: str) -> None:
+        """Refuse a message, counted by its `reason`; warn and answer with `text`, unless there is too much of that."""
+        more = self.refusals.note(reason)
+        if more is not None:
+            self._warn(f"refused a message: {text}{more}")
+            self._socket.send(identity, Refusal(text))
         self._forget(identity)
 
     def _send(self, identity: bytes, message: Message) -> None:
@@ -435,3 +489,13 @@ class Coordinator:
                 f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"
                 f" (environments {index * self._experiment.lane_size} and following)"
             )
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Each item that differs, theirs and ours, in a length that can be read."""
+    names = sorted(name for name in ours if theirs.get(name) != ours[name]) or ["what it names"]
+    return ", ".join(f"{name} {_short(theirs.get(name))} instead of {_short(ours.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    return f"{value!s:.200}"

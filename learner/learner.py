@@ -135,6 +135,7 @@ class Learner:
             "episode_return_mean": border.facts["episode_return_mean"] if border else None,
             "weights_digest": weights_digest(border.arrays) if border else None,
             "samples": self._coordinator.ledger.as_dict(),
+            "refused": dict(self._coordinator.refusals.counts),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
             "env_faults": self._coordinator.env_faults,
             "device": self._device,
@@ -229,6 +230,7 @@ class Learner:
             "time/learner_wait_share": wait_share,
             "samples": self._coordinator.ledger.as_dict(),
             "deterministic": self._deterministic,
+            "refused": dict(self._coordinator.refusals.counts),
         }
         self._metrics_file.append(row)
         self._report({"event": "iteration", **row})

@@ -10,6 +10,7 @@ from learner.config import RunConfig
 from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
+from protocol.remote import RemoteAccess
 from protocol.transport import LearnerSocket
 
 PATIENCE = 2.5  # seconds a learner may take to stop by itself before it is finished from outside
@@ -17,7 +18,13 @@ LOCK_SECONDS = 10.0  # that a learner whose launcher was killed may still be sav
 
 
 def run_learner(
-    config: RunConfig, run_dir: Path, address: str, num_actors: int, step_timeout: float, supervision: Supervision
+    config: RunConfig,
+    run_dir: Path,
+    address: str,
+    remote: RemoteAccess | None,
+    num_actors: int,
+    step_timeout: float,
+    supervision: Supervision,
 ) -> None:
     """Train in this thread, which alone uses MLX.
 
@@ -25,8 +32,8 @@ def run_learner(
     kernels. So a second thread ends the run from the last completed version, which is always on the host.
     """
     report, stop = supervision.report, supervision.stop
-    socket = LearnerSocket(address)
-    lock = _claim(run_dir)
+    lock = _claim(run_dir)  # first: an orphaned learner still has the port of --listen
+    socket = LearnerSocket(address, remote, supervision.warn)
     device, notes = prepare_device(config.training.device, config.training.learner_threads)
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+MAX_WARNING = 2000  # characters
+
 
 class StopRequested(Exception):
     """The run was asked to end; the last completed version is its result."""
@@ -25,4 +27,6 @@ class Supervision:
             raise StopRequested
 
     def warn(self, text: str) -> None:
-        self.report({"event": "warning", "text": text})
+        """Tell the user, whose terminal may not obey what an actor has put into a text."""
+        shown = "".join(c if c.isprintable() else "?" for c in text[:MAX_WARNING])
+        self.report({"event": "warning", "text": shown})

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from protocol import trace
 from protocol.errors import UserError
@@ -17,8 +18,8 @@ SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
 STOP, LOST = "stop", "lost"
 
 
-def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> None:
-    """Run `work` and exit the process: 0 when it is done, 2 with one line on a `UserError`, 1 with a traceback.
+def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> NoReturn:
+    """Run `work` as a child of the supervisor, and exit the process.
 
     `on_word` is called, in another thread, with the words of each line that the supervisor sends, and with `stop` when
     it is gone. The signals that a terminal sends to everything in it are left to the supervisor.
@@ -26,6 +27,11 @@ def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]]
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(on_word,), daemon=True, name="lifeline").start()
+    run_to_the_end(name, work)
+
+
+def run_to_the_end(name: str, work: Callable[[], None]) -> NoReturn:
+    """Run `work` and exit the process: 0 when it is done, 2 with one line on a `UserError`, 1 with a traceback."""
     code = FAILURE
     trace.join(name)
     try:

@@ -15,14 +15,14 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Hello:
     """Actor to learner, until it is answered: I am here."""
 
-    actor: int  # the actor's number; a newer process with the same number replaces the older one
+    actor: str  # its name, a number if the launcher started it; a newer process of that name replaces the older one
     pid: int
     fingerprint: dict[str, str]  # library versions, and a digest of a fixed forward pass: equal where results are
 

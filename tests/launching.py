@@ -57,4 +57,6 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    """The rows so far; of a run under way the last line may be half written, and a line over two pages is."""
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

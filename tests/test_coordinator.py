@@ -20,6 +20,7 @@ from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, W
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace
 from protocol.trajectory import DIGEST_SIZE, Trajectory
+from protocol.transport import Disturbances, Received
 
 EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=3)
 SPACES = discrete(numbers(4), 2)
@@ -30,12 +31,14 @@ class FakeSocket:
     """A LearnerSocket whose other end is the test."""
 
     def __init__(self) -> None:
-        self.inbox: list[tuple[bytes, Message | ProtocolError]] = []
+        self.inbox: list[Received] = []
         self.sent: list[tuple[bytes, Message]] = []
         self.gone: set[bytes] = set()
-        self.chatter: tuple[bytes, Message] | None = None  # what always arrives before a wait is over
+        self.chatter: Received | None = None  # what always arrives before a wait is over
+        self.revoked: set[str] = set()
+        self.seen = Disturbances()
 
-    def receive(self, timeout: float) -> tuple[bytes, Message | ProtocolError] | None:
+    def receive(self, timeout: float) -> Received | None:
         if self.inbox:
             return self.inbox.pop(0)
         return self.chatter if timeout else None
@@ -45,6 +48,16 @@ class FakeSocket:
             return False
         self.sent.append((identity, message))
         return True
+
+    def allows(self, user: str | None) -> bool:
+        return user not in self.revoked
+
+    def reaches(self, identity: bytes) -> bool:
+        return identity not in self.gone
+
+    def disturbances(self) -> Disturbances:
+        seen, self.seen = self.seen, Disturbances()
+        return seen
 
     def close(self) -> None:
         pass
@@ -73,8 +86,8 @@ class Conversation:
             self.supervision,
         )
 
-    def say(self, identity: bytes, message: Message | ProtocolError) -> None:
-        self.socket.inbox.append((identity, message))
+    def say(self, identity: bytes, message: Message | ProtocolError, user: str | None = None) -> None:
+        self.socket.inbox.append(Received(identity, user, message))
         self.serve()
 
     def serve(self) -> None:
@@ -83,7 +96,7 @@ class Conversation:
 
     def join(self, index: int, **hello: Any) -> bytes:
         identity = f"actor-{index}-{len(self.socket.sent)}".encode()
-        self.say(identity, Hello(index, hello.get("pid", 1000 + index), hello.get("fingerprint", {"numpy": "2"})))
+        self.say(identity, Hello(str(index), hello.get("pid", 1000 + index), hello.get("fingerprint", {"numpy": "2"})))
         self.say(identity, Ready(SPACES))
         return identity
 
@@ -257,7 +270,7 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
     talk.coordinator._actors[hung].last_heard -= 1
     talk.say(alive, Progress(1))
     talk.serve()
-    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == [0]
+    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
     assert {g.lane for g in talk.socket.take(Grant, alive)} == {0, 1, 2, 3}
 
 
@@ -265,10 +278,10 @@ def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
     talk = Conversation(num_actors=2, step_timeout=0.5)
     talk.publish(0)
     hung, alive = talk.join(0), talk.join(1)
-    talk.socket.chatter = (alive, Progress(1))
+    talk.socket.chatter = Received(alive, None, Progress(1))
     talk.coordinator._actors[hung].last_heard -= 1
     talk.serve()
-    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == [0]
+    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
 
 
 def test_an_environment_that_keeps_failing_ends_the_run_once_trained_on() -> None:
@@ -312,7 +325,7 @@ def test_an_actor_that_computes_otherwise_is_refused_and_told_why() -> None:
 def test_an_actor_with_other_spaces_is_refused() -> None:
     talk = Conversation()
     talk.join(0)
-    talk.say(b"other", Hello(1, 2, {"numpy": "2"}))
+    talk.say(b"other", Hello("1", 2, {"numpy": "2"}))
     assert len(talk.socket.take(Welcome, b"other")) == 1
     talk.say(b"other", Ready(replace(SPACES, choices=(3,))))
     assert talk.socket.take(Refusal, b"other")
@@ -334,7 +347,7 @@ def test_an_actor_with_other_spaces_is_refused() -> None:
 )
 def test_spaces_that_no_environment_has_are_refused(change: dict[str, Any]) -> None:
     talk = Conversation()
-    talk.say(b"first", Hello(0, 1, {"numpy": "2"}))
+    talk.say(b"first", Hello("0", 1, {"numpy": "2"}))
     talk.say(b"first", Ready(replace(SPACES, **change)))
     assert talk.socket.take(Refusal, b"first")
     assert talk.coordinator.spaces is None
@@ -375,10 +388,10 @@ class Talk(Conversation):
     def gather(self, version: int) -> list[tuple[int, int]]:
         """(lane, rollout) of each trajectory gathered, while only the fast one delivers."""
 
-        def receive(timeout: float) -> tuple[bytes, Message] | None:
+        def receive(timeout: float) -> Received | None:
             grants = self.socket.take(Grant, self.fast) if timeout else []
             self.socket.sent += [(self.fast, grant) for grant in grants[1:]]
-            return (self.fast, fulfil(grants[0], policy_version=self.version)) if grants else None
+            return Received(self.fast, None, fulfil(grants[0], policy_version=self.version)) if grants else None
 
         before, self.socket.receive = self.socket.receive, receive
         gathered = self.coordinator.gather(version)
@@ -416,7 +429,7 @@ def test_async_lets_lanes_go_on_while_the_learner_learns_until_a_batch_is_there(
     for delivered in range(4):
         (grant,) = talk.socket.take(Grant, talk.fast)
         assert grant.rollout_index == 4 + delivered
-        talk.socket.inbox.append((talk.fast, fulfil(grant)))
+        talk.socket.inbox.append(Received(talk.fast, None, fulfil(grant)))
         talk.coordinator.serve_waiting()
     assert not talk.socket.take(Grant, talk.fast)
 

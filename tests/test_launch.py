@@ -235,6 +235,16 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
         (["--resume", "nowhere"], "no run here"),
         (["eval", "nowhere"], "no run here"),
         (["--device", "gpu"], "no GPU"),
+        (["--actors", 0], "or 0 with --listen"),
+        (["--listen", "0.0.0.0:5555"], "--listen 0.0.0.0:5555 must be tcp://HOST:PORT"),
+        (["--listen", "tcp://127.0.0.1:0"], "must be tcp://HOST:PORT"),
+        (["--listen", "tcp://0.0.0.0:5555"], "needs --keys DIR"),
+        (["--listen", "tcp://[::]:5555"], "needs --keys DIR"),
+        (["--listen", "tcp://127.0.0.1.example.com:5555"], "needs --keys DIR"),
+        (["--listen", "tcp://192.0.2.1:5555", "--insecure"], "cannot listen on tcp://192.0.2.1:5555"),
+        (["--listen", "tcp://0.0.0.0:5555", "--keys", "."], "has no learner.key; `python launch.py keys"),
+        (["--keys", "."], "for --listen, which is missing"),
+        (["keys", ".", "--names", "a/b"], "--names a/b"),
     ],
 )
 def test_a_mistake_is_one_clear_line(flags: list[object], expected: str, tmp_path: Path) -> None:
@@ -271,10 +281,12 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        port = other.getsockname()[1]
-        done = launch("--run-dir", tmp_path / "run", "--transport", "tcp", "--port", port)
+        address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        done = launch("--run-dir", tmp_path / "run", "--listen", address)
     assert done.returncode == 2
-    assert f"--port {port}: Address already in use" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"cannot listen on {address}: Address already in use" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_other_experiment_flags_and_takes_execution_flags(finished: Path) -> None:

@@ -120,7 +120,7 @@ def lane_state(spaces: Spaces = DISCRETE) -> LaneState:
 
 
 EXAMPLES: dict[type, Message] = {
-    Hello: Hello(0, 1234, {"numpy": "2.0"}),
+    Hello: Hello("0", 1234, {"numpy": "2.0"}),
     Welcome: Welcome("run", EXPERIMENT),
     Refusal: Refusal("because"),
     Ready: Ready(DISCRETE),
@@ -282,10 +282,10 @@ def test_another_protocol_version_is_refused_naming_both() -> None:
 
 
 @pytest.mark.parametrize(
-    "version", [None, str(PROTOCOL_VERSION), [PROTOCOL_VERSION], True, 1.0, np.ones(1, int), np.ones(2), np.array(1)]
+    "version", [None, str(PROTOCOL_VERSION), [PROTOCOL_VERSION], True, 2.0, np.full(1, 2), np.ones(2), np.array(2)]
 )
 def test_a_protocol_version_that_is_not_an_integer_is_refused(version: object) -> None:
-    assert PROTOCOL_VERSION == 1
+    assert PROTOCOL_VERSION == 2
     assert "protocol version" in reason(fields_of(Stop) | {"protocol": version})
 
 

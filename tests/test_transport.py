@@ -16,7 +16,7 @@ from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Refusal, Stop, Welcome, to_frames
 from protocol.trajectory import DIGEST_SIZE, Trajectory
-from protocol.transport import ActorSocket, LearnerSocket
+from protocol.transport import ActorSocket, LearnerSocket, Received
 
 SECONDS = 20.0  # for what must arrive
 TRANSPORTS = ["inproc", "ipc", "tcp"]
@@ -61,10 +61,23 @@ def free_tcp_address() -> str:
 
 
 def hello(actor: int = 0) -> Hello:
-    return Hello(actor, 1234, {"numpy": "2.0"})
+    return Hello(str(actor), 1234, {"numpy": "2.0"})
 
 
-def receive(learner: LearnerSocket) -> tuple[bytes, Message | ProtocolError]:
+def connect(actor: ActorSocket) -> None:
+    """Wait until `actor` is connected: without a connection, TCP sends nothing."""
+    deadline = time.monotonic() + SECONDS
+    while not actor.connected:
+        assert time.monotonic() < deadline
+        assert actor.receive(0.1) is None
+
+
+def send(actor: ActorSocket, message: Message) -> None:
+    connect(actor)
+    actor.send(message)
+
+
+def receive(learner: LearnerSocket) -> Received:
     received = learner.receive(SECONDS)
     assert received is not None
     return received
@@ -74,16 +87,16 @@ def test_a_hello_arrives_with_an_identity_and_the_answer_reaches_that_actor(
     address: str, learner: LearnerSocket, actor: ActorSocket
 ) -> None:
     with closing(ActorSocket(address)) as other:
-        actor.send(hello(0))
-        other.send(hello(1))
+        send(actor, hello(0))
+        send(other, hello(1))
         identities = {}
         for _ in range(2):
-            identity, message = receive(learner)
-            assert isinstance(message, Hello)
-            identities[message.actor] = identity
+            received = receive(learner)
+            assert isinstance(received.message, Hello)
+            identities[received.message.actor] = received.identity
         assert len(set(identities.values())) == 2
-        assert learner.send(identities[1], Refusal("you are one"))
-        assert learner.send(identities[0], Welcome("run", Experiment()))
+        assert learner.send(identities["1"], Refusal("you are one"))
+        assert learner.send(identities["0"], Welcome("run", Experiment()))
         assert actor.receive(SECONDS) == Welcome("run", Experiment())
         assert other.receive(SECONDS) == Refusal("you are one")
         assert actor.receive(0.01) is None and other.receive(0.01) is None
@@ -117,17 +130,18 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
         moved_global_random=False,
     )
     assert sent.observations.nbytes == 4 * 2**20
-    actor.send(sent)
-    _, received = receive(learner)
+    send(actor, sent)
+    received = receive(learner).message
     assert isinstance(received, Trajectory)
     for name, value in vars(sent).items():
         np.testing.assert_array_equal(getattr(received, name), value, strict=True)
 
 
 def test_messages_of_one_actor_arrive_in_order(learner: LearnerSocket, actor: ActorSocket) -> None:
+    connect(actor)
     for i in range(100):
         actor.send(hello(i))
-    assert [receive(learner)[1] for _ in range(100)] == [hello(i) for i in range(100)]
+    assert [receive(learner).message for _ in range(100)] == [hello(i) for i in range(100)]
 
 
 GARBAGE = [[b""], [b"GET / HTTP/1.1"], [b"\x80"], [b"\x81", b"\x01"], [b"", b"", b""], [bytes(10_000)] * 40]
@@ -139,13 +153,13 @@ def test_garbage_is_handed_over_as_a_fault_of_its_sender_and_the_socket_goes_on(
     senders = set()
     for frames in GARBAGE:
         stranger.send_multipart(frames)
-        identity, fault = receive(learner)
-        assert isinstance(fault, ProtocolError)
-        senders.add(identity)
+        received = receive(learner)
+        assert isinstance(received.message, ProtocolError)
+        senders.add(received.identity)
     (identity,) = senders
-    actor.send(hello())
-    other, message = receive(learner)
-    assert message == hello() and other != identity
+    send(actor, hello())
+    other = receive(learner)
+    assert other.message == hello() and other.identity != identity
     assert learner.send(identity, Refusal("garbage"))
     assert stranger.poll(round(SECONDS * 1000))
     assert stranger.recv_multipart() == [bytes(frame) for frame in to_frames(Refusal("garbage"))]
@@ -156,6 +170,7 @@ def test_garbage_from_a_learner_is_a_protocol_error(address: str) -> None:
         impostor.setsockopt(zmq.LINGER, 0)
         impostor.bind(address)
         with closing(ActorSocket(address)) as actor:
+            connect(actor)
             impostor.send_multipart([b"\x80"])
             with pytest.raises(ProtocolError):
                 actor.receive(SECONDS)
@@ -169,8 +184,8 @@ def test_sending_to_an_unknown_actor_is_no_error_but_false(learner: LearnerSocke
 
 def test_an_actor_that_has_gone_becomes_unknown(address: str, learner: LearnerSocket) -> None:
     with closing(ActorSocket(address)) as actor:
-        actor.send(hello())
-        identity, _ = receive(learner)
+        send(actor, hello())
+        identity = receive(learner).identity
         assert learner.send(identity, Stop("over"))
     deadline = time.monotonic() + SECONDS
     while learner.send(identity, Stop("over")):
@@ -199,6 +214,7 @@ def test_an_actor_cannot_connect_to_nonsense() -> None:
 
 
 def test_silence_is_none_after_the_timeout(learner: LearnerSocket, actor: ActorSocket) -> None:
+    connect(actor)
     for end in (learner, actor):
         started = time.monotonic()
         assert end.receive(0.05) is None
@@ -209,4 +225,5 @@ def test_an_actor_may_connect_before_the_learner_listens(address: str) -> None:
     with closing(ActorSocket(address)) as actor:
         actor.send(hello())
         with closing(LearnerSocket(address)) as learner:
-            assert receive(learner)[1] == hello()
+            send(actor, hello())
+            assert receive(learner).message == hello()

@@ -20,7 +20,7 @@ def send_trajectories(address: str, nbytes: int) -> None:
     """Answer each grant with a trajectory, until told to stop."""
     template = trajectory(spaces_for(nbytes), experiment_of(), lane=0, rollout_index=0)
     with closing(ActorSocket(address)) as socket:
-        socket.send(Hello(0, 0, {}))
+        socket.send(Hello("0", 0, {}))
         while not isinstance(message := socket.receive(WAIT_SECONDS), Stop):
             assert isinstance(message, Grant)
             socket.send(dataclasses.replace(template, lane=message.lane, rollout_index=message.rollout_index))

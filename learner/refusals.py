@@ -1,0 +1,30 @@
+"""What the learner refused: all of it counted, and as much of it talked about as can be read."""
+
+import time
+from collections import Counter
+
+AT_ONCE = 10  # refusals that are talked about however close together
+PER_SECOND = 2.0  # after those
+
+
+class Refusals:
+    """Counts by reason, and one token bucket for the warnings and the answers to whoever was refused."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()  # by reason, a word or two: never by anything a sender chooses
+        self._tokens = float(AT_ONCE)
+        self._filled = time.monotonic()
+        self._silent = 0  # since the last that was talked about
+
+    def note(self, reason: str, count: int = 1) -> str | None:
+        """Count refusals; returns what to add to the warning about them, or None if nothing is to be said."""
+        self.counts[reason] += count
+        now = time.monotonic()
+        self._tokens = min(AT_ONCE, self._tokens + PER_SECOND * (now - self._filled))
+        self._filled = now
+        if self._tokens < 1:
+            self._silent += count
+            return None
+        self._tokens -= 1
+        silent, self._silent = self._silent, 0
+        return f" (and {silent:,} more before it)" if silent else ""

@@ -1,0 +1,173 @@
+"""Actors that were started by hand, with keys, as on other machines."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import ROOT, launch, running, summary_of, train
+from test_launch import iterations, wait_for
+from test_transport import free_tcp_address
+
+from protocol.keys import make_keys
+
+EXPERIMENT = "--num-envs 16 --lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2 --checkpoint-every 5".split()  # noqa: SIM905
+STEPS = ["--total-steps", 512 * 30]
+LONG = ["--total-steps", 10_000_000]
+
+
+@contextmanager
+def actor(address: str, key: Path | None) -> Iterator[subprocess.Popen[str]]:
+    """`python -m actors` with nothing at its standard input; killed with the context."""
+    arguments = [sys.executable, "-W", "error", "-m", "actors", "--connect", address]
+    arguments += ["--key", str(key)] if key else []
+    with subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, what it said) of an actor that ends by itself."""
+    _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    make_keys(tmp_path / "keys", ["one", "two"])
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def address() -> str:
+    return free_tcp_address()
+
+
+def listening(address: str, keys: Path) -> list[object]:
+    """Flags of a learner that is open to every machine, with nothing but remote actors."""
+    return ["--actors", 0, "--listen", address.replace("127.0.0.1", "0.0.0.0"), "--keys", keys, *EXPERIMENT]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return train(tmp_path_factory.mktemp("local") / "run", "--in-process", *EXPERIMENT, *STEPS)["weights_digest"]
+
+
+def test_remote_actors_that_die_and_a_learner_that_does_change_nothing(
+    tmp_path: Path, address: str, keys: Path, undisturbed: str
+) -> None:
+    """Long before a step times out: a lost connection is enough."""
+    run_dir = tmp_path / "run"
+    with (
+        running(run_dir, *listening(address, keys), *STEPS) as process,
+        actor(address, keys / "one.key") as victim,
+        actor(address, keys / "two.key") as survivor,
+    ):
+        wait_for(lambda: iterations(run_dir) >= 4)
+        victim.kill()
+        reached = iterations(run_dir)
+        wait_for(lambda: iterations(run_dir) >= reached + 3, seconds=20)
+        (learner,) = psutil.Process(process.pid).children()
+        learner.kill()
+        with actor(address, keys / "one.key") as another:
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, output
+            code, said = ended(survivor)
+            assert code == 0
+            assert said.count("connected to run run of CartPole-v1") == 2
+            assert "the run is over" in said
+            assert ended(another)[0] == 0
+    assert summary_of(run_dir)["learner_restarts"] == 1
+    assert summary_of(run_dir)["weights_digest"] == undisturbed
+
+
+def test_whoever_is_not_allowed_is_told_so_in_one_line(tmp_path: Path, address: str, keys: Path) -> None:
+    (stranger,) = make_keys(tmp_path / "others", ["one"])
+    (unlisted,) = make_keys(tmp_path / "unlisted", ["one"])
+    learner = (keys / "learner.key").read_text().splitlines()[1].removeprefix("public = ")
+    lines = unlisted.read_text().splitlines()
+    unlisted.write_text("\n".join([*lines[:-1], f"learner = {learner}\n"]))
+    open_to_all = tmp_path / "open.key"
+    open_to_all.write_text((keys / "one.key").read_text())
+    open_to_all.chmod(0o644)
+    run_dir = tmp_path / "run"
+    with running(run_dir, *listening(address, keys), *LONG) as process, actor(address, keys / "one.key") as good:
+        wait_for(lambda: iterations(run_dir) >= 1)
+        cases = {
+            None: "asks for a key",
+            stranger: "one for another learner",
+            unlisted: "does not allow the key",
+            open_to_all: "chmod 600",
+        }
+        for key, expected in cases.items():
+            with actor(address, key) as refused:
+                code, said = ended(refused)
+                assert (code, said.count("\n")) == (2, 1), said
+                assert expected in said
+        allowed = keys / "allowed.toml"
+        allowed.write_text("".join(line for line in allowed.read_text().splitlines(True) if not line.startswith("one")))
+        code, said = ended(good)
+        assert code == 2 and "its key is no longer allowed" in said.splitlines()[-1]
+        with actor(address, keys / "two.key"):
+            reached = iterations(run_dir)
+            wait_for(lambda: iterations(run_dir) > reached)
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=10)
+    assert process.returncode == 0, output
+    refused_by_reason = summary_of(run_dir)["refused"]
+    assert refused_by_reason["handshake"] >= 3 and refused_by_reason["revoked key"] >= 1
+
+
+def test_without_keys_a_key_is_too_much_and_insecure_is_a_loud_warning(tmp_path: Path, keys: Path) -> None:
+    address = free_tcp_address()
+    flags = ["--listen", address.replace("127.0.0.1", "0.0.0.0"), "--insecure", "--actors", 0, *EXPERIMENT]
+    with running(tmp_path / "run", *flags, "--total-steps", 512 * 2) as process:
+        with actor(address, keys / "one.key") as refused:
+            code, said = ended(refused)
+            assert code == 2 and "takes no keys" in said
+        with actor(address, None) as good:
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, output
+            assert ended(good)[0] == 0
+    assert "WARNING: no keys" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_actor_waits_for_its_learner_and_ends_at_a_signal_quietly(address: str, number: signal.Signals) -> None:
+    with actor(address, None) as process:
+        assert process.stderr is not None
+        assert f"waiting for the learner at {address}" in process.stderr.readline()
+        asked = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(timeout=10) == -number
+        assert time.monotonic() - asked < 2
+        assert process.stderr.read() == ""
+
+
+def test_an_impossible_address_is_one_line() -> None:
+    with actor("tcp://nowhere", None) as process:
+        code, said = ended(process)
+    assert code == 2 and said.count("\n") == 1 and "--connect tcp://nowhere" in said
+
+
+def test_keys_says_what_to_copy_where(tmp_path: Path) -> None:
+    done = launch("keys", tmp_path / "keys", "--names", "laptop")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'keys' / 'laptop.key'}: copy it" in done.stdout
+    again = launch("keys", tmp_path / "keys", "--names", "laptop")
+    assert again.returncode == 2 and again.stderr.count("\n") == 1
