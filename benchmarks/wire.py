@@ -14,7 +14,6 @@ from benchmarks.measurements import Row, Samples, at_least, interleave
 from benchmarks.processes import REST_SECONDS, Worker
 from benchmarks.report import Report
 from benchmarks.workloads import spaces_of, trajectory
-from commands.address import listening_address
 from learner.batch import Batch
 from learner.device import prepare_device
 from protocol.errors import UserError
@@ -23,6 +22,7 @@ from protocol.messages import Grant, Hello, Stop, to_frames
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket
+from supervisor.address import listening_address
 
 STACKED, CHECKED, RIVAL = "receive and stack", "receive, check and stack", "bare pyzmq"
 ROLLOUT_LENGTH, LANES = 128, 8

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from commands.supervisor import WANTED_ACTORS
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
+from supervisor.supervisor import WANTED_ACTORS
 
 ANSWER_SECONDS = 10.0
 

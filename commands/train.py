@@ -16,13 +16,13 @@ from typing import Literal
 import tyro
 
 from actors.environment import check_registered
-from commands.supervisor import supervise
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.networks import check_network
 from protocol.remote import RemoteAccess
+from supervisor.supervisor import supervise
 
 PRESETS = Path(__file__).parent.parent / "presets"
 

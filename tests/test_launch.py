@@ -344,9 +344,9 @@ def test_every_flag_has_a_sentence_in_the_help() -> None:
     ("package", "forbidden"),
     [
         ("protocol.messages, protocol.transport, protocol.lifeline", ["mlx", "gymnasium", "actors", "learner"]),
-        ("actors.actor, actors.__main__", ["mlx", "learner", "commands", "tyro", "rich"]),
-        ("learner.__main__, learner.learner", ["gymnasium", "actors", "commands", "tyro", "rich"]),
-        ("commands.supervisor, commands.train", ["mlx", "zmq"]),
+        ("actors.actor, actors.__main__", ["mlx", "learner", "commands", "supervisor", "tyro", "rich"]),
+        ("learner.__main__, learner.learner", ["gymnasium", "actors", "commands", "supervisor", "tyro", "rich"]),
+        ("supervisor.supervisor, commands.train", ["mlx", "zmq"]),
     ],
 )
 def test_packages_import_nothing_across_their_borders(package: str, forbidden: list[str]) -> None:

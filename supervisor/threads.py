@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.actor import Actor
-from commands.workers import Events
 from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.errors import UserError
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
+from supervisor.workers import Events
 
 
 class ThreadWorkers:

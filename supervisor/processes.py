@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from commands.workers import END_SECONDS, Events
 from protocol.lifeline import LOST, STOP
 from protocol.remote import RemoteAccess
+from supervisor.workers import END_SECONDS, Events
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from commands.address import listening_address
-from commands.terminal import Terminal
-from commands.workers import END_SECONDS, Events, Workers
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
+from supervisor.address import listening_address
+from supervisor.terminal import Terminal
+from supervisor.workers import END_SECONDS, Events, Workers
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor has to join the learner
@@ -54,11 +54,11 @@ def supervise(
     with _signals(events), listening_address("inproc" if in_process else transport) as address, terminal:
         workers: Workers
         if in_process:
-            from commands.threads import ThreadWorkers
+            from supervisor.threads import ThreadWorkers
 
             workers = ThreadWorkers(config, run_dir, address, remote, num_actors, step_timeout, events)
         else:
-            from commands.processes import ProcessWorkers
+            from supervisor.processes import ProcessWorkers
 
             workers = ProcessWorkers(run_dir, address, remote, num_actors, step_timeout, events)
         supervisor = Supervisor(workers, run_dir, events, terminal, can_restart=not in_process)

@@ -1,0 +1,1 @@
+"""One learner and its actors as processes or threads: started, watched, shown in the terminal, and ended together."""
