@@ -1,5 +1,6 @@
 """The entry point: `python launch.py --actors 8` trains, `python launch.py eval RUN_DIR` evaluates."""
 
+import importlib
 import io
 import os
 import signal
@@ -14,29 +15,20 @@ from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
-COMMANDS = ("train", "eval", "actors", "keys")
+COMMANDS = ("train", "eval", "actors", "keys")  # each a module of commands/ with a main
 
 
 def main(arguments: list[str]) -> int:
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a dash is no reason to end a run
-    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
     try:
+        if command not in COMMANDS:
+            raise UserError(f"there is no command {command}; there are {', '.join(COMMANDS)}, each with --help")
         if command != "train":
             for number in (signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
-        if command == "eval":
-            from commands.eval import main as evaluate
-
-            return evaluate(arguments)
-        if command == "actors":
-            from commands.actors import main as change_actors
-
-            return change_actors(arguments)
-        if command == "keys":
-            from commands.keys import main as make_keys
-
-            return make_keys(arguments)
+            return importlib.import_module(f"commands.{command}").main(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os._exit(SUCCESS))

@@ -16,7 +16,9 @@ from typing import Literal
 import tyro
 
 from actors.environment import check_registered
-from learner.config import PPOConfig, RunConfig, TrainingConfig
+from commands.runs import CONFIG, Run
+from commands.versions import installed_versions
+from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
@@ -53,6 +55,8 @@ class ExecutionConfig:
     """Directory for the results; by default a fresh one under runs/."""
     resume: Path | None = None
     """Continue the run in this directory, with its own settings."""
+    config: Path | None = None
+    """Take settings from this TOML file, such as another run's config.toml; flags beat it, and it beats the preset."""
 
 
 Flat = tyro.conf.OmitArgPrefixes
@@ -74,13 +78,12 @@ def main(arguments: list[str]) -> int:
     """Train as the command line says; returns the exit code."""
     resumed = _value_of("--resume", arguments)
     if resumed is not None:
-        path = Path(resumed)
-        if not (path / "config.json").exists():
-            raise UserError(f"--resume {resumed}: there is no run here (no config.json)")
-        defaults = RunConfig.load(path / "config.json")
+        defaults = Run.open(Path(resumed)).config
     else:
-        env = _value_of("--env", arguments) or Experiment.env
-        defaults = preset_for(env)
+        file = _value_of("--config", arguments)
+        settings = load_settings(Path(file)) if file is not None else {}
+        env = _value_of("--env", arguments) or settings.get("env", Experiment.env)
+        defaults = preset_for(str(env)).with_settings(settings, str(file))
     command = tyro.cli(
         TrainCommand,
         prog="launch.py",
@@ -99,8 +102,12 @@ def main(arguments: list[str]) -> int:
         raise UserError("--actors must be at least 1, or 0 with --listen")
     if not execution.step_timeout > 0:
         raise UserError(f"--step-timeout must be above 0, not {execution.step_timeout}")
-    if execution.resume is not None and execution.run_dir is not None:
-        raise UserError("--run-dir and --resume exclude each other: a run goes on in its own directory")
+    if execution.resume is not None:
+        for flag, value in (("--run-dir", execution.run_dir), ("--config", execution.config)):
+            if value is not None:
+                raise UserError(
+                    f"{flag} and --resume exclude each other: a run goes on in its own directory, as it began"
+                )
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
     run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
     with _claimed(run_dir, fresh=resumed is None, config=config), _traced(execution.trace):
@@ -149,17 +156,9 @@ def preset_for(env: str) -> RunConfig:
         for pattern, settings in tomllib.loads(path.read_text()).items()
         if fnmatchcase(env, pattern)
     ]
-    parts = {name: getattr(config, name) for name in ("experiment", "ppo", "training")}
     for pattern, path, settings in sorted(found, key=lambda item: len(item[0])):
-        unknown = set(settings)
-        for name, part in parts.items():
-            own = {field.name for field in dataclasses.fields(part)} & settings.keys()
-            values = {key: tuple(v) if isinstance(v := settings[key], list) else v for key in own}
-            parts[name] = dataclasses.replace(part, **values)
-            unknown -= own
-        if unknown:
-            raise UserError(f"{path}: {pattern} has unknown settings {', '.join(sorted(unknown))}")
-    return RunConfig(**parts)
+        config = config.with_settings(settings, f"{path}: {pattern}")
+    return config
 
 
 def default_actors(num_lanes: int) -> int:
@@ -225,10 +224,10 @@ def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]
         except BlockingIOError:
             raise UserError(f"the run directory {run_dir} is in use by another launch.py") from None
         if fresh:
-            if (run_dir / "config.json").exists():
+            if (run_dir / CONFIG).exists():
                 raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
             try:
-                config.save(run_dir / "config.json")
+                config.save(run_dir / CONFIG, installed_versions())
                 (run_dir / "logs").mkdir(exist_ok=True)
             except OSError as error:
                 raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
@@ -236,7 +235,7 @@ def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]
             yield
         except UserError:
             if fresh and not (run_dir / "checkpoints").exists():
-                (run_dir / "config.json").unlink()
+                (run_dir / CONFIG).unlink()
                 if created:
                     shutil.rmtree(run_dir)
             raise

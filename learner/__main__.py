@@ -29,7 +29,7 @@ MAX_FILES = 65_536  # of open files, where the system would allow any number
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
-    parser.add_argument("--run-dir", type=Path, required=True, help="directory with config.json")
+    parser.add_argument("--run-dir", type=Path, required=True, help="directory with config.toml")
     parser.add_argument("--listen", required=True, help="address to bind for the actors of this machine")
     parser.add_argument("--listen-remote", help="address to bind for others")
     parser.add_argument("--keys", type=Path, help="directory of the keys that those need; without it, they need none")
@@ -47,7 +47,7 @@ def main() -> None:
     supervision = Supervision(report)
 
     def work() -> None:
-        config = RunConfig.load(arguments.run_dir / "config.json")
+        config = RunConfig.load(arguments.run_dir / "config.toml")
         remote = RemoteAccess(arguments.listen_remote, arguments.keys) if arguments.listen_remote else None
         timeout = arguments.step_timeout
         run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision)

@@ -1,8 +1,10 @@
-"""The learner's settings, and the whole of an experiment's: what `config.json` in a run directory holds."""
+"""The learner's settings, and the whole of an experiment's: what `config.toml` in a run directory holds."""
 
 import dataclasses
 import json
 import math
+import tomllib
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from learner.schedules import ADAPTIVE, parse_schedule
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import replace_file
+
+VERSIONS = "versions"  # the table of a configuration that decides nothing
+NONE = '"None"'  # for TOML, which has no word for it; the command line's
 
 
 @dataclass(frozen=True)
@@ -133,21 +138,78 @@ class RunConfig:
         recurrent = self.experiment.recurrent_size > 0
         self.ppo.check(self.experiment.num_envs if recurrent else self.experiment.env_steps_per_iteration, recurrent)
 
-    def save(self, path: Path) -> None:
-        replace_file(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+    def with_settings(self, settings: dict[str, Any], where: str) -> "RunConfig":
+        """This configuration with `settings`, by the names of fields, as TOML holds them.
+
+        Raises `UserError`, naming `where` they stand, on a setting that does not exist or is of another type.
+        """
+        parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
+        owner = {field.name: name for name, part in parts.items() for field in dataclasses.fields(part)}
+        if unknown := sorted(settings.keys() - owner.keys()):
+            raise UserError(f"{where} has unknown settings {', '.join(unknown)}")
+        for name, value in settings.items():
+            part = parts[owner[name]]
+            hint = typing.get_type_hints(type(part))[name]
+            parts[owner[name]] = dataclasses.replace(part, **{name: _from_toml(value, hint, f"{where}: {name}")})
+        return RunConfig(**parts)
+
+    def save(self, path: Path, versions: dict[str, str]) -> None:
+        """Write every setting to `path`, and the `versions` of what will compute with them. Raises `OSError`."""
+        lines = ["# All that decides the numbers of this run; `python launch.py --config THIS_FILE` runs it again."]
+        for part in dataclasses.fields(self):
+            lines += ["", f"# {part.name}"]
+            values = dataclasses.asdict(getattr(self, part.name))
+            lines += [f"{name} = {_to_toml(value)}" for name, value in values.items()]
+        lines += ["", f"[{VERSIONS}]", *(f"{_to_toml(name)} = {_to_toml(text)}" for name, text in versions.items())]
+        replace_file(path, "\n".join(lines) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
-        """The configuration saved at `path`; raises `UserError` if it is not one."""
-        try:
-            saved = json.loads(path.read_text())
-            return cls(**{name: _from_dict(hint, saved[name]) for name, hint in typing.get_type_hints(cls).items()})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is not a run's configuration: {error!r}") from None
+        """The configuration saved at `path`; raises `UserError` if it is not one, whole."""
+        settings = load_settings(path)
+        config = cls(Experiment(), PPOConfig(), TrainingConfig())
+        names = {field.name for part in vars(config).values() for field in dataclasses.fields(part)}
+        if missing := sorted(names - settings.keys()):
+            raise UserError(f"{path} is not a run's whole configuration: it lacks {', '.join(missing)}")
+        return config.with_settings(settings, str(path))
 
 
-def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def load_settings(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, by name; raises `UserError`."""
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read as a file of settings: {reason}") from None
+    settings.pop(VERSIONS, None)  # for people: what a run was computed with
+    return settings
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_to_toml, value))}]"
+    if isinstance(value, str | bool):
+        return json.dumps(value, ensure_ascii=False)
+    return NONE if value is None else repr(value)
+
+
+def _from_toml(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a field of type `hint` has it; raises `UserError`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:  # X | None
+        return None if value == "None" else _from_toml(value, arguments[0], where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_from_toml(item, arguments[0], where) for item in value)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}, and must be one of {', '.join(arguments)}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise UserError(f"{where} is {value!r}, and must be {kinds.get(hint, 'a list')}")
+    return value
 
 
 def _flag(name: str) -> str:

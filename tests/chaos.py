@@ -99,7 +99,7 @@ class Chaos:
         return summary_of(self.run_dir)
 
     def _disturb(self, faults: list[str], due: Callable[[int], bool]) -> str:
-        begun = self.run_dir / "config.json"  # before it, there is no run to disturb
+        begun = self.run_dir / "config.toml"  # before it, there is no run to disturb
         for i, fault in enumerate(faults):
             while not (due(i) and begun.exists()) and self._alive():
                 time.sleep(0.01)

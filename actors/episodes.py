@@ -1,0 +1,55 @@
+"""Whole episodes played with one fixed policy, which acts with the mode of its distribution: for eval and play."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+
+from actors.environment import (
+    ActionConverter,
+    ObservationConverter,
+    describe_spaces,
+    make_environment,
+    reset_environment,
+)
+from actors.policy import Policy
+from protocol.experiment import Experiment
+from protocol.randomness import Purpose, environment_seed
+from protocol.snapshot import PolicySnapshot
+
+
+class Score(NamedTuple):
+    """What an episode came to."""
+
+    episode_return: float
+    length: int  # steps
+
+
+def play_episodes(
+    experiment: Experiment,
+    snapshot: PolicySnapshot,
+    episodes: int,
+    make: Callable[[Experiment], gymnasium.Env] = make_environment,
+) -> list[Score]:
+    """Play `episodes`, each with a seed that training never uses, in what `make` makes."""
+    env = make(experiment)
+    spaces = describe_spaces(env, experiment)
+    policy = Policy(snapshot, spaces, experiment)
+    to_env, to_policy = ActionConverter(env.action_space), ObservationConverter(env.observation_space, spaces)
+    scores = []
+    for episode in range(episodes):
+        if experiment.rebuild_env and episode:
+            env.close()
+            env = make(experiment)
+        observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
+        memory = np.zeros((1, experiment.recurrent_size), np.float32)
+        total, length, over = 0.0, 0, False
+        while not over and length < experiment.replay_cap:
+            actions, memory = policy.mode(to_policy(observation)[None], memory)
+            (action,) = to_env(actions)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, length, over = total + float(reward), length + 1, terminated or truncated
+        scores.append(Score(total, length))
+    env.close()
+    return scores

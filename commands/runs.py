@@ -1,0 +1,51 @@
+"""A run directory, as the commands that look at one read it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learner.checkpoint import Checkpoint, load_newest_checkpoint
+from learner.config import RunConfig
+from protocol.errors import UserError
+
+CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is under way, stopped or finished."""
+
+    path: Path
+    config: RunConfig
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """The run in directory `path`; raises `UserError` if there is none."""
+        if not (path / CONFIG).exists():
+            raise UserError(f"{path}: there is no run here (no {CONFIG})")
+        return cls(path, RunConfig.load(path / CONFIG))
+
+    def checkpoint(self) -> Checkpoint:
+        """The newest checkpoint that verifies; raises `UserError` if there is none."""
+        checkpoint = load_newest_checkpoint(self.path / CHECKPOINTS, lambda text: print(f"warning: {text}"))
+        if checkpoint is None:
+            raise UserError(f"{self.path} has no checkpoint that can be read")
+        return checkpoint
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics of every iteration so far; raises `UserError` where they cannot be read."""
+        path = self.path / METRICS
+        try:
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+
+    def summary(self) -> dict[str, Any] | None:
+        """How the run ended; None while it is under way, or where its launcher was killed."""
+        try:
+            return json.loads((self.path / SUMMARY).read_text())
+        except (OSError, ValueError):
+            return None

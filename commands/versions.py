@@ -1,0 +1,34 @@
+"""What this installation computes with: the versions that a run's configuration and `doctor` name."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("mlx", "numpy", "gymnasium", "pyzmq", "msgpack", "safetensors", "ngsolve-openblas")
+
+
+def installed_versions() -> dict[str, str]:
+    """By name: this project's git revision where it is a clone, Python's version, and those of `PACKAGES`."""
+    versions = {"python": platform.python_version()}
+    if (revision := _git_revision()) is not None:
+        versions["revision"] = revision
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_revision() -> str | None:
+    """The commit of this clone, and whether it was changed since; None where there is no clone, or no git."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
