@@ -80,7 +80,7 @@ def publish(report: Report, settings: dict[str, Any], out: Path) -> None:
         replace_file(path, json.dumps(as_dict(report, settings), indent=2, allow_nan=False) + "\n")
         print(f"written: {path}")
         if importlib.util.find_spec("matplotlib") is None:
-            print("no plot: matplotlib is not installed; add the extra `bench` of this project")
+            print("no plot: matplotlib is not installed; add the extra `plot` of this project")
         elif report.rows:
             draw(report, path := out / f"{report.name}.png")
             print(f"written: {path}")

@@ -120,7 +120,7 @@ def test_the_file_holds_every_number_and_every_verdict() -> None:
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `bench`")
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `plot`")
     sweep = [Row("sweep", "ms", case, name, Samples.of([1, 2, 50])) for case in "abc" for name in ("ours", "theirs")]
     draw(Report("test", [*known_rows(), *sweep]), tmp_path / "test.png")
     assert (tmp_path / "test.png").read_bytes().startswith(b"\x89PNG")
@@ -136,7 +136,7 @@ def test_without_matplotlib_everything_but_the_plot_is_there(
     publish(Report("test", known_rows()), {}, tmp_path / "new" / "folder")
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["test.json"]
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "no plot" in line)
-    assert "matplotlib" in line and "extra `bench`" in line
+    assert "matplotlib" in line and "extra `plot`" in line
 
 
 MISTAKES = {

@@ -1,0 +1,91 @@
+"""`compare RUN_DIR RUN_DIR…`: in what runs differ, and what came of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from commands.curves import differing, settings_of
+from commands.runs import Run
+from protocol.errors import UserError
+from protocol.lifeline import SUCCESS
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Set runs side by side: the settings in which they differ, how far they are, and whether they computed the same.
+
+    Example:
+      python launch.py compare runs/CartPole-v1-seed0 runs/CartPole-v1-seed1
+    """
+
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Directories of runs, two at least."""
+
+
+def main(arguments: list[str]) -> int:
+    """Compare as the command line says; returns the exit code."""
+    command = tyro.cli(CompareCommand, prog="launch.py compare", args=arguments)
+    if len(command.run_dirs) < 2:
+        raise UserError("compare needs at least two RUN_DIRs")
+    runs = [Run.open(path) for path in command.run_dirs]
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table("", *(Column(run.path.name, overflow="fold") for run in runs))
+    for name in differing([run.config for run in runs]):
+        table.add_row(name, *(_shown(settings_of(run.config)[name]) for run in runs))
+    table.add_section()
+    results = [results_of(run) for run in runs]
+    for name in results[0]:
+        table.add_row(name, *(_shown(result[name]) for result in results))
+    Console().print(table)
+    digests = {result["weights"] for result in results}
+    if None not in digests:
+        print("the weights are equal, bit for bit" if len(digests) == 1 else "the weights differ")
+    return SUCCESS
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    """What a run has come to, by the names in the table; None for what is not known."""
+    rows, summary = run.rows(), run.summary() or {}
+    last = rows[-1] if rows else {}
+    return {
+        "status": summary.get("status"),
+        "env-steps": last.get("env_steps"),
+        "episode return": last.get("rollout/episode_return_mean"),
+        "eval": _evaluation(run.path / "eval.json"),
+        "seconds": last.get("time/seconds"),
+        "env-steps/s": summary.get("env_steps_per_second") or last.get("time/env_steps_per_second"),
+        "deterministic": summary.get("deterministic"),
+        "weights": summary.get("weights_digest"),
+    }
+
+
+def _evaluation(path: Path) -> str | None:
+    """What `eval` found, if it was run."""
+    try:
+        found = json.loads(path.read_text())
+        return f"{found['return_mean']:.2f} ± {found['return_std']:.2f} ({found['episodes']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case None:
+            return DASH
+        case float():
+            return f"{value:,.6g}"
+        case int() if not isinstance(value, bool):
+            return f"{value:,}"
+        case str() if len(value) == 64:  # a digest
+            return f"{value[:12]}…"
+        case tuple() | list():
+            return " ".join(map(str, value)) or DASH
+        case _:
+            return str(value)
