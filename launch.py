@@ -11,11 +11,11 @@ from protocol.threads import use_one_thread
 
 use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eval
 
+from commands import COMMANDS  # noqa: E402
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
-COMMANDS = ("train", "eval", "plot", "compare", "actors", "keys")  # each a module of commands/ with a main
 
 
 def main(arguments: list[str]) -> int:
@@ -25,9 +25,10 @@ def main(arguments: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(f"there is no command {command}; there are {', '.join(COMMANDS)}, each with --help")
-        if command != "train":
+        if command != "train" or "--help" in arguments:
             for number in (signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
+        if command != "train":
             return importlib.import_module(f"commands.{command}").main(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

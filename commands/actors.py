@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from commands.command_line import parse
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
@@ -32,7 +33,7 @@ class ActorsCommand:
 
 def main(arguments: list[str]) -> int:
     """Leave the wish where the run's supervisor finds it, and wait until it has followed; returns the exit code."""
-    command = tyro.cli(ActorsCommand, prog="launch.py actors", args=arguments)
+    command = parse(ActorsCommand, "launch.py actors", arguments)
     if command.count < 1:
         raise UserError(f"--count must be at least 1, not {command.count}")
     if not _is_running(command.run_dir):

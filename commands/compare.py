@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from commands.command_line import parse
 from commands.curves import differing, settings_of
 from commands.runs import Run
 from protocol.errors import UserError
@@ -29,7 +30,7 @@ class CompareCommand:
 
 def main(arguments: list[str]) -> int:
     """Compare as the command line says; returns the exit code."""
-    command = tyro.cli(CompareCommand, prog="launch.py compare", args=arguments)
+    command = parse(CompareCommand, "launch.py compare", arguments)
     if len(command.run_dirs) < 2:
         raise UserError("compare needs at least two RUN_DIRs")
     runs = [Run.open(path) for path in command.run_dirs]

@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from actors.episodes import play_episodes
+from commands.command_line import parse
 from commands.runs import Run
 from learner.checkpoint import Checkpoint, policy_weights
 from learner.normalization import RunningStatistics
@@ -34,7 +35,7 @@ class EvalCommand:
 
 def main(arguments: list[str]) -> int:
     """Evaluate as the command line says; returns the exit code."""
-    command = tyro.cli(EvalCommand, prog="launch.py eval", args=arguments)
+    command = parse(EvalCommand, "launch.py eval", arguments)
     if command.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {command.episodes}")
     run = Run.open(command.run_dir)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from commands.command_line import parse
 from protocol.errors import UserError
 from protocol.keys import ALLOWED, make_keys
 from protocol.lifeline import SUCCESS
@@ -27,7 +28,7 @@ class KeysCommand:
 
 def main(arguments: list[str]) -> int:
     """Make the keys, and say what to copy where; returns the exit code."""
-    command = tyro.cli(KeysCommand, prog="launch.py keys", args=arguments)
+    command = parse(KeysCommand, "launch.py keys", arguments)
     try:
         made = make_keys(command.directory, list(command.names))
     except OSError as error:

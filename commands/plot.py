@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from commands.command_line import parse
 from commands.curves import Average, average, curve, group, interquartile_mean, interval, normalized
 from commands.runs import Run
 from protocol.errors import UserError
@@ -37,7 +38,7 @@ class PlotCommand:
 
 def main(arguments: list[str]) -> int:
     """Draw as the command line says; returns the exit code."""
-    command = tyro.cli(PlotCommand, prog="launch.py plot", args=arguments)
+    command = parse(PlotCommand, "launch.py plot", arguments)
     if not command.run_dirs:
         raise UserError("plot needs at least one RUN_DIR")
     runs = [Run.open(path) for path in dict.fromkeys(command.run_dirs)]

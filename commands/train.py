@@ -16,6 +16,8 @@ from typing import Literal
 import tyro
 
 from actors.environment import check_registered
+from commands import COMMANDS
+from commands.command_line import parse
 from commands.runs import CONFIG, Run
 from commands.versions import installed_versions
 from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
@@ -65,8 +67,13 @@ Flat = tyro.conf.OmitArgPrefixes
 @dataclass(frozen=True)
 class TrainCommand:
     """Train a PPO policy: many actors step environments, one learner improves the policy on MLX. The defaults shown are
-    those for the environment, from presets/. Other commands: `eval RUN_DIR`, `actors RUN_DIR` and `keys DIR`, each with
-    --help."""
+    those for the environment, from presets/.
+
+    Examples:
+      python launch.py --actors 8
+      python launch.py --env LunarLander-v3 --seed 1 --run-dir runs/lander
+      python launch.py --resume runs/lander
+    """
 
     execution: Flat[ExecutionConfig]
     experiment: Flat[Experiment]
@@ -84,10 +91,11 @@ def main(arguments: list[str]) -> int:
         settings = load_settings(Path(file)) if file is not None else {}
         env = _value_of("--env", arguments) or settings.get("env", Experiment.env)
         defaults = preset_for(str(env)).with_settings(settings, str(file))
-    command = tyro.cli(
+    command = parse(
         TrainCommand,
-        prog="launch.py",
-        args=arguments,
+        "launch.py",
+        arguments,
+        description=f"{TrainCommand.__doc__}\nOther commands, each with --help: {', '.join(COMMANDS[1:])}.",
         default=TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo),
     )
     config = RunConfig(command.experiment, command.ppo, command.training)

@@ -28,6 +28,13 @@ def listening_address(transport: str) -> Iterator[str]:
             yield f"ipc://{folder}/learner"
 
 
+def socket_parent() -> Path:
+    """Where the folders of sockets are made: the temporary folder, unless its path is too long for a socket's."""
+    parent = Path(tempfile.gettempdir())
+    fits = len(os.fsencode(parent / PREFIX)) + len("12345678/learner") <= MAX_SOCKET_PATH
+    return parent if fits else Path("/tmp")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -40,9 +47,7 @@ def _socket_folder() -> Iterator[Path]:
 
     A second bind on a live socket file would silently steal it, so the folder is never shared: a lock says it is used.
     """
-    parent = Path(tempfile.gettempdir())
-    if len(os.fsencode(parent / PREFIX)) + len("12345678/learner") > MAX_SOCKET_PATH:
-        parent = Path("/tmp")
+    parent = socket_parent()
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     try:

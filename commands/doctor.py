@@ -1,0 +1,154 @@
+"""`doctor`: what this machine has, and what would make it better. `doctor ENV`: whether an environment can be trained
+on reproducibly, and with how many actors."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import tyro
+
+from commands.command_line import parse
+from commands.environment_check import check_environment
+from commands.findings import Finding, note, ok, wrong
+from commands.train import default_actors, performance_cores, preset_for
+from commands.versions import ROOT, installed_versions
+from protocol.lifeline import FAILURE, SUCCESS
+from supervisor.address import socket_parent
+
+EXTRAS = {  # of this project, by the module that each brings
+    "box2d": "Box2D",
+    "mujoco": "mujoco",
+    "atari": "ale_py",
+    "minigrid": "minigrid",
+    "plot": "matplotlib",
+    "tensorboard": "tensorboard",
+}
+FILES_PER_ACTOR = 4  # that a launcher and a learner hold open for each
+FREE_BYTES_WANTED = 2**30
+DEVICE = """
+import json
+from learner.device import prepare_device
+print(json.dumps(prepare_device("auto", 1)))
+"""
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Say what this machine has for training, and what to do about what it lacks; with an environment, check that too.
+
+    Examples:
+      python launch.py doctor
+      python launch.py doctor LunarLander-v3
+      python launch.py doctor my_package:MyEnv-v0 --env-kwargs difficulty=3
+    """
+
+    env: Annotated[str | None, tyro.conf.Positional] = None
+    """Environment to check, as `--env` takes it."""
+    env_kwargs: tuple[str, ...] | None = None
+    """Its keyword arguments, `name=value` each; None takes the preset's."""
+    wrapper: tuple[str, ...] | None = None
+    """Wrappers around it, as training takes them; None takes the preset's."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print a line for each finding; returns the exit code, 1 where something is wrong."""
+    command = parse(DoctorCommand, "launch.py doctor", arguments)
+    if command.env is None:
+        findings = check_machine()
+    else:
+        experiment = preset_for(command.env).experiment
+        given = {name: value for name in ("env_kwargs", "wrapper") if (value := getattr(command, name)) is not None}
+        findings = check_environment(dataclasses.replace(experiment, **given))
+    all_is_well = True
+    for finding in findings:
+        print(finding, flush=True)
+        all_is_well &= not finding.is_wrong
+    return SUCCESS if all_is_well else FAILURE
+
+
+def check_machine() -> Iterator[Finding]:
+    """Everything that decides whether, and how fast, this machine can train."""
+    yield ok(", ".join(f"{name} {version}" for name, version in installed_versions().items()))
+    yield from _check_mlx()
+    yield from _check_cores()
+    yield _check_memory()
+    yield _check_files()
+    yield _check_sockets()
+    yield from _check_disks()
+    yield from _check_extras()
+
+
+def _check_mlx() -> Iterator[Finding]:
+    # In another process: the learner alone may load MLX, and what is wrong with an installation may crash.
+    done = subprocess.run([sys.executable, "-c", DEVICE], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        yield wrong(
+            f"MLX cannot be used: {lines[-1].partition('UserError: ')[2] or lines[-1]}", "this machine can still act"
+        )
+        return
+    device, notes = json.loads(done.stdout.splitlines()[-1])
+    if device == "gpu":
+        yield ok("the learner computes on the GPU; --device cpu makes results equal bit for bit")
+    else:
+        remedy = None if sys.platform == "darwin" else "with an NVIDIA GPU, install the extra `cuda` instead of `cpu`"
+        yield ok("the learner computes on the CPU: MLX finds no GPU", remedy)
+    for text in notes:
+        yield note(text)
+    if sys.platform == "linux" and device == "cpu" and not notes:
+        yield ok(f"OpenBLAS and a C++ compiler ({shutil.which('g++')}) are there for MLX")
+
+
+def _check_cores() -> Iterator[Finding]:
+    cores, fast = psutil.cpu_count() or 1, performance_cores()
+    yield ok(f"{cores} processors, {fast} of them performance cores: launch.py starts {default_actors(10**6)} actors")
+
+
+def _check_memory() -> Finding:
+    memory = psutil.virtual_memory()
+    text = f"{memory.available / 2**30:.1f} GiB of {memory.total / 2**30:.1f} GiB memory are free"
+    return ok(text) if memory.available > FREE_BYTES_WANTED else note(text, "start fewer actors: each takes 50 MB")
+
+
+def _check_files() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return ok("open files are not limited")
+    text = f"{hard:,} open files are allowed, enough for {hard // FILES_PER_ACTOR:,} actors"
+    return ok(text) if hard >= 1024 else note(text, "raise it with `ulimit -Hn`")
+
+
+def _check_sockets() -> Finding:
+    parent = socket_parent()
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return wrong(f"no sockets can be made in {parent}", "set TMPDIR to a folder of yours, or use --transport tcp")
+    return ok(f"sockets are made in {parent}")
+
+
+def _check_disks() -> Iterator[Finding]:
+    places = {"results go below": Path("runs"), "MLX keeps its kernels in": Path(tempfile.gettempdir())}
+    for what, path in places.items():
+        free = shutil.disk_usage(path if path.exists() else Path()).free
+        text = f"{what} {path.absolute()}, with {free / 2**30:.1f} GiB free"
+        yield ok(text) if free > FREE_BYTES_WANTED else note(text, "make room: checkpoints may fail to be saved")
+    shared = Path("/dev/shm")  # where there is one; on Linux
+    if shared.exists():
+        yield ok(f"{shutil.disk_usage(shared).free / 2**30:.1f} GiB of shared memory, which only --cluster ray uses")
+
+
+def _check_extras() -> Iterator[Finding]:
+    missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
+    yield ok(f"extras installed: {', '.join(extra for extra in EXTRAS if extra not in missing) or 'none'}")
+    if missing:
+        yield ok(f"extras not installed: {', '.join(missing)}", f'pip install -c constraints.txt -e ".[{missing[0]}]"')

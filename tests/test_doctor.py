@@ -1,0 +1,99 @@
+"""doctor: what it says of this machine, and of environments that do and do not repeat themselves."""
+
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from launching import launch
+
+from commands.environment_check import Timing, check_environment, measure, suggested_actors
+from protocol.experiment import Experiment
+
+
+def said(env: str, **settings: Any) -> str:
+    return "\n".join(map(str, check_environment(Experiment(env, **settings))))
+
+
+def test_a_machine_that_can_train_is_told_so_line_by_line() -> None:
+    done = launch("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert all(line.startswith(("ok ", "note ")) for line in lines), done.stdout
+    for part in (
+        "mlx",
+        "the learner computes on the",
+        "performance cores",
+        "memory",
+        "open files",
+        "sockets",
+        "extras",
+    ):
+        assert any(part in line for line in lines), part
+
+
+def test_a_machine_without_mlx_is_told_what_to_install(tmp_path: Any) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'mlx' else find(name, *a)\n"
+    )
+    done = launch("doctor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("WRONG")]
+    assert "needs MLX, which is not installed" in line
+
+
+def test_an_environment_that_repeats_itself_is_said_to() -> None:
+    text = said("CartPole-v1")
+    assert "WRONG" not in text and "500 steps repeat themselves" in text
+    assert "suggested: --actors" in text
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ("tests.environments:Forgetful-v0", "go different ways"),
+        ("tests.environments:GlobalRandom-v0", "draws from the global"),
+        ("tests.environments:RememberingReward-v0", "its reset leaks state"),
+        ("tests.environments:Raise-v0", "raised RuntimeError: the step fails"),
+        ("Nowhere-v0", "--env Nowhere-v0"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_named_with_what_to_do(env: str, expected: str) -> None:
+    kwargs = ("every=1",) if "Raise" in env else ()
+    (line,) = [line for line in said(env, env_kwargs=kwargs).splitlines() if expected in line]
+    assert line.startswith("WRONG")
+
+
+def test_a_leak_that_rebuilding_mends_is_none() -> None:
+    text = said("tests.environments:RememberingReward-v0", rebuild_env=True)
+    assert "but --rebuild-env makes a fresh one" in text
+
+
+class Sleeping(gymnasium.Env):
+    """An environment that waits, as one that talks to a simulator does."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.02)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_waiting_is_told_from_computing() -> None:
+    timing = measure(Sleeping())
+    assert timing.step >= 0.02 and timing.busy < 0.5
+    assert measure(gymnasium.make("CartPole-v1")).busy > 0.5
+
+
+def test_an_environment_that_waits_wants_more_actors_than_cores() -> None:
+    assert suggested_actors(Timing(1e-5, 1e-4, busy=1.0), cores=8) == 7
+    assert suggested_actors(Timing(1e-2, 1e-1, busy=0.25), cores=8) == 28
+    assert suggested_actors(Timing(1e-2, 1e-1, busy=0.0), cores=8) == 64
+    assert suggested_actors(Timing(1e-5, 1e-4, busy=1.0), cores=1) == 1

@@ -1,0 +1,151 @@
+"""A user's mistakes: one line each that says what was wrong, where, and what to do; nothing is lost or left over."""
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from launching import LAUNCH, SMALL, launch, train
+
+from commands.completion import flags_of, script
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("mistakes") / "run"
+    train(run_dir, "--in-process", *SMALL)
+    return run_dir
+
+
+def refused(*flags: object, **environ: str) -> str:
+    """What `launch.py FLAGS…` says as it refuses; checks that it is one line and the exit code 2."""
+    done = launch(*flags, **environ)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--actorz 3", "--actorz, 3; did you mean --actors?"),
+        ("--actors x", "--actors"),
+        ("--actors 0", "--actors must be at least 1"),
+        ("--learning-rate", "Missing value for argument '--learning-rate'"),
+        ("--schedule now", "Expected one of ('sync', 'pipelined', 'async')"),
+        ("--hidden-sizes a", "--hidden-sizes"),
+        ("--seed -1", "--seed must lie between 0 and"),
+        ("--num-envs 12", "not a multiple of --lane-size 8; use 8 or 16"),
+        ("--minibatches 7", "use 4 or 8"),
+        ("--env CartPoel-v1", "--env CartPoel-v1"),
+        ("--env nowhere:Env-v0", "No module named 'nowhere'"),
+        ("--env CartPole-v1 --env-kwargs gravity", "gravity is not name=value"),
+        ("--env CartPole-v1 --wrapper gymnasium.wrappers:Nope", "--wrapper gymnasium.wrappers:Nope"),
+        ("--network mine:Net", "there is no module mine.actor"),
+        ("--listen 0.0.0.0:5555", "must be tcp://HOST:PORT"),
+        ("--listen tcp://0.0.0.0:5555", "needs --keys DIR"),
+        ("--config nowhere.toml", "nowhere.toml cannot be read"),
+        ("--resume nowhere", "nowhere: there is no run here"),
+        ("--trace nowhere/trace.json", "--trace nowhere/trace.json cannot be written"),
+        ("evall", "there is no command evall; there are train, eval"),
+        ("eval", "Missing from launch.py eval"),
+        ("eval nowhere", "nowhere: there is no run here"),
+        ("actors nowhere --count 3", "no run is under way here"),
+        ("bench nothing", "invalid choice: 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(*flags.split())
+    left = [path for path in tmp_path.rglob("*") if path.name != "runs"]
+    assert not left
+
+
+def test_a_file_where_the_run_directory_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be written" in refused("--run-dir", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_directory_that_holds_a_run_is_not_written_over(trained: Path) -> None:
+    before = (trained / "config.toml").read_text()
+    assert "already holds a run; continue it with --resume" in refused("--run-dir", trained, *SMALL)
+    assert (trained / "config.toml").read_text() == before
+
+
+@pytest.mark.parametrize("flags", [["--env", "Acrobot-v1"], ["--seed", 3], ["--learning-rate", 0.1]])
+def test_a_run_goes_on_with_its_own_settings_or_not_at_all(trained: Path, flags: list[object]) -> None:
+    line = refused("--resume", trained, *flags)
+    assert f"{flags[0]} is" in line and "leave the flag out" in line
+
+
+def copy_of(run_dir: Path, target: Path) -> list[Path]:
+    """Copy a run; returns the manifests of the copy's checkpoints."""
+    shutil.copytree(run_dir, target)
+    return sorted(target.glob("checkpoints/*/manifest.json"))
+
+
+def test_checkpoints_that_are_all_damaged(trained: Path, tmp_path: Path) -> None:
+    for manifest in copy_of(trained, tmp_path / "run"):
+        (manifest.parent / "arrays.safetensors").write_bytes(b"nonsense")
+    assert "has no checkpoint that can be read" in refused("eval", tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_release(trained: Path, tmp_path: Path) -> None:
+    for manifest in copy_of(trained, tmp_path / "run"):
+        text = json.dumps(json.loads(manifest.read_text().rpartition("\n}\n")[0] + "\n}") | {"format": 99}, indent=1)
+        manifest.write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+    done = launch("eval", tmp_path / "run")
+    assert "has checkpoint format 99; this release reads" in done.stdout
+    assert done.stderr.count("\n") == 1 and "has no checkpoint that can be read" in done.stderr
+
+
+def test_a_configuration_that_was_edited_wrongly(trained: Path, tmp_path: Path) -> None:
+    copy_of(trained, tmp_path / "run")
+    config = tmp_path / "run/config.toml"
+    config.write_text(config.read_text().replace("num_envs = 16", 'num_envs = "many"'))
+    assert "num_envs is 'many', and must be a whole number" in refused("eval", tmp_path / "run")
+
+
+def test_an_extra_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ale_py'] = None\n")
+    line = refused("--env", "ALE/Pong-v5", "--run-dir", tmp_path / "run", PYTHONPATH=str(tmp_path))
+    assert "ale_py" in line
+
+
+def test_help_into_a_pipe_that_closes_is_quiet() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(LAUNCH)} --help | head -1"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: launch.py")
+
+
+def complete(*words: str) -> list[str]:
+    """What bash offers for the last of `words`."""
+    function = "_launch_py_python" if words[0] == "python" else "_launch_py"
+    line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; {function}; echo ${{COMPREPLY[*]}}"
+    done = subprocess.run(["bash", "-c", f"{script()}\n{line}"], capture_output=True, text=True, check=False)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_flags_and_choices() -> None:
+    assert complete("./launch.py", "ev") == ["eval"]
+    assert complete("./launch.py", "--sched") == ["--schedule"]
+    assert complete("./launch.py", "--schedule", "p") == ["pipelined"]
+    assert complete("./launch.py", "eval", "--ep") == ["--episodes"]
+    assert complete("python", "launch.py", "doc") == ["doctor"]
+    assert complete("python", "launch.py", "doctor", "--wr") == ["--wrapper"]
+    assert complete("python", "other.py", "doc") == []
+
+
+def test_every_flag_of_the_help_is_completed() -> None:
+    help_text = launch("--help").stdout
+    shown = {word.split(",")[0] for line in help_text.splitlines() for word in line.split() if word.startswith("--")}
+    assert set(flags_of("train")) <= {flag for word in shown for flag in word.split("|")} | shown
