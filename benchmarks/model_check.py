@@ -6,8 +6,10 @@ few of them. Nothing is fitted: no input is taken from the runs.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -22,37 +24,48 @@ from protocol.messages import Grant, from_frames, to_frames
 from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import Trajectory
 
-ENV, STEP_SECONDS = "benchmarks.environments:Sleep-v0", 0.005
-LANES, LANE_SIZE, ROLLOUT_LENGTH = 16, 2, 16
+ENV, STEP_SECONDS = "benchmarks.environments:Sleep-v0", 0.02
+LANES, LANE_SIZE, ROLLOUT_LENGTH = 16, 2, 4
 WORKLOAD = Workload("mlp", 256, LANES * LANE_SIZE * ROLLOUT_LENGTH // MINIBATCHES)
-EPOCHS = 20
+EPOCHS = 50
 ACTORS = (1, 2, 4, 8, 12, 16, 24)
 LOCAL_BANDWIDTH = 1e9  # bytes per second over ipc, or more (`python -m benchmarks wire`): nothing to wait for
 MEASURE_SECONDS = 1.0
+LANE_STEP, FORWARD, UPDATE, MESSAGE = "a lane's step", "the same without sleep", "an update", "a message"
 
 
-def run(schedule: str, repeats: int, report: Report) -> None:
+def run(schedule: Literal["sync", "pipelined"], repeats: int, report: Report) -> None:
     """Add the measured and the predicted speed for each number of actors."""
-    inputs = dataclasses.replace(measured_inputs(repeats), schedule=schedule)
+    runs = {n: partial(measured_rate, schedule, n) for n in ACTORS}
+    with parts() as measure_parts:  # in turns with the runs, so that the machine is as busy for both
+        contenders = {**measure_parts, **{_actors(n): rate for n, rate in runs.items()}}
+        found = {
+            name: Samples.of(values) for name, values in interleave(contenders, repeats, f"model, {schedule}").items()
+        }
+    inputs = inputs_of({name: found[name].median for name in measure_parts}, schedule)
     step, forward, message = inputs.step_seconds, inputs.forward_seconds, inputs.message_seconds
     report.note(
         f"measured: a step {step * 1e3:.2f} ms, policy and records of a lane's step {forward * 1e6:.0f} µs, the learner"
         f" {number(inputs.learner_rate)} env-steps/s and {message * 1e6:.0f} µs a message; {LANES} lanes"
     )
-    runs = {f"{n} actors": partial(measured_rate, schedule, n) for n in ACTORS}
     errors = {}
-    for n, rates in zip(ACTORS, interleave(runs, repeats, f"model, {schedule}").values(), strict=True):
+    for n in ACTORS:
         panel, unit, prediction = f"{schedule}, by actors", "env-steps/s", predict(inputs, n)
-        measured = Row(panel, unit, str(n), "measured", Samples.of(rates))
+        measured = Row(panel, unit, str(n), "measured", found[_actors(n)])
         predicted = Row(panel, unit, str(n), "predicted", Samples.of([prediction.rate]))
         report.rows += [dataclasses.replace(measured, comparisons=(measured.against(predicted),)), predicted]
-        errors[n] = predicted.samples.median / measured.samples.median - 1
+        errors[n] = prediction.rate / measured.samples.median - 1
     told = ", ".join(f"{n}: {error:+.1%}" for n, error in errors.items())
     report.note(f"predicted against measured, by actors: {told}")
 
 
-def measured_inputs(repeats: int) -> Inputs:
-    """Medians of what each part takes by itself, here and now."""
+def _actors(count: int) -> str:
+    return f"{count} actors"
+
+
+@contextmanager
+def parts() -> Iterator[dict[str, Callable[[int], float]]]:
+    """What measures the seconds that each part takes by itself."""
     lane_size = ["--lane-size", str(LANE_SIZE)]
     with (
         Worker("acting", "--env", ENV, "--env-kwargs", f"seconds={STEP_SECONDS}", *lane_size) as sleeping,
@@ -67,16 +80,18 @@ def measured_inputs(repeats: int) -> Inputs:
             wanted = dataclasses.asdict(WORKLOAD)
             return learner.ask(measure="iteration", workload=wanted, epochs=EPOCHS)["seconds"]
 
-        contenders = {
-            "a lane's step": lane_step(sleeping),
-            "without its sleep": lane_step(waking),
-            "an update": update,
-            "a message": lambda _: message_seconds(),
+        yield {
+            LANE_STEP: lane_step(sleeping),
+            FORWARD: lane_step(waking),
+            UPDATE: update,
+            MESSAGE: lambda _: message_seconds(),
         }
-        found = interleave(contenders, repeats, "inputs")
-    step, forward, update_seconds, message = (Samples.of(values).median for values in found.values())
+
+
+def inputs_of(seconds: dict[str, float], schedule: Literal["sync", "pipelined"]) -> Inputs:
+    """The model's inputs, from the seconds that each part takes."""
     return Inputs(
-        step_seconds=(step - forward) / LANE_SIZE,
+        step_seconds=(seconds[LANE_STEP] - seconds[FORWARD]) / LANE_SIZE,
         num_envs=LANES * LANE_SIZE,
         lane_size=LANE_SIZE,
         rollout_length=ROLLOUT_LENGTH,
@@ -84,10 +99,10 @@ def measured_inputs(repeats: int) -> Inputs:
         action_bytes=8,
         parameters=sum(array.size for array in snapshot().weights.values()),
         bandwidth=LOCAL_BANDWIDTH,
-        learner_rate=WORKLOAD.batch / update_seconds,
-        forward_seconds=forward,
-        message_seconds=message,
-        schedule="sync",
+        learner_rate=WORKLOAD.batch / seconds[UPDATE],
+        forward_seconds=seconds[FORWARD],
+        message_seconds=seconds[MESSAGE],
+        schedule=schedule,
     )
 
 
