@@ -1,10 +1,12 @@
 """The scaling model against this machine: its inputs measured one by one, and then the runs that it predicts.
 
 Environments sleep, so that many actors share few cores, and the learner has much to compute, so that it is saturated by
-few of them. Nothing is fitted: no input is taken from the runs.
+few of them. Nothing is fitted: no input is taken from the runs. The machine should have nothing else to do: what others
+take of it falls on sleeps that end late and on updates, and on no two of them alike.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import numpy as np
 
 from benchmarks.contenders import NOT_NORMALIZED
 from benchmarks.measurements import Row, Samples, interleave
-from benchmarks.processes import Worker, finished_run, metrics_of
+from benchmarks.processes import Worker, cores, finished_run, metrics_of
 from benchmarks.report import Report, number
 from benchmarks.scale import FIRST_ITERATIONS, speeds_of
 from benchmarks.scaling import Inputs, predict
@@ -36,6 +38,7 @@ LANE_STEP, FORWARD, UPDATE, MESSAGE = "a lane's step", "the same without sleep",
 
 def run(schedule: Literal["sync", "pipelined"], repeats: int, report: Report) -> None:
     """Add the measured and the predicted speed for each number of actors."""
+    report.note(f"load of the machine before: {os.getloadavg()[0]:.1f} on {cores()} cores")
     runs = {n: partial(measured_rate, schedule, n) for n in ACTORS}
     with parts() as measure_parts:  # in turns with the runs, so that the machine is as busy for both
         contenders = {**measure_parts, **{_actors(n): rate for n, rate in runs.items()}}

@@ -190,4 +190,5 @@ def test_the_check_compares_runs_with_what_was_foretold_from_inputs_measured_apa
     ]
     assert all(row.samples.median > 0 for row in report.rows)
     assert [c.rival for row in report.rows for c in row.comparisons] == ["predicted"] * 2
-    assert "the learner" in report.notes[0] and "by actors: 2: " in report.notes[1]
+    load, parts, errors = report.notes
+    assert "cores" in load and "the learner" in parts and "by actors: 2: " in errors
