@@ -1,6 +1,8 @@
 """The scaling model: its equations by hand, against a slow simulation, and its bytes against real messages."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,7 +173,7 @@ def test_the_report_says_how_many_actors_to_start_and_why() -> None:
 
 
 def test_lanes_that_do_not_divide_the_environments_are_refused(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["model", "--num-envs", "10", "--lane-size", "4", "--out", str(tmp_path)]) == 2
     assert "--num-envs 10 is not a multiple of --lane-size 4" in capsys.readouterr().err
@@ -192,3 +194,16 @@ def test_the_check_compares_runs_with_what_was_foretold_from_inputs_measured_apa
     assert [c.rival for row in report.rows for c in row.comparisons] == ["predicted"] * 2
     load, parts, errors = report.notes
     assert "cores" in load and "the learner" in parts and "by actors: 2: " in errors
+
+
+def test_the_command_line_reaches_every_input(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `bench`")
+    words = "--actors 2 8 --step-seconds 0.01 --num-envs 8 --lane-size 2 --rollout-length 10 --observation-bytes 12"
+    words += " --action-bytes 4 --parameters 100 --gigabits 0.8 --learner-rate 160 --forward-seconds 0.001"
+    words += " --message-seconds 0.002 --schedule sync"
+    assert main(["model", *words.split(), "--out", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "model.json").read_text())["rows"]
+    inputs = Inputs(0.01, 8, 2, 10, 12, 4, 100, 1e8, 160, 0.001, 0.002, "sync")
+    expected = rows_of(inputs, [predict(inputs, actors) for actors in (2, 8)])
+    assert [row["median"] for row in told] == [row.samples.median for row in expected]
+    assert (tmp_path / "model.png").read_bytes().startswith(b"\x89PNG")
