@@ -140,11 +140,13 @@ def draw(report: Report, path: Path) -> None:
     figure, grid = pyplot.subplots(len(panels), figsize=(8, 3.2 * len(panels)), squeeze=False, layout="constrained")
     for axes, ((panel, unit), rows) in zip(grid.flat, panels.items(), strict=True):
         cases = list(dict.fromkeys(row.case for row in rows))
-        # One case is a bar for each contender; several are a line.
+        # One case is a bar for each contender; several are a line, over a scale of powers where they are numbers.
         places = cases if len(cases) > 1 else [row.contender for row in rows]
+        powers = len(cases) > 1 and all(case.isdecimal() for case in cases)
+        at = [int(case) if powers else i for i, case in enumerate(places)]
         for contender in dict.fromkeys(row.contender for row in rows):
             members = [row for row in rows if row.contender == contender]
-            x = [places.index(row.case if len(cases) > 1 else contender) for row in members]
+            x = [at[places.index(row.case if len(cases) > 1 else contender)] for row in members]
             medians = [row.samples.median for row in members]
             below = [row.samples.median - row.samples.low for row in members]
             above = [row.samples.high - row.samples.median for row in members]
@@ -152,7 +154,9 @@ def draw(report: Report, path: Path) -> None:
                 axes.errorbar(x, medians, [below, above], marker="o", capsize=3, label=contender)
             else:
                 axes.bar(x, medians, yerr=[below, above], capsize=3)
-        axes.set_xticks(range(len(places)), places)
+        if powers:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(at, places)
         axes.set_title(panel, fontsize="medium")
         axes.set_ylabel(unit)
         if len(cases) > 1:

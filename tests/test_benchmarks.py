@@ -25,6 +25,7 @@ from benchmarks.peers.card import Card
 from benchmarks.processes import Outcome, Worker, run_peer
 from benchmarks.report import Report, as_dict, draw, number, publish, table
 from benchmarks.scale import speeds_of
+from benchmarks.stragglers import Run
 from benchmarks.wire import experiment_of, spaces_for
 from benchmarks.workloads import Workload, trajectory
 from learner.config import PPOConfig, TrainingConfig
@@ -362,9 +363,20 @@ def test_no_result_tells_where_it_was_measured() -> None:
 
 def test_stragglers_compares_both_schedules_where_lanes_are_unequal_and_where_they_are_equal(tmp_path: Path) -> None:
     written = benchmark(tmp_path, "stragglers", "--iterations", "3", "--slowest-ms", "0.5")
-    assert contenders_of(written) == ["async", "pipelined"] * 3
-    assert [row["unit"] for row in written["rows"][::2]] == ["env-steps/s", "return", "env-steps"]
-    assert [row["values"] for row in written["rows"][4:]] == [[3 * 2048.0], [3 * 2048.0]]
+    assert contenders_of(written) == ["async", "pipelined"] * 4
+    assert [row["unit"] for row in written["rows"][::2]] == ["env-steps/s", "return", "s", "env-steps"]
+    assert [row["values"] for row in written["rows"][6:]] == [[3 * 2048.0] * 3] * 2
+    assert all("0 of" in note for note in written["notes"])
+
+
+def test_the_goal_is_reached_when_a_whole_window_of_episodes_has_the_return() -> None:
+    columns = ("env_steps", "time/seconds", "rollout/episodes", "rollout/episode_return_mean")
+    early, low, first, later = (10, 1.0, 99, 480.0), (20, 2.0, 100, 474.9), (30, 3.0, 100, 475.0), (40, 5.0, 100, 470.0)
+    run = Run([dict(zip(columns, row, strict=True)) for row in (early, low, first, later)])
+    assert (run.rate, run.episode_return) == (8.0, 470.0)
+    assert (run.until_goal("env_steps"), run.until_goal("time/seconds")) == (30, 3.0)
+    never = Run(run.rows[:2])
+    assert never.goal is None and never.until_goal("env_steps") == 20
 
 
 def test_an_uneven_environments_processes_take_the_places_from_slow_to_fast(tmp_path: Path) -> None:

@@ -71,8 +71,16 @@ def prepare() -> Callable[..., dict[str, Any]]:
     """Returns what answers requests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", required=True)
-    experiment = preset_for(parser.parse_args().env).experiment
-    experiment = dataclasses.replace(experiment, num_envs=8, lane_size=8, rollout_length=128)
+    parser.add_argument("--env-kwargs", nargs="+", default=[])
+    parser.add_argument("--lane-size", type=int, default=8)
+    arguments = parser.parse_args()
+    experiment = dataclasses.replace(
+        preset_for(arguments.env).experiment,
+        env_kwargs=tuple(arguments.env_kwargs),
+        num_envs=arguments.lane_size,
+        lane_size=arguments.lane_size,
+        rollout_length=128,
+    )
     contenders = {"lane": lane_rollouts(experiment), "vector": vector_environment(experiment)}
 
     def answer(contender: str, seconds: float) -> dict[str, Any]:
