@@ -7,12 +7,13 @@ import gymnasium
 import numpy as np
 
 from actors.environment import (
-    ActionConverter,
-    ObservationConverter,
+    action_form,
     describe_spaces,
     make_environment,
+    observation_form,
     reset_environment,
 )
+from actors.interface import ActionConverter, ObservationConverter
 from actors.policy import Policy
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
@@ -36,7 +37,8 @@ def play_episodes(
     env = make(experiment)
     spaces = describe_spaces(env, experiment)
     policy = Policy(snapshot, spaces, experiment)
-    to_env, to_policy = ActionConverter(env.action_space), ObservationConverter(env.observation_space, spaces)
+    to_env = ActionConverter(action_form(env.action_space), spaces)
+    to_policy = ObservationConverter(observation_form(env.observation_space), spaces)
     scores = []
     for episode in range(episodes):
         if experiment.rebuild_env and episode:
