@@ -15,7 +15,7 @@ from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
-COMMANDS = ("train", "eval", "actors", "keys")  # each a module of commands/ with a main
+COMMANDS = ("train", "eval", "play", "export", "import-sb3", "actors", "keys")  # each a module of commands/ with a main
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         if command != "train":
             for number in (signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
-            return importlib.import_module(f"commands.{command}").main(arguments)
+            return importlib.import_module(f"commands.{command.replace('-', '_')}").main(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os._exit(SUCCESS))

@@ -56,7 +56,7 @@ class ExportedPolicy:
 
     def __init__(self, description: Description, snapshot: PolicySnapshot) -> None:
         self.description, self.snapshot = description, snapshot
-        self.policy = Policy(snapshot, description.spaces, description.experiment)
+        self._policy = Policy(snapshot, description.spaces, description.experiment)
         self._store = ObservationConverter(description.observation, description.spaces)
         self._to_env = ActionConverter(description.action, description.spaces)
         self.reset()
@@ -65,15 +65,19 @@ class ExportedPolicy:
         """Forget the episode: to be called where one begins."""
         self._memory = np.zeros((1, self.description.experiment.recurrent_size), np.float32)
 
+    def forward(self, observation: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(distribution parameters [1, size], next memory), remembering nothing."""
+        return self._policy.forward(self._block(observation), self._memory)
+
     def __call__(self, observation: Any) -> Any:
         """The most probable action. Raises `ValueError` on an observation that is not of the space or not finite."""
-        action, self._memory = self.policy.mode(self._block(observation), self._memory)
+        action, self._memory = self._policy.mode(self._block(observation), self._memory)
         return self._to_env(action)[0]
 
     def sample(self, observation: Any, generator: np.random.Generator) -> Any:
         """An action drawn from the policy's distribution, as in training."""
-        noise = self.policy.draw_noise(generator, (1,))
-        action, _, self._memory = self.policy.act(self._block(observation), self._memory, noise)
+        noise = self._policy.draw_noise(generator, (1,))
+        action, _, self._memory = self._policy.act(self._block(observation), self._memory, noise)
         return self._to_env(action)[0]
 
     def _block(self, observation: Any) -> np.ndarray:
@@ -92,15 +96,15 @@ def save_policy(path: Path, description: Description, snapshot: PolicySnapshot) 
     replace_file(path, safetensors.numpy.save(contiguous, metadata))
 
 
-def load_policy(path: str | Path, network: str | None = None) -> ExportedPolicy:
+def load_policy(path: str | Path, trust: bool = False) -> ExportedPolicy:
     """The policy in the file `path`; raises `UserError` if it is not one, or damaged.
 
-    No file makes code run: one whose `--network` was `package:Class` needs that same text as `network`.
+    No file makes code run, unless it is trusted: then one whose `--network` was `package:Class` imports that package.
     """
     description, arrays = _read(Path(path))
     name = description.experiment.network
-    if ":" in name and network != name:
-        raise UserError(f'{path} has a network of its own: load_policy("{path}", network="{name}") lets its code run')
+    if ":" in name and not trust:
+        raise UserError(f"{path} has a network of its own, {name}: trust=True (--trust) lets its code run")
     weights = part_of(arrays, WEIGHTS)
     snapshot = PolicySnapshot(description.policy_version, weights, arrays[MEAN], arrays[SCALE])
     try:
@@ -158,6 +162,8 @@ def _try(policy: ExportedPolicy) -> None:
     """Raise `ValueError`, `KeyError` or `IndexError` unless the weights compute something of the right shape."""
     spaces, size = policy.description.spaces, policy.description.experiment.recurrent_size
     zeros = np.zeros((1, *spaces.observation.shape), spaces.observation.dtype)
-    parameters, memory = policy.policy.forward(zeros, np.zeros((1, size), np.float32))
+    parameters, memory = Policy(policy.snapshot, spaces, policy.description.experiment).forward(
+        zeros, np.zeros((1, size), np.float32)
+    )
     if (parameters.shape, memory.shape) != ((1, spaces.distribution_size), (1, size)):
         raise ValueError(f"{parameters.shape[1]} outputs and a memory of {memory.shape[1]} come out")

@@ -143,7 +143,9 @@ class _Graph:
 
     def _one_hot(self, x: str, starts: tuple[int, ...], part: ObservationPart) -> str:
         """A column for each value of each number: is it that?"""
-        columns = [(i, start + j) for i, (start, n) in enumerate(zip(starts, part.choices, strict=True)) for j in range(n)]
+        columns = [
+            (i, start + j) for i, (start, n) in enumerate(zip(starts, part.choices, strict=True)) for j in range(n)
+        ]
         numbers, values = zip(*columns, strict=True)
         flat = self._add("Reshape", [x, self._constant([-1, part.box.size])])
         spread = self._add("Gather", [flat, self._constant(numbers)], axis=1)
@@ -207,7 +209,9 @@ class _Graph:
 
     def _gru(self, x: str, size: int) -> str:
         inputs, recurrent = self._linear(x, "gru.inputs"), self._linear("memory", "gru.recurrent")
-        gates = self._add("Sigmoid", [self._add("Add", [self._cut(inputs, 0, 2 * size), self._cut(recurrent, 0, 2 * size)])])
+        gates = self._add(
+            "Sigmoid", [self._add("Add", [self._cut(inputs, 0, 2 * size), self._cut(recurrent, 0, 2 * size)])]
+        )
         kept = self._add("Mul", [self._cut(gates, 0, size), self._cut(recurrent, 2 * size, 3 * size)])
         candidate = self._add("Tanh", [self._add("Add", [self._cut(inputs, 2 * size, 3 * size), kept])])
         change = self._add("Mul", [self._cut(gates, size, 2 * size), self._add("Sub", ["memory", candidate])])
