@@ -1,7 +1,7 @@
 """An exported policy as an ONNX graph: raw observations in, the action for `env.step` out, normalisation and all.
 
-Inputs, with a batch size N that is free: `observation`, or `observation.KEY…` for each part of a Dict or Tuple, as the
-environment shows it, 64-bit floats as 32-bit ones; and for a recurrent policy `memory` [N, size], zeros where an episode
+Inputs, for a batch of any size N: `observation`, or `observation.KEY…` for each part of a Dict or Tuple, as the
+environment shows it, but float64 as float32; and for a recurrent policy `memory` [N, size], zeros where an episode
 begins. Outputs: `action`, the most probable one; `parameters`, the network's logits or means; `log_std` of a Gaussian;
 and `next_memory`.
 """
@@ -143,10 +143,8 @@ class _Graph:
 
     def _one_hot(self, x: str, starts: tuple[int, ...], part: ObservationPart) -> str:
         """A column for each value of each number: is it that?"""
-        columns = [
-            (i, start + j) for i, (start, n) in enumerate(zip(starts, part.choices, strict=True)) for j in range(n)
-        ]
-        numbers, values = zip(*columns, strict=True)
+        numbers = np.repeat(np.arange(len(starts)), part.choices)
+        values = np.concatenate([start + np.arange(n) for start, n in zip(starts, part.choices, strict=True)])
         flat = self._add("Reshape", [x, self._constant([-1, part.box.size])])
         spread = self._add("Gather", [flat, self._constant(numbers)], axis=1)
         return self._cast(self._add("Equal", [spread, self._constant(values, part.box.dtype)]), np.float32)
@@ -209,9 +207,8 @@ class _Graph:
 
     def _gru(self, x: str, size: int) -> str:
         inputs, recurrent = self._linear(x, "gru.inputs"), self._linear("memory", "gru.recurrent")
-        gates = self._add(
-            "Sigmoid", [self._add("Add", [self._cut(inputs, 0, 2 * size), self._cut(recurrent, 0, 2 * size)])]
-        )
+        both = self._add("Add", [self._cut(inputs, 0, 2 * size), self._cut(recurrent, 0, 2 * size)])
+        gates = self._add("Sigmoid", [both])
         kept = self._add("Mul", [self._cut(gates, 0, size), self._cut(recurrent, 2 * size, 3 * size)])
         candidate = self._add("Tanh", [self._add("Add", [self._cut(inputs, 2 * size, 3 * size), kept])])
         change = self._add("Mul", [self._cut(gates, size, 2 * size), self._add("Sub", ["memory", candidate])])

@@ -1,6 +1,6 @@
 """The tensors of a file that `torch.save` wrote, without PyTorch and without unpickling.
 
-Such a file is a zip archive: `data.pkl`, a pickle that lists the tensors by name, and their bytes in `data/0`, `data/1`, ….
+Such a file is a zip archive: `data.pkl`, a pickle that lists the tensors by name, and their bytes in `data/0`, ….
 What the pickle says is not done but read: a few opcodes, and of names to call the three below, build a plain
 description of the tensors; anything else is refused, and nothing is ever imported or called.
 """
