@@ -111,7 +111,9 @@ def load_policy(path: str | Path, trust: bool = False) -> ExportedPolicy:
         _check_sizes(description, weights)
         policy = ExportedPolicy(description, snapshot)
         _try(policy)
-    except (KeyError, ValueError, IndexError, TypeError, AssertionError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: its weights do not fit its spaces and its network: {reason}") from None
     return policy
@@ -148,7 +150,7 @@ def _read(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
 def _check_sizes(description: Description, weights: dict[str, np.ndarray]) -> None:
     """Raise `ValueError` or `KeyError` unless these arrays are of the sizes that the description gives them."""
     size, outputs = description.experiment.recurrent_size, description.spaces.distribution_size
-    wanted = {"policy_head.bias": (outputs,)}
+    wanted: dict[str, tuple[int, ...]] = {"policy_head.bias": (outputs,)}
     if description.spaces.distribution == "gaussian":
         wanted["log_std"] = (outputs,)
     if size:

@@ -125,10 +125,10 @@ def fitted(description: Description, weights: dict[str, np.ndarray]) -> Exported
     spaces, experiment = description.spaces, description.experiment
     if len(spaces.parts) > 1 or description.observation.paths != ((),):
         raise ValueError(f"{experiment.env} has an observation of several parts, which no MlpPolicy takes")
-    (part,) = spaces.parts
+    box = spaces.observation
     if any(map(any, description.observation.starts)) or any(description.action.start):
         raise ValueError(f"{experiment.env} counts choices from other numbers than 0, as Stable-Baselines3 cannot")
-    if part.box.dtype == "uint8" and len(part.box.shape) == 3:
+    if box.dtype == "uint8" and len(box.shape) == 3:
         raise ValueError(f"{experiment.env} shows images, which Stable-Baselines3 scales as this MLP does not")
     sizes = [InputShapes.of(spaces).vector, *(experiment.hidden_sizes or ()), spaces.distribution_size]
     layers = [f"encoder.layers.{i}" for i in range(len(sizes) - 2)] + ["policy_head"]

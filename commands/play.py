@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 def _render_modes(experiment: Experiment) -> list[str]:
     """What the environment can be rendered as; raises `UserError` if it cannot be."""
     env = make_environment(experiment)
-    modes = list(env.metadata.get("render_modes") or ())
+    modes: list[str] = list(env.metadata.get("render_modes") or ())
     env.close()
     if not modes:
         raise UserError(f"{experiment.env} has no render modes, so there is nothing to see")

@@ -96,6 +96,7 @@ class _Reader:
 
     def read(self, data: bytes) -> Any:
         stack = self._stack
+        argument: Any
         for opcode, argument, _ in pickletools.genops(data):
             match opcode.name:
                 case "PROTO" | "FRAME":
