@@ -52,7 +52,7 @@ def test_videos_are_as_long_as_the_episodes(env: str, flags: list[object], tmp_p
 def test_what_cannot_be_shown_is_said_in_one_line(tmp_path: Path) -> None:
     run_dir = trained(tmp_path)
     (tmp_path / "file").touch()
-    hidden = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"), "")
+    hidden: dict[str, str] = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"), "")
     cases: list[tuple[list[object], dict[str, str], str]] = [
         (["--episodes", 0], DUMMY, "--episodes must be at least 1"),
         (["--best"], DUMMY, "best has no checkpoint"),
