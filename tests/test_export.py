@@ -10,7 +10,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import onnxruntime
 import pytest
 import safetensors.numpy
 from launching import ROOT, SMALL, launch, train
@@ -80,6 +79,14 @@ def actions_in(experiment: Experiment, act: Any, begin: Any) -> Iterator[Any]:
             over = terminated or truncated
 
 
+def session_of(policy: ExportedPolicy, path: Path) -> Any:
+    """The policy's graph, loaded."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    save_graph(path, policy)
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
 class Recorder(gymnasium.Wrapper):
     """Keeps what the environment is given."""
 
@@ -110,8 +117,7 @@ def test_an_exported_policy_acts_as_eval_does_bit_for_bit(name: str, tmp_path: P
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_graph_computes_what_the_policy_does(name: str, tmp_path: Path) -> None:
     policy = policy_of(EXPERIMENTS[name])
-    save_graph(tmp_path / "policy.onnx", policy)
-    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    session = session_of(policy, tmp_path / "policy.onnx")
     assert largest_difference(session, policy) <= TOLERANCE
 
     memory = np.zeros((1, EXPERIMENTS[name].recurrent_size), np.float32)
@@ -143,8 +149,7 @@ def test_the_graph_computes_what_the_policy_does(name: str, tmp_path: Path) -> N
 
 def test_a_graph_takes_a_batch_of_any_size(tmp_path: Path) -> None:
     policy = policy_of(EXPERIMENTS["gru of everything"])
-    save_graph(tmp_path / "policy.onnx", policy)
-    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    session = session_of(policy, tmp_path / "policy.onnx")
     space = EverySpace.OBSERVATIONS["dict"]
     space.seed(0)
     feeds = [inputs_of(policy, space.sample(), np.full((1, 5), i / 5, np.float32)) for i in range(5)]
@@ -327,6 +332,7 @@ def test_the_script_of_the_readme_plays_the_first_episode_of_an_exported_policy(
 
 
 def test_an_onnx_export_says_how_far_it_is_from_the_policy(run_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
     done = launch("export", run_dir, tmp_path / "policy.onnx", "--format", "onnx")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"differ from the NumPy policy's by at most \d\.\de-\d\d$", done.stdout)
@@ -361,6 +367,7 @@ def test_a_network_of_the_users_own_is_exported_as_numpy_and_has_no_graph(
     for side, module in (("actor", "actors"), ("learner", "learner")):
         (package / f"{side}.py").write_text(f"from {module}.networks import MLP\n\nclass Net(MLP):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
+    pytest.importorskip("onnx")
     policy = policy_of(Experiment(network="exported_network:Net"))
     with pytest.raises(UserError, match="a network of your own has no ONNX form here"):
         save_graph(tmp_path / "policy.onnx", policy)
