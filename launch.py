@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
             for number in (signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
         if command != "train":
-            return importlib.import_module(f"commands.{command}").main(arguments)
+            return importlib.import_module(f"commands.{command.replace('-', '_')}").main(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os._exit(SUCCESS))

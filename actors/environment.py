@@ -1,7 +1,8 @@
-"""Gymnasium environments: making them, describing their spaces as plain data, and passing between the two."""
+"""Gymnasium environments: making them, and describing their spaces as plain data."""
 
 import ast
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces as gym_spaces
 
+from actors.interface import ActionForm, ObservationForm
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
@@ -151,67 +153,25 @@ def _has_shape_of_image(shape: tuple[int, ...]) -> bool:
     return len(shape) in (3, 4) or (len(shape) == 2 and min(shape) >= SMALLEST_FLAT_IMAGE)
 
 
-class ObservationConverter:
-    """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space."""
-
-    def __init__(self, space: gymnasium.Space, spaces: Spaces) -> None:
-        self._leaves = [_Leaf(*leaf, part) for leaf, part in zip(leaves(space), spaces.parts, strict=True)]
-        (part, *more) = spaces.parts
-        as_it_is = not more and part.kind in ("numbers", "image")
-        self._dtype = np.dtype(part.box.dtype) if as_it_is else None  # of an observation that needs no conversion
-        self._shape = part.box.shape
-
-    def __call__(self, observation: Any) -> np.ndarray:
-        if type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape:
-            return observation
-        if len(self._leaves) == 1:
-            return self._leaves[0].convert(observation)
-        arrays = [leaf.convert(observation) for leaf in self._leaves]
-        for array in arrays:
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError("the observation is not finite")
-        return np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
+def observation_form(space: gymnasium.Space) -> ObservationForm:
+    """How an environment with this observation space, one that `describe_spaces` takes, shows its observations."""
+    paths, parts = zip(*leaves(space), strict=True)
+    return ObservationForm(paths, tuple(_starts(part) for part in parts))
 
 
-class _Leaf:
-    """One part of an observation."""
-
-    def __init__(self, path: tuple, space: gymnasium.Space, part: ObservationPart) -> None:
-        self._path, self._space, self._part = path, space, part
-        self._shape, self._dtype = part.box.shape, np.dtype(part.box.dtype)
-
-    def convert(self, observation: Any) -> np.ndarray:
-        """The part as it is stored."""
-        for key in self._path:
-            observation = observation[key]
-        array = np.asarray(observation)
-        if array.shape != self._shape:  # an assignment would broadcast
-            raise ValueError(f"the observation has shape {array.shape}")
-        if self._dtype.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
-            raise ValueError(f"the observation is {array.dtype}, the space {self._dtype}")
-        if self._part.kind == "choices":
-            array = array.astype(np.int64) - self._space.start  # pyright: ignore[reportAttributeAccessIssue]
-            if not ((array >= 0) & (array < np.reshape(self._part.choices, array.shape))).all():
-                raise ValueError(f"the observation {observation} is not in {self._space}")
-        elif self._part.kind == "binary" and not np.isin(array, (0, 1)).all():
-            raise ValueError(f"the observation {observation} is not in {self._space}")
-        return array.astype(self._dtype, copy=False)
+def action_form(space: gymnasium.Space) -> ActionForm:
+    """How an environment with this action space, one that `describe_spaces` takes, takes its actions."""
+    low, high = (), ()
+    if isinstance(space, gym_spaces.Box):
+        low, high = (
+            tuple(bound if math.isfinite(bound) else None for bound in bounds.reshape(-1).tolist())
+            for bounds in (space.low, space.high)
+        )
+    return ActionForm(np.dtype(space.dtype).name, _starts(space), low, high)
 
 
-class ActionConverter:
-    """From a policy's action to what `env.step` takes: choices counted from their start, Box clipped to its bounds."""
-
-    def __init__(self, space: gymnasium.Space) -> None:
-        self._space = space
-
-    def __call__(self, actions: np.ndarray) -> list:
-        """One entry for each environment, from actions [N, *action]."""
-        space = self._space
-        if isinstance(space, gym_spaces.Discrete):
-            return list(actions + space.start)  # int64, which gymnasium checks faster than an int
-        if isinstance(space, gym_spaces.MultiDiscrete):
-            return list((actions + space.start).astype(space.dtype))
-        if isinstance(space, gym_spaces.MultiBinary):
-            return list(actions)
-        assert isinstance(space, gym_spaces.Box)
-        return list(np.clip(actions, space.low, space.high).astype(space.dtype))
+def _starts(space: gymnasium.Space) -> tuple[int, ...]:
+    """The smallest value of each number of a space of choices; nothing for any other space."""
+    if isinstance(space, gym_spaces.Discrete | gym_spaces.MultiDiscrete):
+        return tuple(np.reshape(space.start, -1).tolist())
+    return ()

@@ -1,18 +1,19 @@
 """Whole episodes played with one fixed policy, which acts with the mode of its distribution: for eval and play."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 
 from actors.environment import (
-    ActionConverter,
-    ObservationConverter,
+    action_form,
     describe_spaces,
     make_environment,
+    observation_form,
     reset_environment,
 )
+from actors.interface import ActionConverter, ObservationConverter
 from actors.policy import Policy
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
@@ -33,23 +34,31 @@ def play_episodes(
     make: Callable[[Experiment], gymnasium.Env] = make_environment,
 ) -> list[Score]:
     """Play `episodes`, each with a seed that training never uses, in what `make` makes."""
+    return list(each_episode(experiment, snapshot, episodes, make))
+
+
+def each_episode(
+    experiment: Experiment, snapshot: PolicySnapshot, episodes: int, make: Callable[[Experiment], gymnasium.Env]
+) -> Iterator[Score]:
+    """The same, with each score as soon as it is known."""
     env = make(experiment)
-    spaces = describe_spaces(env, experiment)
-    policy = Policy(snapshot, spaces, experiment)
-    to_env, to_policy = ActionConverter(env.action_space), ObservationConverter(env.observation_space, spaces)
-    scores = []
-    for episode in range(episodes):
-        if experiment.rebuild_env and episode:
-            env.close()
-            env = make(experiment)
-        observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
-        memory = np.zeros((1, experiment.recurrent_size), np.float32)
-        total, length, over = 0.0, 0, False
-        while not over and length < experiment.replay_cap:
-            actions, memory = policy.mode(to_policy(observation)[None], memory)
-            (action,) = to_env(actions)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total, length, over = total + float(reward), length + 1, terminated or truncated
-        scores.append(Score(total, length))
-    env.close()
-    return scores
+    try:
+        spaces = describe_spaces(env, experiment)
+        policy = Policy(snapshot, spaces, experiment)
+        to_env = ActionConverter(action_form(env.action_space), spaces)
+        to_policy = ObservationConverter(observation_form(env.observation_space), spaces)
+        for episode in range(episodes):
+            if experiment.rebuild_env and episode:
+                env.close()
+                env = make(experiment)
+            observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
+            memory = np.zeros((1, experiment.recurrent_size), np.float32)
+            total, length, over = 0.0, 0, False
+            while not over and length < experiment.replay_cap:
+                actions, memory = policy.mode(to_policy(observation)[None], memory)
+                (action,) = to_env(actions)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, length, over = total + float(reward), length + 1, terminated or truncated
+            yield Score(total, length)
+    finally:
+        env.close()

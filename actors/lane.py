@@ -12,7 +12,8 @@ from contextlib import suppress
 import gymnasium
 import numpy as np
 
-from actors.environment import ActionConverter, ObservationConverter, make_environment, reset_environment
+from actors.environment import action_form, make_environment, observation_form, reset_environment
+from actors.interface import ActionConverter, ObservationConverter
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.spaces import Spaces
@@ -50,8 +51,8 @@ class Lane:
         for _ in range(size):
             self._environments.append(make_environment(experiment))
             progress()
-        self._convert = ActionConverter(self._environments[0].action_space)
-        self._store = ObservationConverter(self._environments[0].observation_space, spaces)
+        self._convert = ActionConverter(action_form(self._environments[0].action_space), spaces)
+        self._store = ObservationConverter(observation_form(self._environments[0].observation_space), spaces)
 
     def begin(self) -> None:
         """Start the first episode of every environment."""

@@ -1,3 +1,16 @@
-"""What a user can ask of launch.py, one file each: a module of that name with a `main`."""
+"""What a user can ask of launch.py, one file each: a module of that name, with _ for -, that has a `main`."""
 
-COMMANDS = ("train", "eval", "plot", "compare", "doctor", "actors", "keys", "bench", "completion")
+COMMANDS = (
+    "train",
+    "eval",
+    "play",
+    "plot",
+    "compare",
+    "export",
+    "import-sb3",
+    "doctor",
+    "actors",
+    "keys",
+    "bench",
+    "completion",
+)

@@ -77,7 +77,7 @@ def script() -> str:
 
 def flags_of(command: str) -> dict[str, tuple[str, ...]]:
     """The flags of a command, each with the words it takes, if these are known."""
-    module = importlib.import_module(f"commands.{command}")
+    module = importlib.import_module(f"commands.{command.replace('-', '_')}")
     own = [
         kind for name, kind in vars(module).items() if name.endswith("Command") and kind.__module__ == module.__name__
     ]

@@ -1,4 +1,4 @@
-"""`eval RUN_DIR`: how good the newest policy is, acting with the mode of its distribution and frozen statistics."""
+"""`eval`: how good a policy is, acting with the mode of its distribution and frozen statistics."""
 
 import json
 from dataclasses import dataclass
@@ -10,27 +10,29 @@ import tyro
 
 from actors.episodes import play_episodes
 from commands.command_line import parse
-from commands.runs import Run
-from learner.checkpoint import Checkpoint, policy_weights
-from learner.normalization import RunningStatistics
+from commands.policies import open_policy
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
-from protocol.snapshot import PolicySnapshot, part_of
 
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Evaluate the newest policy of a run and write RUN_DIR/eval.json.
+    """Evaluate the newest policy of a run and write RUN_DIR/eval.json, or an exported policy.
 
-    Example:
+    Examples:
       python launch.py eval runs/CartPole-v1-seed0 --episodes 100
+      python launch.py eval policy.safetensors
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
-    """Directory of the run."""
+    policy: Annotated[Path, tyro.conf.Positional]
+    """Directory of a run, or a file that `export` or `import-sb3` wrote."""
     episodes: int = 20
     """Episodes to play."""
+    best: bool = False
+    """Evaluate the best policy by the evaluations during training (--eval-every), not the newest."""
+    trust: bool = False
+    """Import the modules that a file names, for an environment, a wrapper or a network that is not a library's."""
 
 
 def main(arguments: list[str]) -> int:
@@ -38,33 +40,24 @@ def main(arguments: list[str]) -> int:
     command = parse(EvalCommand, "launch.py eval", arguments)
     if command.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {command.episodes}")
-    run = Run.open(command.run_dir)
-    checkpoint = run.checkpoint()
-    returns, lengths = zip(
-        *play_episodes(run.config.experiment, policy_snapshot(checkpoint), command.episodes), strict=True
-    )
+    experiment, snapshot = open_policy(command.policy, command.best, command.trust)
+    returns, lengths = zip(*play_episodes(experiment, snapshot, command.episodes), strict=True)
     result = {
-        "policy_version": checkpoint.policy_version,
+        "policy_version": snapshot.policy_version,
         "episodes": command.episodes,
         "return_mean": float(np.mean(returns)),
         "return_std": float(np.std(returns)),
         "returns": returns,
         "lengths": lengths,
     }
-    try:
-        replace_file(run.path / "eval.json", json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{run.path / 'eval.json'} cannot be written: {error.strerror}") from None
+    if command.policy.is_dir():
+        path = command.policy / "eval.json"
+        try:
+            replace_file(path, json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
     print(
         f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} over {command.episodes} episodes"
-        f" (length {np.mean(lengths):.1f}), policy version {checkpoint.policy_version}"
+        f" (length {np.mean(lengths):.1f}), policy version {snapshot.policy_version}"
     )
     return SUCCESS
-
-
-def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
-    """The policy that a checkpoint holds, as actors receive it."""
-    arrays = checkpoint.arrays
-    statistics = RunningStatistics(arrays["statistics.mean"].shape)
-    statistics.load_state_dict(part_of(arrays, "statistics."))
-    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from protocol.snapshot import part_of
+from learner.normalization import RunningStatistics
+from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 3
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
@@ -89,6 +90,14 @@ def load_newest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Chec
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below `directory`, oldest version first."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+
+
+def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
+    """The policy that a checkpoint holds, as actors receive it."""
+    arrays = checkpoint.arrays
+    statistics = RunningStatistics(arrays["statistics.mean"].shape)
+    statistics.load_state_dict(part_of(arrays, "statistics."))
+    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())
 
 
 def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,18 +12,15 @@ import msgpack
 import msgpack_numpy
 import numpy as np
 
+from protocol.arrays import DTYPES, MAX_DIMENSIONS
 from protocol.errors import ProtocolError
 
 Frame = bytes | memoryview
 
 LARGE_ARRAY = 4096  # bytes from which an array gets a frame of its own, sent and received without a copy
 MAX_HEADER = 16 * 2**20  # bytes
-MAX_DIMENSIONS = 8
 MAX_DEPTH = 16
 MAX_ITEMS = 65_536
-_INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-_NAMES = ["bool", *_INTEGERS, "float16", "float32", "float64"]
-DTYPES = {np.dtype(name).str: np.dtype(name) for name in _NAMES}
 
 _ARRAY_KEYS = {b"nd", b"type", b"kind", b"shape", b"data"}
 

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a crash at any moment leaves either the old file or the new. Raises `OSError`."""
+def replace_file(path: Path, data: str | bytes) -> None:
+    """Write `data` to `path` so that a crash at any moment leaves either the old file or the new. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from protocol.codec import DTYPES, MAX_DIMENSIONS
+from protocol.arrays import DTYPES, MAX_DIMENSIONS
 from protocol.errors import ProtocolError
 
 MAX_SIZE = 2**24  # numbers in one observation, and outputs of the policy network

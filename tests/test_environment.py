@@ -10,15 +10,16 @@ import pytest
 from gymnasium import spaces as gym_spaces
 
 from actors.environment import (
-    ActionConverter,
-    ObservationConverter,
+    action_form,
     check_registered,
     describe_spaces,
     load_wrapper,
     make_environment,
+    observation_form,
     parse_env_kwargs,
     reset_environment,
 )
+from actors.interface import ActionConverter, ObservationConverter
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
@@ -163,7 +164,7 @@ def walk(space: gymnasium.Space, value: Any) -> list[tuple[gymnasium.Space, Any]
 def test_what_is_stored_unpacks_into_what_was_observed_counted_from_zero(name: str) -> None:
     space = EverySpace.OBSERVATIONS[name]
     spaces = describe(space)
-    convert = ObservationConverter(space, spaces)
+    convert = ObservationConverter(observation_form(space), spaces)
     space.seed(0)
     observed = [space.sample() for _ in range(20)]
     block = np.stack([convert(value) for value in observed])
@@ -195,7 +196,7 @@ SPOILT = {
 def test_an_observation_not_of_its_space_is_refused(name: str, value: Any) -> None:
     space = EverySpace.OBSERVATIONS[name]
     with pytest.raises(ValueError, match="the observation"):
-        ObservationConverter(space, describe(space))(value)
+        ObservationConverter(observation_form(space), describe(space))(value)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_an_observation_not_of_its_space_is_refused(name: str, value: Any) -> No
 )
 def test_an_observation_of_several_parts_is_refused_for_any_of_them(key: str, value: Any) -> None:
     space = EverySpace.OBSERVATIONS["dict"]
-    convert = ObservationConverter(space, describe(space))
+    convert = ObservationConverter(observation_form(space), describe(space))
     space.seed(0)
     observation = space.sample()
     convert(observation)
@@ -224,7 +225,7 @@ def test_a_part_that_is_missing_is_an_error() -> None:
     observation = space.sample()
     del observation["camera"]
     with pytest.raises(KeyError):
-        ObservationConverter(space, describe(space))(observation)
+        ObservationConverter(observation_form(space), describe(space))(observation)
 
 
 # Actions
@@ -232,7 +233,7 @@ def test_a_part_that_is_missing_is_an_error() -> None:
 
 def convert_actions(space: gymnasium.Space, actions: Any) -> list:
     spaces = describe(box(np.float32), space)
-    converted = ActionConverter(space)(np.array(actions, spaces.action.dtype))
+    converted = ActionConverter(action_form(space), spaces)(np.array(actions, spaces.action.dtype))
     assert all(space.contains(action) for action in converted), converted
     return converted
 
@@ -260,7 +261,8 @@ def test_a_box_of_actions_is_clipped_to_each_bound_of_its_own() -> None:
 
 def test_converting_leaves_the_actions_alone() -> None:
     actions = np.array([[5.0, -5.0]], np.float32)
-    ActionConverter(gym_spaces.Box(-1, 1, (2,), np.float32))(actions)
+    space = gym_spaces.Box(-1, 1, (2,), np.float32)
+    ActionConverter(action_form(space), describe(box(np.float32), space))(actions)
     assert actions.tolist() == [[5, -5]]
 
 

@@ -15,7 +15,8 @@ from making import binary, continuous, discrete, numbers, snapshot_of, spoken, t
 
 import actors.networks as on_actor
 import learner.networks as on_learner
-from actors.environment import ObservationConverter, describe_spaces, make_environment
+from actors.environment import describe_spaces, make_environment, observation_form
+from actors.interface import ObservationConverter
 from actors.networks import GRU
 from actors.policy import Policy
 from learner.activations import rational_tanh, tanh_for
@@ -123,7 +124,7 @@ def observe(experiment: Experiment, count: int) -> tuple[Spaces, np.ndarray]:
     """An environment's spaces, and the first `count` observations of it as stored."""
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
-    store = ObservationConverter(env.observation_space, spaces)
+    store = ObservationConverter(observation_form(env.observation_space), spaces)
     return spaces, np.stack([store(env.reset(seed=seed)[0]) for seed in range(count)])
 
 

@@ -1,0 +1,130 @@
+"""Between what an environment shows and takes and what a policy does, by plain data: no gymnasium, so that an exported
+policy passes observations and actions on exactly as training does."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from protocol.arrays import DTYPES
+from protocol.errors import ProtocolError
+from protocol.spaces import ObservationPart, Spaces
+
+FLOATS = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class ObservationForm:
+    """How an environment shows its observation; an entry for each of the parts that `Spaces` lists."""
+
+    paths: tuple[tuple[str | int, ...], ...]  # the keys of Dicts, and places in Tuples, that lead to it
+    starts: tuple[tuple[int, ...], ...]  # of choices, the smallest value of each number; empty for other kinds
+
+    def check(self, spaces: Spaces) -> None:
+        """Raise `ProtocolError` unless this is how observations of `spaces` can be shown."""
+        if not len(self.paths) == len(self.starts) == len(spaces.parts):
+            raise ProtocolError("the observation's form does not fit its parts")
+        if any(len(starts) != len(part.choices) for starts, part in zip(self.starts, spaces.parts, strict=True)):
+            raise ProtocolError("the observation's starts do not fit its choices")
+
+
+@dataclass(frozen=True)
+class ActionForm:
+    """How an environment takes its action."""
+
+    dtype: str
+    start: tuple[int, ...]  # the smallest value of each number of a categorical action
+    low: tuple[float | None, ...]  # bounds of each number of a Gaussian one; None where there is none
+    high: tuple[float | None, ...]
+
+    def check(self, spaces: Spaces) -> None:
+        """Raise `ProtocolError` unless this is how actions of `spaces` can be taken."""
+        size = spaces.action.size
+        kinds = {
+            "categorical": (np.integer, (size, 0, 0)),
+            "gaussian": (np.floating, (0, size, size)),
+            "bernoulli": (np.int8, (0, 0, 0)),
+        }
+        kind, sizes = kinds[spaces.distribution]
+        if self.dtype not in {dtype.name for dtype in DTYPES.values()} or not np.issubdtype(self.dtype, kind):
+            raise ProtocolError(f"an action that is {spaces.distribution} has dtype {self.dtype:.40}")
+        if (len(self.start), len(self.low), len(self.high)) != sizes:
+            raise ProtocolError("the action's starts or bounds do not fit its shape")
+        if any(bound is not None and not math.isfinite(bound) for bound in (*self.low, *self.high)):
+            raise ProtocolError("a bound of the action is not a number")
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), flat, in the action's dtype, infinite where there is no bound."""
+        low = [-np.inf if bound is None else bound for bound in self.low]
+        high = [np.inf if bound is None else bound for bound in self.high]
+        return np.array(low, self.dtype), np.array(high, self.dtype)
+
+
+class ObservationConverter:
+    """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space."""
+
+    def __init__(self, form: ObservationForm, spaces: Spaces) -> None:
+        self._leaves = [_Leaf(*leaf) for leaf in zip(form.paths, form.starts, spaces.parts, strict=True)]
+        (part, *more) = spaces.parts
+        as_it_is = not more and part.kind in ("numbers", "image")
+        self._dtype = np.dtype(part.box.dtype) if as_it_is else None  # of an observation that needs no conversion
+        self._shape = part.box.shape
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        if type(observation) is np.ndarray and observation.dtype is self._dtype and observation.shape == self._shape:
+            return observation
+        if len(self._leaves) == 1:
+            return self._leaves[0].convert(observation)
+        arrays = [leaf.convert(observation) for leaf in self._leaves]
+        for array in arrays:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("the observation is not finite")
+        return np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
+
+
+class _Leaf:
+    """One part of an observation."""
+
+    def __init__(self, path: tuple[str | int, ...], starts: tuple[int, ...], part: ObservationPart) -> None:
+        self._path, self._part = path, part
+        self._shape, self._dtype = part.box.shape, np.dtype(part.box.dtype)
+        if part.kind == "choices":
+            self._start, self._choices = (np.reshape(x, self._shape) for x in (starts, part.choices))
+
+    def convert(self, observation: Any) -> np.ndarray:
+        """The part as it is stored."""
+        for key in self._path:
+            observation = observation[key]
+        array = np.asarray(observation)
+        if array.shape != self._shape:  # an assignment would broadcast
+            raise ValueError(f"the observation has shape {array.shape}")
+        if self._dtype.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
+            raise ValueError(f"the observation is {array.dtype}, the space {self._dtype}")
+        if self._part.kind == "choices":
+            array = array.astype(np.int64) - self._start
+            if not ((array >= 0) & (array < self._choices)).all():
+                raise ValueError(f"the observation {observation} is none of its space's choices")
+        elif self._part.kind == "binary" and not np.isin(array, (0, 1)).all():
+            raise ValueError(f"the observation {observation} is not binary, as its space is")
+        return array.astype(self._dtype, copy=False)
+
+
+class ActionConverter:
+    """From a policy's action to what `env.step` takes: choices counted from their start, Box clipped to its bounds."""
+
+    def __init__(self, form: ActionForm, spaces: Spaces) -> None:
+        self._distribution, self._dtype = spaces.distribution, np.dtype(form.dtype)
+        shape = spaces.action.shape
+        if spaces.distribution == "categorical":
+            self._start = np.reshape(form.start, shape)
+        elif spaces.distribution == "gaussian":
+            self._low, self._high = (bound.reshape(shape) for bound in form.bounds())
+
+    def __call__(self, actions: np.ndarray) -> list:
+        """One entry for each environment, from actions [N, *action]."""
+        if self._distribution == "categorical":  # NumPy's integers, which gymnasium checks faster than an int
+            return list((actions + self._start).astype(self._dtype, copy=False))
+        if self._distribution == "bernoulli":
+            return list(actions)
+        return list(np.clip(actions, self._low, self._high).astype(self._dtype))

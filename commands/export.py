@@ -1,0 +1,96 @@
+"""`export`: a run's policy as one file that runs without this project's learner."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from actors.environment import make_environment, reset_environment
+from actors.exported import ExportedPolicy, save_policy
+from actors.graph import TOLERANCE, inputs_of, save_graph
+from commands.command_line import parse
+from commands.policies import describe, open_policy
+from protocol.errors import UserError
+from protocol.lifeline import SUCCESS
+from protocol.randomness import Purpose, environment_seed
+
+STEPS = 64  # of the environment, over which a graph is compared with the policy
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a policy to one file.
+
+    Examples:
+      python launch.py export runs/CartPole-v1-seed0 policy.safetensors
+      python launch.py export runs/CartPole-v1-seed0 policy.onnx --format onnx
+    """
+
+    policy: Annotated[Path, tyro.conf.Positional]
+    """Directory of a run, or a file that `export` or `import-sb3` wrote."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """File to write; one that is there is replaced."""
+    format: Literal["numpy", "onnx"] = "numpy"
+    """`numpy`: safetensors, for `actors.exported.load_policy`. `onnx`: a graph, for any ONNX runtime."""
+    best: bool = False
+    """Take the best policy by evaluation instead of the newest."""
+    trust: bool = False
+    """Import the modules that a file names, for an environment, a wrapper or a network that is not a library's."""
+
+
+def main(arguments: list[str]) -> int:
+    """Export as the command line says; returns the exit code."""
+    command = parse(ExportCommand, "launch.py export", arguments)
+    experiment, snapshot = open_policy(command.policy, command.best, command.trust)
+    policy = ExportedPolicy(describe(experiment, snapshot.policy_version), snapshot)
+    try:
+        if command.format == "onnx":
+            save_graph(command.out, policy)
+        else:
+            save_policy(command.out, policy.description, snapshot)
+    except OSError as error:
+        raise UserError(f"{command.out} cannot be written: {error.strerror}") from None
+    print(f"{command.out}: policy version {snapshot.policy_version} for {experiment.env}")
+    if command.format == "onnx":
+        _report(command.out, policy)
+    return SUCCESS
+
+
+def _report(path: Path, policy: ExportedPolicy) -> None:
+    """Say how far the graph is from the policy; raises `UserError` if that is too far."""
+    try:
+        import onnxruntime
+    except ImportError:
+        print("not compared with the NumPy policy: onnxruntime is not installed (extra `onnx`)")
+        return
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    difference = largest_difference(session, policy)
+    text = f"over {STEPS} steps of the environment its outputs differ from the NumPy policy's by at most"
+    if not difference <= TOLERANCE:
+        raise UserError(f"{path}: {text} {difference:.1e}, more than {TOLERANCE}")
+    print(f"{text} {difference:.1e}")
+
+
+def largest_difference(session: object, policy: ExportedPolicy) -> float:
+    """Between a graph's outputs and the policy's: absolute where they are below 1, and relative above."""
+    experiment = policy.description.experiment
+    env = make_environment(experiment)
+    largest, over, episode = 0.0, True, 0
+    observation, memory = None, np.zeros((1, experiment.recurrent_size), np.float32)
+    for _ in range(STEPS):
+        if over:
+            seed = environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode)
+            observation, episode = reset_environment(env, seed), episode + 1
+            policy.reset()
+            memory = np.zeros_like(memory)
+        outputs = ["parameters", *(["next_memory"] if experiment.recurrent_size else [])]
+        found = session.run(outputs, inputs_of(policy, observation, memory))  # pyright: ignore[reportAttributeAccessIssue]
+        *wanted, memory = policy.forward(observation)
+        for ours, theirs in zip([*wanted, memory], found, strict=False):
+            largest = max(largest, float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
+        observation, _, terminated, truncated, _ = env.step(policy(observation))
+        over = terminated or truncated
+    env.close()
+    return largest

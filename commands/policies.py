@@ -1,0 +1,49 @@
+"""The policy that a command is to act with: of a run directory, or of a file that `export` wrote."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from actors.environment import action_form, describe_spaces, make_environment, observation_form
+from actors.exported import Description, load_policy
+from commands.runs import Run
+from learner.checkpoint import policy_snapshot
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.snapshot import PolicySnapshot
+
+
+class Acting(NamedTuple):
+    """What acts, and in what."""
+
+    experiment: Experiment
+    snapshot: PolicySnapshot
+
+
+def open_policy(path: Path, best: bool = False, trust: bool = False) -> Acting:
+    """The policy in a run directory or a file; raises `UserError` if there is none, or if it cannot act as it says.
+
+    A file may come from anywhere: unless it is trusted, it may name no modules to import.
+    """
+    if not path.is_file():
+        run = Run.open(path)
+        return Acting(run.config.experiment, policy_snapshot(run.checkpoint(best)))
+    if best:
+        raise UserError(f"--best chooses among the policies of a run directory; {path} is a file with one")
+    policy = load_policy(path, trust)
+    given = policy.description
+    named = [name for name in (given.experiment.env, *given.experiment.wrapper) if ":" in name]
+    if named and not trust:
+        raise UserError(f"{path} names modules to import ({', '.join(named)}): --trust lets their code run")
+    here = describe(given.experiment, given.policy_version)
+    if here != given:
+        raise UserError(f"{path} holds a policy for other spaces than {given.experiment.env} has here")
+    return Acting(given.experiment, policy.snapshot)
+
+
+def describe(experiment: Experiment, policy_version: int) -> Description:
+    """A policy of this experiment, as an exported file describes it."""
+    env = make_environment(experiment)
+    spaces = describe_spaces(env, experiment)
+    forms = observation_form(env.observation_space), action_form(env.action_space)
+    env.close()
+    return Description(policy_version, experiment, spaces, *forms)
