@@ -148,7 +148,8 @@ class ProcessWorkers:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a child and whatever it started: each leads a session of its own."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended, and the thread that awaits it has not said so yet
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _close_stdin(process: subprocess.Popen[bytes]) -> None:
