@@ -15,7 +15,7 @@ from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
-COMMANDS = ("train", "eval", "actors", "keys")  # each a module of commands/ with a main
+COMMANDS = ("train", "eval", "actors", "dashboard", "keys")  # each a module of commands/ with a main
 
 
 def main(arguments: list[str]) -> int:
