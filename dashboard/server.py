@@ -22,8 +22,8 @@ PAGE = Path(__file__).parent / "page"
 LOOPBACK = "127.0.0.1"
 # Plotly makes style elements of its own, hence the unsafe-inline for styles; scripts come from files alone.
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self';"
-    " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline';"
+    " connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -48,6 +48,7 @@ def serve(run_dirs: list[Path], port: int, say: Callable[[str], None]) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((LOOPBACK, port))
+            listener.listen()  # so that nobody is turned away who has the address
         except OSError as error:
             raise UserError(
                 f"port {port} of {LOOPBACK} cannot be had: {error.strerror}; choose another --port"
