@@ -349,7 +349,8 @@ def test_mistakes_get_a_line_each(trained: Path, tmp_path: Path) -> None:
 def test_what_is_missing_is_named_before_a_run_begins(tmp_path: Path) -> None:
     code = (
         "import sys, importlib.util as util; find = util.find_spec; sys.argv[0] = 'launch.py'\n"
-        "util.find_spec = lambda name, *rest: None if name == 'plotly' else find(name, *rest)\n"
+        "found = {'starlette': True, 'uvicorn': True, 'plotly': None}\n"
+        "util.find_spec = lambda name, *rest: found[name] if name in found else find(name, *rest)\n"
         f"import launch; sys.exit(launch.main(['--dashboard', '--run-dir', {str(tmp_path / 'run')!r}]))"
     )
     done = subprocess.run([LAUNCH[0], "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path.cwd())

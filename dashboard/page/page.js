@@ -49,10 +49,10 @@ function legend() {
   if (box.childElementCount) return;
   if (runs.length === 1) {
     const known = [env, seed !== undefined && `seed ${seed}`, schedule].filter(Boolean);
-    box.append(element("span", { class: "muted" }, known.join(", ")));
+    box.replaceChildren(element("span", { class: "muted" }, known.join(", ")));
     return;
   }
-  box.append(...runs.map((run) => {
+  box.replaceChildren(...runs.map((run) => {
     const shown = element("input", { type: "checkbox", checked: "" });
     shown.addEventListener("change", () => {
       run.shown = shown.checked;

@@ -126,7 +126,7 @@ function timeCard(runs) {
     const swatch = element("span", { class: "swatch" });
     swatch.style.background = color;
     return count(element("span", {}, swatch, ` ${name}`));
-  }), count("actors acting")];
+  }), count("acting")];
   const rows = runs.map((run) => {
     const shares = run.status?.shares;
     const bar = element("div", { class: "share" }, ...PARTS.map(([name, color]) => {
