@@ -547,6 +547,9 @@ def test_runs_are_laid_over_each_other_and_their_names_are_only_text(tmp_path: P
         assert legend == names
         assert page.evaluate("document.title") == "2 runs"
         assert page.evaluate("document.querySelectorAll('img, b, body script').length") == 0
+        plot = f"document.querySelector('article[data-metric=\"{RETURN}\"] .plot')"
+        page.evaluate(f"Plotly.Fx.hover({plot}, [{{curveNumber: 0, pointNumber: 1}}])")
+        assert names[0] in page.wait_for(f"{plot}.querySelector('.hoverlayer').textContent")
         page.evaluate("document.querySelector('#legend input').click()")
         assert curve_on(page, RETURN, 0)["y"] == [9, 18, 27]
         assert page.complaints == []

@@ -126,13 +126,13 @@ function plot(target, traces, x, y, view) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 11, color: css("--muted") },
-    hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") } },
+    hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") }, namelength: -1 },
     hovermode: "x",
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
     showlegend: false,
     uirevision: view, // keeps what was zoomed into while points come in
     xaxis: { ...line, ...x, title: { ...x.title, standoff: 4, font: { size: 11 } } },
-    yaxis: { ...line, exponentformat: "e", ...y },
+    yaxis: { ...line, exponentformat: "e", minexponent: 5, ...y },
   };
   window.Plotly.react(target, traces, layout, { displayModeBar: false, responsive: true });
 }
