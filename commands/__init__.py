@@ -6,6 +6,7 @@ COMMANDS = (
     "play",
     "plot",
     "compare",
+    "dashboard",
     "export",
     "import-sb3",
     "doctor",

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,12 +20,14 @@ from commands import COMMANDS
 from commands.command_line import parse
 from commands.runs import CONFIG, Run
 from commands.versions import installed_versions
+from dashboard.server import check_installed as check_dashboard_installed
 from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.networks import check_network
 from protocol.remote import RemoteAccess
+from supervisor.dashboard import dashboard
 from supervisor.supervisor import supervise
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -53,6 +55,8 @@ class ExecutionConfig:
     """Seconds without any progress after which an actor is taken to hang, and is replaced."""
     trace: Path | None = None
     """Write a timeline of every process to this file, for ui.perfetto.dev or chrome://tracing."""
+    dashboard: bool = False
+    """Serve a page about the run for the browser of this machine, and print its address."""
     run_dir: Path | None = None
     """Directory for the results; by default a fresh one under runs/."""
     resume: Path | None = None
@@ -116,9 +120,12 @@ def main(arguments: list[str]) -> int:
                 raise UserError(
                     f"{flag} and --resume exclude each other: a run goes on in its own directory, as it began"
                 )
+    if execution.dashboard:
+        check_dashboard_installed()
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
     run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
-    with _claimed(run_dir, fresh=resumed is None, config=config), _traced(execution.trace):
+    shown = dashboard(run_dir) if execution.dashboard else nullcontext()
+    with _claimed(run_dir, fresh=resumed is None, config=config), _traced(execution.trace), shown:
         return supervise(
             config,
             run_dir,

@@ -48,13 +48,13 @@ class ProcessWorkers:
         if self._remote is not None:
             arguments += ["--listen-remote", self._remote.address]
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
-        self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
+        self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
 
     def start_actor(self, index: int) -> int:
         arguments = ["--connect", self._address, "--index", str(index)]
         log = self._log(f"actor-{index}")
-        process = self._actors[index] = self._start("actors", arguments, log, stdout=subprocess.DEVNULL)
+        process = self._actors[index] = start_child("actors", arguments, log, stdout=subprocess.DEVNULL)
         self._watch(self._await_actor, index, process, log)
         return process.pid
 
@@ -75,13 +75,8 @@ class ProcessWorkers:
 
     def end_actor(self, index: int) -> None:
         process = self._actors.pop(index, None)
-        if process is None:
-            return
-        _close_stdin(process)
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            _kill(process)
+        if process is not None:
+            end_child(process, END_SECONDS)
 
     def _tell_learner(self, line: str) -> None:
         if self._learner is not None and self._learner.stdin is not None:
@@ -95,26 +90,9 @@ class ProcessWorkers:
             _close_stdin(process)
         deadline = time.monotonic() + seconds  # for all of them together
         for process in processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _kill(process)
-                process.wait()
+            end_child(process, max(0.0, deadline - time.monotonic()))
         for watcher in self._watchers:
             watcher.join()
-
-    def _start(self, module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
-        # The user's folder comes last: a module of theirs must not take the place of one of ours.
-        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
-        with open(log, "ab") as stderr:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=stdout,
-                stderr=stderr,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-                start_new_session=True,  # a terminal's signals are for the supervisor alone
-            )
 
     def _watch(self, work: Callable[..., None], *arguments: Any) -> None:
         watcher = threading.Thread(target=work, args=arguments, daemon=True)
@@ -143,6 +121,31 @@ class ProcessWorkers:
 
     def _log(self, name: str) -> Path:
         return self._run_dir / "logs" / f"{name}.log"
+
+
+def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
+    """Start `python -m MODULE` with a lifeline to this process, and what it says of errors in `log`."""
+    # The user's folder comes last: a module of theirs must not take the place of one of ours.
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
+    with open(log, "ab") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+            start_new_session=True,  # a terminal's signals are for the supervisor alone
+        )
+
+
+def end_child(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Let go of a child, and kill it if it has not ended within so many seconds."""
+    _close_stdin(process)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        process.wait()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

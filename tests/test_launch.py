@@ -347,6 +347,10 @@ def test_every_flag_has_a_sentence_in_the_help() -> None:
         ("actors.actor, actors.__main__", ["mlx", "learner", "commands", "supervisor", "tyro", "rich"]),
         ("learner.__main__, learner.learner", ["gymnasium", "actors", "commands", "supervisor", "tyro", "rich"]),
         ("supervisor.supervisor, commands.train", ["mlx", "zmq"]),
+        (
+            "dashboard.__main__, dashboard.server",
+            ["mlx", "zmq", "gymnasium", "actors", "commands", "supervisor", "starlette"],
+        ),
     ],
 )
 def test_packages_import_nothing_across_their_borders(package: str, forbidden: list[str]) -> None:

@@ -1,0 +1,43 @@
+"""`dashboard RUN_DIR …`: runs in the browser, live or finished, one or several to compare."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from commands.command_line import parse
+from commands.runs import CONFIG
+from protocol.errors import UserError
+from protocol.lifeline import SUCCESS
+
+
+@dataclass(frozen=True)
+class DashboardCommand:
+    """Serve a page about runs on this machine's loopback: curves, actors, lanes and events, live or afterwards.
+
+    Examples:
+      python launch.py dashboard runs/CartPole-v1-seed0
+      python launch.py dashboard runs/CartPole-v1-seed*     # compared with each other
+    """
+
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Directories of the runs."""
+    port: int = 0
+    """Port to listen on, of 127.0.0.1; 0 takes any free one."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until interrupted; returns the exit code."""
+    command = parse(DashboardCommand, "launch.py dashboard", arguments)
+    if not command.run_dirs:
+        raise UserError("name the directory of at least one run")
+    if not (command.port == 0 or 1024 <= command.port <= 65535):
+        raise UserError(f"--port must lie between 1024 and 65535, or be 0, not {command.port}")
+    for run_dir in command.run_dirs:
+        if not (run_dir / CONFIG).exists():
+            raise UserError(f"{run_dir}: there is no run here (no {CONFIG})")
+    from dashboard.server import serve
+
+    serve(list(command.run_dirs), command.port, lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True))
+    return SUCCESS

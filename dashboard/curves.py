@@ -1,0 +1,75 @@
+"""Curves of a run that grows: few enough points to draw, and every peak among them."""
+
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+STEPS, SECONDS, VERSION = "env_steps", "time/seconds", "policy_version"
+METRICS = (  # that are drawn
+    "rollout/episode_return_mean",
+    "rollout/episode_length_mean",
+    "train/policy_loss",
+    "train/value_loss",
+    "train/entropy",
+    "train/approx_kl",
+    "train/clip_fraction",
+    "train/explained_variance",
+    "train/learning_rate",
+    "time/env_steps_per_second",
+    "time/learner_wait_share",
+)
+MAX_BLOCKS = 1000  # in a curve; each is drawn as its lowest and its highest point
+
+
+class Curves:
+    """The numbers of every iteration so far, by metric; NaN where one is not known."""
+
+    def __init__(self) -> None:
+        self._columns = {name: array("d") for name in (STEPS, SECONDS, VERSION, *METRICS)}
+
+    def __len__(self) -> int:
+        return len(self._columns[STEPS])
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        for name, column in self._columns.items():
+            value = row.get(name)
+            column.append(value if isinstance(value, int | float) else np.nan)
+
+    @property
+    def stride(self) -> int:
+        """Iterations to a block: a power of two, so that as a run grows old points seldom have to be drawn anew."""
+        stride = 1
+        while len(self) > stride * MAX_BLOCKS:
+            stride *= 2
+        return stride
+
+    def points(self, start: int, stop: int, stride: int) -> dict[str, dict[str, np.ndarray]]:
+        """Of iterations `start` to `stop`, by metric: `env_steps`, `seconds` and `values` of the points to draw."""
+        steps, seconds = (np.array(self._columns[name][start:stop]) for name in (STEPS, SECONDS))
+        curves = {}
+        for name in METRICS:
+            values = np.array(self._columns[name][start:stop])
+            drawn = extremes(values, stride)
+            curves[name] = {"env_steps": steps[drawn], "seconds": seconds[drawn], "values": values[drawn]}
+        return curves
+
+    def seconds_at(self, versions: Iterable[float | None]) -> np.ndarray:
+        """When these policy versions were complete, in seconds of training; NaN for one that has no row."""
+        wanted = np.array(list(versions), dtype=np.float64)
+        known, seconds = (np.append(self._columns[name], np.nan) for name in (VERSION, SECONDS))
+        index = np.searchsorted(known[:-1], wanted)  # rows are in the order of their versions
+        return np.where(known[index] == wanted, seconds[index], np.nan)
+
+
+def extremes(values: np.ndarray, stride: int) -> np.ndarray:
+    """Indices of each block's lowest and highest value, in order; the last block may be shorter."""
+    blocks = -(-len(values) // stride)
+    padded = np.full(blocks * stride, np.nan)
+    padded[: len(values)] = values
+    padded = padded.reshape(blocks, stride)
+    starts = np.arange(blocks) * stride
+    lowest = starts + np.where(np.isnan(padded), np.inf, padded).argmin(axis=1)
+    highest = starts + np.where(np.isnan(padded), -np.inf, padded).argmax(axis=1)
+    return np.unique(np.concatenate([lowest, highest]))

@@ -1,0 +1,582 @@
+"""The dashboard: what it reads, whom it lets in, and what a real browser shows of it."""
+
+import http.client
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+import pytest
+from browsing import Page, browser, chromium
+from launching import LAUNCH, SMALL, launch, metrics_of, running, train
+
+from dashboard.curves import MAX_BLOCKS, METRICS, Curves, extremes
+from dashboard.reading import GrowingFile, open_runs
+from dashboard.server import finite
+
+MISSING = [name for name in ("starlette", "uvicorn", "plotly") if importlib.util.find_spec(name) is None]
+needs_extra = pytest.mark.skipif(bool(MISSING), reason=f'{MISSING} missing: pip install -e ".[dashboard]"')
+needs_browser = pytest.mark.skipif(
+    bool(MISSING) or chromium() is None, reason="no Chromium here, or the extra `dashboard` is missing"
+)
+RETURN = "rollout/episode_return_mean"
+NOW = time.time()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("dashboard") / "run"
+    train(run_dir, "--in-process", *SMALL)
+    return run_dir
+
+
+@contextmanager
+def served(*run_dirs: Path) -> Iterator[str]:
+    """`launch.py dashboard RUN_DIRS`; its address, token included."""
+    arguments = [*LAUNCH, "dashboard", *map(str, run_dirs)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), process.communicate()
+            yield line.split()[0]
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=10)
+            assert errors == ""
+
+
+class Visitor:
+    """Sends requests as they are written, whatever a browser or a library would not let pass."""
+
+    def __init__(self, address: str) -> None:
+        self.host, self.query = urlsplit(address).netloc, urlsplit(address).query
+        self.cookie = ""
+
+    def ask(self, target: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection.putrequest(method, target, skip_host=True)
+        for name, value in ({"Host": self.host, "Cookie": self.cookie} | headers).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        self.text = answer.read().decode()
+        connection.close()
+        return answer
+
+    def enter(self) -> None:
+        """Show the token, and keep the cookie given for it."""
+        answer = self.ask(f"/?{self.query}")
+        assert (answer.status, answer.headers["Location"]) == (303, "/")
+        self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+
+    def data(self, *cursors: str) -> list[dict[str, Any]]:
+        assert self.ask(f"/data?cursors={','.join(cursors)}").status == 200
+        return json.loads(self.text)
+
+
+@pytest.fixture(scope="module")
+def visited(trained: Path) -> Iterator[str]:
+    with served(trained) as address:
+        yield address
+
+
+def row(version: int, **metrics: Any) -> dict[str, Any]:
+    return {"policy_version": version, "env_steps": 512 * version, "time/seconds": 0.5 * version, **metrics}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+def make_run(run_dir: Path, rows: list[dict[str, Any]], config: str = 'env = "CartPole-v1"\n') -> Path:
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.toml").write_text(config)
+    write_rows(run_dir / "metrics.jsonl", rows)
+    return run_dir
+
+
+# Reading
+
+
+def test_half_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    file = GrowingFile(path)
+    assert list(file.read(pytest.fail)) == []
+    path.write_text('{"a": 1}\n{"a": ')
+    assert list(file.read(pytest.fail)) == [{"a": 1}]
+    with open(path, "a") as grown:
+        grown.write('2}\nnot JSON\n[3]\n{"a": 4}\n')
+    assert list(file.read(pytest.fail)) == [{"a": 2}, {"a": 4}]
+    assert list(file.read(pytest.fail)) == []
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_file_that_was_replaced_or_cut_is_read_from_its_beginning(tmp_path: Path, replace: bool) -> None:
+    path, forgotten = tmp_path / "rows.jsonl", []
+    write_rows(path, [row(1), row(2), row(3)])
+    file = GrowingFile(path)
+    assert len(list(file.read(pytest.fail))) == 3
+    target = tmp_path / "new" if replace else path
+    write_rows(target, [row(1)])
+    target.replace(path)
+    assert list(file.read(lambda: forgotten.append(True))) == [row(1)]
+    assert forgotten == [True]
+
+
+def test_a_run_without_most_of_its_files_is_shown_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "trai')
+    (tmp_path / "summary.json").write_text("[]")
+    (tmp_path / "config.toml").write_text("no = ")
+    (run,) = open_runs([tmp_path])
+    shown = run.since("")
+    assert (shown["status"], shown["summary"], shown["settings"], shown["evaluations"]) == (None, None, {}, [])
+    assert shown["newest"][RETURN] is None
+    assert all(len(curve["values"]) == 0 for curve in shown["settled"].values())
+
+
+def test_a_run_is_read_piece_by_piece(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [row(1, **{RETURN: None}), row(2, **{RETURN: 9.5})])
+    (run,) = open_runs([run_dir])
+    first = run.since("")
+    assert first["anew"]
+    assert finite(first["settled"][RETURN]["values"]) == [None, 9.5]
+    write_rows(run_dir / "metrics.jsonl", [row(n, **{RETURN: n}) for n in (1, 2, 3)])  # cut, and as long again: as a
+    with open(run_dir / "metrics.jsonl", "a") as file:  # writer that appends would leave it
+        file.write(json.dumps(row(4, **{RETURN: 4.5})) + "\n")
+    second = run.since(first["cursor"])
+    assert not second["anew"]
+    assert second["settled"][RETURN]["values"].tolist()[-1] == second["newest"][RETURN] == 4.5
+    assert second["settled"][RETURN]["env_steps"].tolist()[-1] == 2048
+
+
+def test_a_cursor_from_before_a_resume_gets_everything_anew(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [row(n, **{RETURN: n}) for n in range(1, 6)])
+    (run,) = open_runs([run_dir])
+    cursor = run.since("")["cursor"]
+    write_rows(tmp_path / "resumed", [row(n, **{RETURN: 10 * n}) for n in range(1, 9)])
+    (tmp_path / "resumed").replace(run_dir / "metrics.jsonl")
+    resumed = run.since(cursor)
+    assert resumed["anew"]
+    assert resumed["settled"][RETURN]["values"].tolist() == [10.0 * n for n in range(1, 9)]
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "1.1.99999", "1.1.-1", "9.1.0", "1.1.", "1.1.²"])
+def test_a_cursor_that_fits_nothing_gets_everything(tmp_path: Path, cursor: str) -> None:
+    (run,) = open_runs([make_run(tmp_path / "run", [row(1, **{RETURN: 3.0})])])
+    assert run.since(cursor)["settled"][RETURN]["values"].tolist() == [3.0]
+
+
+def test_the_pieces_of_a_growing_run_make_up_the_whole(tmp_path: Path) -> None:
+    values = np.random.Generator(np.random.Philox(1)).normal(size=2 * MAX_BLOCKS + 600)
+    values[1234] = 77.0
+    run_dir = make_run(tmp_path / "run", [])
+    (run,) = open_runs([run_dir])
+    cursor, points = "", []
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        for index, value in enumerate(values, start=1):
+            file.write(json.dumps(row(index, **{RETURN: value})) + "\n")
+            if index % 97 == 0 or index == len(values):
+                file.flush()
+                piece = run.since(cursor)
+                cursor = piece["cursor"]
+                points = [] if piece["anew"] else points
+                points += zip(*(piece["settled"][RETURN][name] for name in ("env_steps", "values")), strict=True)
+                shown = [*points, *zip(*(piece["tail"][RETURN][n] for n in ("env_steps", "values")), strict=True)]
+                assert len(shown) <= 2 * MAX_BLOCKS + 2
+                assert shown == [(512.0 * (round(steps) // 512), values[round(steps) // 512 - 1]) for steps, _ in shown]
+                assert max(value for _, value in shown) == values[:index].max()
+                assert min(value for _, value in shown) == values[:index].min()
+    (whole,) = open_runs([run_dir])
+    every = whole.since("")
+    assert points == list(zip(*(every["settled"][RETURN][name] for name in ("env_steps", "values")), strict=True))
+    assert every["newest"][RETURN] == values[-1]
+
+
+def test_blocks_keep_their_extremes_and_skip_what_is_unknown() -> None:
+    nan = np.nan
+    assert extremes(np.array([3.0, 1.0, 2.0, 5.0, nan, 4.0, 0.5]), 4).tolist() == [1, 3, 5, 6]
+    assert extremes(np.array([1.0, nan, 2.0]), 1).tolist() == [0, 1, 2]
+    assert extremes(np.array([]), 8).tolist() == []
+    assert len(extremes(np.full(8, nan), 4)) == 2  # a gap
+
+
+def test_evaluations_find_their_time_and_lags_are_summed(tmp_path: Path) -> None:
+    rows = [row(n, **{"policy/lag_histogram": [n, 0, 2][: 1 + n]}) for n in (1, 2, 3)]
+    run_dir = make_run(tmp_path / "run", rows)
+    evaluations = [{"policy_version": n, "env_steps": 512 * n, "return_mean": 1.0 * n} for n in (2, 7)]
+    write_rows(run_dir / "evaluations.jsonl", evaluations)
+    shown = open_runs([run_dir])[0].since("")
+    assert shown["lags"] == [6, 0, 4]
+    assert finite([point["seconds"] for point in shown["evaluations"]]) == [1.0, None]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / folder / "run", []) for folder in ("a", "b")]
+    assert [run.since("")["name"] for run in open_runs([*paths, paths[0]])] == list(map(str, paths))
+
+
+def test_what_json_cannot_hold_becomes_null() -> None:
+    assert finite({"a": [np.nan, np.inf, 1.5], "b": np.array([np.nan, 2.0]), "c": True}) == {
+        "a": [None, None, 1.5],
+        "b": [None, 2.0],
+        "c": True,
+    }
+
+
+def test_a_hundred_thousand_iterations_leave_a_few_thousand_points() -> None:
+    curves = Curves()
+    for n in range(100_000):
+        curves.append(row(n, **{RETURN: float(n)}))
+    points = curves.points(0, len(curves), curves.stride)
+    assert points.keys() == set(METRICS)
+    assert 1000 <= len(points[RETURN]["values"]) <= 2 * MAX_BLOCKS
+    assert points[RETURN]["values"][-1] == 99_999
+
+
+# Whom it lets in
+
+
+@needs_extra
+def test_without_the_token_nothing_is_shown(visited: str) -> None:
+    visitor = Visitor(visited)
+    port = urlsplit(visited).port
+    for target in ("/", "/data", "/page.js", "/plotly.js", "/?token=", "/?token=%C3%A9", "/?token=guess", "/nowhere"):
+        for cookie in ("", f"dashboard-{port}=guess", f"dashboard-{port}=", f"dashboard-{port}=\u00e9"):
+            visitor.cookie = cookie
+            assert visitor.ask(target).status == 403, (target, cookie)
+            assert visitor.text == "open the address that the terminal shows, token included\n"
+    assert visitor.ask(f"/data?{visitor.query}").status == 403  # the token opens the page, and nothing else
+
+
+@needs_extra
+def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(visited: str) -> None:
+    visitor = Visitor(visited)
+    flags = {part.strip().lower() for part in visitor.ask(f"/?{visitor.query}").headers["Set-Cookie"].split(";")[1:]}
+    assert {"httponly", "samesite=strict", "path=/"} <= flags
+    visitor.enter()
+    assert visitor.ask("/").status == 200
+    assert [run["name"] for run in visitor.data()] == ["run"]
+
+
+@needs_extra
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:PORT", "127.0.0.1", "127.0.0.1:1", "[::1]:PORT", ""])
+def test_a_page_that_resolves_its_own_name_to_this_machine_gets_nothing(visited: str, host: str) -> None:
+    visitor = Visitor(visited)
+    visitor.enter()
+    for target in ("/", "/data", f"/?{visitor.query}"):
+        assert visitor.ask(target, Host=host.replace("PORT", str(urlsplit(visited).port))).status == 421
+
+
+@needs_extra
+def test_localhost_is_a_name_of_this_machine(visited: str) -> None:
+    visitor = Visitor(visited)
+    visitor.enter()
+    assert visitor.ask("/", Host=f"localhost:{urlsplit(visited).port}").status == 200
+
+
+@needs_extra
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_nothing_can_be_changed(visited: str, method: str) -> None:
+    visitor = Visitor(visited)
+    visitor.enter()
+    assert visitor.ask("/data", method).status == 405
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    "target",
+    ["/../pyproject.toml", "/%2e%2e/server.py", "/..%2fserver.py", "/page/../../server.py", "//etc/passwd", "/page"],
+)
+def test_no_file_but_the_page_is_served(visited: str, target: str) -> None:
+    visitor = Visitor(visited)
+    visitor.enter()
+    assert visitor.ask(target).status == 404
+
+
+@needs_extra
+def test_the_browser_is_told_to_load_nothing_from_elsewhere(visited: str) -> None:
+    visitor = Visitor(visited)
+    visitor.enter()
+    for target in ("/", "/page.js", "/data", "/nowhere"):
+        headers = visitor.ask(target).headers
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; ")
+        assert "frame-ancestors 'none'" in policy and "http" not in policy
+        assert (headers["Referrer-Policy"], headers["X-Content-Type-Options"]) == ("no-referrer", "nosniff")
+        assert (headers["Cache-Control"], headers["Cross-Origin-Resource-Policy"]) == ("no-store", "same-origin")
+
+
+@needs_extra
+def test_only_the_loopback_is_listened_on(visited: str) -> None:
+    port = urlsplit(visited).port
+    listening = [
+        connection.laddr
+        for child in psutil.Process().children()
+        for connection in child.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    ]
+    assert [address.ip for address in listening] == ["127.0.0.1"]
+
+
+@needs_extra
+def test_mistakes_get_a_line_each(trained: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments, expected in (
+            ([], "name the directory of at least one run"),
+            ([tmp_path], f"{tmp_path}: there is no run here"),
+            ([trained, "--port", 80], "--port must lie between 1024 and 65535"),
+            ([trained, "--port", port], f"port {port} of 127.0.0.1 cannot be had"),
+        ):
+            done = launch("dashboard", *arguments)
+            assert done.returncode == 2
+            assert expected in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_what_is_missing_is_named_before_a_run_begins(tmp_path: Path) -> None:
+    code = (
+        "import sys, importlib.util as util; find = util.find_spec; sys.argv[0] = 'launch.py'\n"
+        "found = {'starlette': True, 'uvicorn': True, 'plotly': None}\n"
+        "util.find_spec = lambda name, *rest: found[name] if name in found else find(name, *rest)\n"
+        f"import launch; sys.exit(launch.main(['--dashboard', '--run-dir', {str(tmp_path / 'run')!r}]))"
+    )
+    done = subprocess.run([LAUNCH[0], "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path.cwd())
+    assert done.returncode == 2
+    assert done.stderr == 'launch.py: the dashboard needs plotly: pip install -e ".[dashboard]"\n'
+    assert not (tmp_path / "run").exists()
+
+
+# A run that serves it
+
+
+def lines_of(process: subprocess.Popen[str]) -> list[str]:
+    """What a process prints, gathered in the background."""
+    lines: list[str] = []
+
+    def gather() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+
+    threading.Thread(target=gather, daemon=True).start()
+    return lines
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (value := found()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def address_in(lines: list[str]) -> str | None:
+    return next((line.split()[1] for line in lines if line.startswith("dashboard: http://127.0.0.1:")), None)
+
+
+def dashboard_of(launcher: subprocess.Popen[str]) -> psutil.Process:
+    (child,) = (c for c in psutil.Process(launcher.pid).children() if "dashboard" in c.cmdline())
+    return child
+
+
+LONG = [*SMALL, "--total-steps", 10_000_000, "--actors", 1, "--dashboard"]
+
+
+@needs_extra
+def test_a_run_serves_its_page_until_it_ends(tmp_path: Path) -> None:
+    with running(tmp_path / "run", *LONG) as process:
+        lines = lines_of(process)
+        visitor = Visitor(wait_for(lambda: address_in(lines)))
+        visitor.enter()
+        wait_for(lambda: visitor.data()[0]["newest"]["policy_version"])
+        child = dashboard_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
+        assert not child.is_running()
+        assert not any("warning" in line for line in lines)
+        with pytest.raises(ConnectionRefusedError):
+            visitor.ask("/")
+
+
+@needs_extra
+def test_a_dashboard_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
+    with running(tmp_path / "run", *LONG) as process:
+        lines = lines_of(process)
+        wait_for(lambda: address_in(lines))
+        dashboard_of(process).kill()
+        wait_for(lambda: any("the dashboard has ended" in line and "training goes on" in line for line in lines))
+        before = len(metrics_of(tmp_path / "run")) if (tmp_path / "run" / "metrics.jsonl").exists() else 0
+        wait_for(
+            lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > before + 3
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
+
+
+@needs_extra
+def test_the_dashboard_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path / "run", *LONG) as process:
+        lines = lines_of(process)
+        wait_for(lambda: address_in(lines))
+        children = psutil.Process(process.pid).children()
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=15)
+        assert not alive
+
+
+@needs_extra
+def test_the_dashboard_does_not_change_the_weights(trained: Path, tmp_path: Path) -> None:
+    summary = train(tmp_path / "run", *SMALL, "--actors", 2, "--dashboard")
+    assert summary["weights_digest"] == json.loads((trained / "summary.json").read_text())["weights_digest"]
+
+
+# In a browser
+
+CHARTS = "[...document.querySelectorAll('article[data-metric]')]"
+DRAWN = "document.querySelectorAll('.plot .main-svg').length > 0"
+
+
+def curve_on(page: Page, metric: str, trace: int = 0) -> dict[str, list[float]]:
+    plot = f"document.querySelector('article[data-metric=\"{metric}\"] .plot')"
+    return page.evaluate(f"(({{x, y}}) => ({{x, y}}))({plot}.data[{trace}])")
+
+
+def newest_on(page: Page, metric: str) -> list[float]:
+    values = f"document.querySelectorAll('article[data-metric=\"{metric}\"] .newest data')"
+    return page.evaluate(f"[...{values}].map((one) => Number(one.value))")
+
+
+def table_on(page: Page, name: str) -> list[list[str]]:
+    rows = f"document.querySelectorAll('article.{name} tbody tr')"
+    return page.evaluate(f"[...{rows}].map((row) => [...row.cells].map((cell) => cell.innerText))")
+
+
+def colors_on(page: Page) -> list[str]:
+    return page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
+        " document.querySelector('.plot')._fullLayout.font.color]"
+    )
+
+
+@needs_browser
+def test_the_page_shows_what_metrics_jsonl_holds(trained: Path, visited: str, tmp_path: Path) -> None:
+    rows = metrics_of(trained)
+    with browser(tmp_path) as page:
+        page.open(visited)
+        page.wait_for(DRAWN)
+        assert page.evaluate("location.href") == f"http://{urlsplit(visited).netloc}/"  # the token is gone
+        for metric in METRICS:
+            curve = curve_on(page, metric)
+            assert curve["x"] == [one["env_steps"] for one in rows]
+            assert curve["y"] == [one[metric] for one in rows]
+            assert newest_on(page, metric) == [rows[-1][metric]]
+        lags = page.evaluate(
+            "document.querySelector('article[data-metric=\"policy/lag_mean\"] .plot').data[0].customdata"
+        )
+        histograms = [one["policy/lag_histogram"] for one in rows]
+        assert lags == [sum(h[lag] for h in histograms if lag < len(h)) for lag in range(max(map(len, histograms)))]
+        shown = page.evaluate("document.body.innerText")
+        assert "2,048 of 2,048" in shown and "finished" in shown and "CartPole-v1, seed 0, pipelined" in shown
+        assert "nan" not in shown.lower() and "undefined" not in shown and "null" not in shown
+        page.evaluate("{ const axis = document.getElementById('axis'); axis.value = 'seconds';"
+                      " axis.dispatchEvent(new Event('change')) }")  # fmt: skip
+        assert curve_on(page, RETURN)["x"] == [one["time/seconds"] for one in rows]
+        assert page.complaints == []
+        assert {urlsplit(address).netloc for address in page.requests} == {urlsplit(visited).netloc}
+
+
+@needs_browser
+def test_what_is_written_while_one_looks_appears(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [row(1, **{RETURN: 1.5, "train/entropy": None})])
+    with served(run_dir) as address, browser(tmp_path / "profile") as page:
+        page.open(address)
+        page.wait_for(DRAWN)
+        assert curve_on(page, RETURN)["y"] == [1.5]
+        assert "–" in page.evaluate(
+            "document.querySelector('article[data-metric=\"train/entropy\"] .newest').innerText"
+        )
+        with open(run_dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row(2, **{RETURN: 2.25})) + "\n" + json.dumps(row(3, **{RETURN: 99.0}))[:20])
+        status = {"time": time.time(), "state": "training", "env_steps": 1024, "total_steps": 4096}
+        actor = {"name": "a0", "state": "working", "lanes": [0, 1], "env_steps": 1024, "restarts": 3, "memory": 2**20}
+        (run_dir / "status.json").write_text(json.dumps(status | {"actors": [actor]}))
+        write_rows(run_dir / "events.jsonl", [{"time": NOW, "event": "actor_lost", "text": "actor 0 <b>fell</b>"}])
+        write_rows(run_dir / "evaluations.jsonl", [{"policy_version": 2, "env_steps": 1024, "return_mean": 7.5}])
+        page.wait_for(f"document.querySelector('article[data-metric=\"{RETURN}\"] .newest data')?.value === '2.25'")
+        page.wait_for("document.querySelectorAll('article.events tbody tr').length === 1")
+        assert curve_on(page, RETURN) == {"x": [512, 1024], "y": [1.5, 2.25]}
+        page.wait_for(f"document.querySelector('article[data-metric=\"{RETURN}\"] .plot').data.length === 2")
+        assert curve_on(page, RETURN, 1) == {"x": [1024], "y": [7.5]}
+        assert table_on(page, "actors") == [["a0", "working", "2", "1,024", "–", "–", "3", "1 MB", "–"]]
+        assert [cells[:1] + cells[2:] for cells in table_on(page, "lanes")] == [
+            ["0", "a0", "working"],
+            ["1", "a0", "working"],
+        ]
+        assert table_on(page, "events")[0][1:] == ["actor lost", "actor 0 <b>fell</b>"]
+        assert "1,024 of 4,096" in page.evaluate("document.body.innerText")
+        assert page.complaints == []
+
+
+@needs_browser
+def test_runs_are_laid_over_each_other_and_their_names_are_only_text(tmp_path: Path) -> None:
+    names = ["<script>document.title = 'taken'<", "b<img src=x onerror=\"document.title='taken'\">"]
+    paths = [
+        make_run(tmp_path / names[0], [row(n, **{RETURN: 1.0 * n}) for n in (1, 2)], "seed = 0\n"),
+        make_run(tmp_path / names[1], [row(n, **{RETURN: 9.0 * n}) for n in (1, 2, 3)], "seed = 1\n"),
+    ]
+    with served(*paths) as address, browser(tmp_path / "profile") as page:
+        page.open(address)
+        page.wait_for(DRAWN)
+        assert curve_on(page, RETURN, 0)["y"] == [1, 2]
+        assert curve_on(page, RETURN, 1)["y"] == [9, 18, 27]
+        assert newest_on(page, RETURN) == [2, 27]
+        legend = page.evaluate("[...document.querySelectorAll('#legend label')].map((one) => one.innerText.trim())")
+        assert legend == names
+        assert page.evaluate("document.title") == "2 runs"
+        assert page.evaluate("document.querySelectorAll('img, b, body script').length") == 0
+        plot = f"document.querySelector('article[data-metric=\"{RETURN}\"] .plot')"
+        page.evaluate(f"Plotly.Fx.hover({plot}, [{{curveNumber: 0, pointNumber: 1}}])")
+        assert names[0] in page.wait_for(f"{plot}.querySelector('.hoverlayer').textContent")
+        page.evaluate("document.querySelector('#legend input').click()")
+        assert curve_on(page, RETURN, 0)["y"] == [9, 18, 27]
+        assert page.complaints == []
+
+
+@needs_browser
+def test_light_and_dark_and_narrow_windows(visited: str, tmp_path: Path) -> None:
+    with browser(tmp_path) as page:
+        page.open(visited, width=400)
+        page.wait_for(DRAWN)
+        light = colors_on(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == 400  # nothing sticks out
+        page.colors("dark")
+        dark = page.wait_for(f"document.querySelector('.plot')._fullLayout.font.color !== '{light[2]}'") and colors_on(
+            page
+        )
+        assert all(one != other for one, other in zip(light, dark, strict=True))
+        assert page.complaints == []
+
+
+@needs_browser
+def test_the_page_says_that_the_dashboard_has_ended(trained: Path, tmp_path: Path) -> None:
+    with browser(tmp_path) as page:
+        with served(trained) as address:
+            page.open(address)
+            page.wait_for(DRAWN)
+            assert page.evaluate("document.getElementById('banner').hidden")
+        page.wait_for("!document.getElementById('banner').hidden")
+        assert "The dashboard has ended" in page.evaluate("document.getElementById('banner').innerText")
+        assert curve_on(page, RETURN)["y"]  # what was shown stays
