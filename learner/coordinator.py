@@ -233,8 +233,10 @@ class Coordinator:
                 self._make_ready(identity, message)
             case Trajectory():
                 self._accept(identity, message)
+            case Progress() if record is None:
+                self.refusals.counts["unknown sender"] += 1
             case Progress():
-                self.refusals.counts["unknown sender"] += record is None
+                pass
             case ProtocolError():
                 self._refuse(identity, "malformed", str(message))
             case _:
