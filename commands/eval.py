@@ -51,6 +51,10 @@ def main(arguments: list[str]) -> int:
     checkpoint = load_newest_checkpoint(command.run_dir / "checkpoints", lambda text: print(f"warning: {text}"))
     if checkpoint is None:
         raise UserError(f"{command.run_dir} has no checkpoint that can be read")
+    try:
+        policy_snapshot(checkpoint)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{command.run_dir}: its checkpoint does not hold a policy: {error!r}") from None
     returns, lengths = evaluate(config, checkpoint, command.episodes)
     result = {
         "policy_version": checkpoint.policy_version,

@@ -422,7 +422,9 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
         try:
             sent = send_messages(address, seen, messages, chance)
         except TimeoutError as error:
-            raise AssertionError(f"{error}; {iterations(run_dir)} iterations; {process.poll()}; {output[-20:]}") from None
+            raise AssertionError(
+                f"{error}; {iterations(run_dir)} iterations; {process.poll()}; {output[-20:]}"
+            ) from None
         seconds, during = time.monotonic() - began, iterations(run_dir) - before
         for thread in threads:
             thread.join()
