@@ -24,6 +24,7 @@ from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket, Received
 
 POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
+SERVING_SECONDS = 0.05  # at once, while there is something to learn from
 GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
 PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds out whose
 MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
@@ -124,12 +125,14 @@ class Coordinator:
             while not all(version in lane.accepted for lane in self._lanes):
                 self._serve(POLL_SECONDS)
             self._gathered = [lane.accepted[version] for lane in self._lanes]
+            self.serve_waiting()  # for actors that have no lane yet have not been heard, where all was there already
         return self._gathered
 
     def serve_waiting(self) -> None:
         """Handle what has arrived, without waiting: in `async`, lanes go on while the learner learns."""
+        until = time.monotonic() + SERVING_SECONDS
         for _ in self._lanes:  # no more than that at once, lest a flood keep the learner from learning
-            if not self._serve(0):
+            if not self._serve(0) or time.monotonic() > until:
                 return
 
     def trained_on(self) -> None:

@@ -6,6 +6,7 @@ memory. Nobody who is granted a lane delivers anything that could pass for exper
 
 import argparse
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import psutil
 import zmq
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import running, summary_of
+from launching import metrics_of, running, summary_of
 
 from protocol.messages import PROTOCOL_VERSION, Grant, Hello, Message, Progress, Ready, Stop, Welcome
 from protocol.messages import from_frames as received
@@ -34,7 +35,10 @@ from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import DIGEST_SIZE, Trajectory
 
-FLAGS = "--num-envs 16 --lane-size 4 --rollout-length 32 --minibatches 2 --epochs 1 --checkpoint-every 50".split()  # noqa: SIM905
+ENV = "benchmarks.environments:Sleep-v0"  # a learner that waits has time for strangers
+EXPERIMENT = "--num-envs 16 --lane-size 4 --rollout-length 32 --minibatches 2 --epochs 1 --checkpoint-every 50".split()  # noqa: SIM905
+STEADY = ["--learning-rate-schedule", "constant"]  # so that a run's length does not change its beginning
+FLAGS = ["--env", ENV, "--env-kwargs", "seconds=0.001", *EXPERIMENT, *STEADY]
 SOCKETS = 16  # that send messages at the same time
 CONNECTIONS = 200  # that are open at the same time
 GROWTH = 50  # MB of the learner's memory that an attack may cost
@@ -264,23 +268,20 @@ KINDS: dict[Callable[[random.Random, Captured], Frames], float] = {
 }
 
 
-def send_messages(address: str, seen: Captured, count: int, chance: random.Random) -> Counter[str]:
-    """Send so many, over several connections in turn; returns how many of each kind."""
+def send_messages(
+    strangers: list[Stranger], address: str, seen: Captured, count: int, chance: random.Random
+) -> Counter[str]:
+    """Send so many, over the connections in turn, some of which are replaced; returns how many of each kind."""
     sent = Counter()
-    with ExitStack() as stack:
-        strangers = [stack.enter_context(closing(Stranger(address))) for _ in range(SOCKETS)]
-        for _ in range(count):
-            (make,) = chance.choices(list(KINDS), list(KINDS.values()))
-            at = chance.randrange(len(strangers))
-            strangers[at].hush()
-            try:
-                strangers[at].send(make(chance, seen))
-            except zmq.Again:
-                raise TimeoutError(f"the learner took no message for {SECONDS:.0f} s") from None
-            sent[make.__name__] += 1
-            if chance.random() < 1e-4:
-                strangers[at].close()
-                strangers[at] = stack.enter_context(closing(Stranger(address)))
+    for _ in range(count):
+        (make,) = chance.choices(list(KINDS), list(KINDS.values()))
+        at = chance.randrange(len(strangers))
+        strangers[at].hush()
+        strangers[at].send(make(chance, seen))
+        sent[make.__name__] += 1
+        if chance.random() < 1e-4:
+            strangers[at].close()
+            strangers[at] = Stranger(address)
     return sent
 
 
@@ -391,12 +392,12 @@ class Outcome:
     iterations: int  # completed while it lasted
 
 
-def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: int, *flags: object) -> Outcome:
-    """Train in `run_dir`, and let strangers do their worst from the tenth iteration on."""
+def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: int) -> Outcome:
+    """Train in `run_dir`, let strangers do their worst from the tenth iteration on, and stop once they are done."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     listening = ["--actors", 2, "--listen", address, "--insecure", "--step-timeout", 5]
-    with running(run_dir, *FLAGS, *listening, *flags) as process:
+    with running(run_dir, *FLAGS, *listening, "--total-steps", 10**9) as process:
         output: list[str] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: output.extend(process.stdout or ()), daemon=True)
@@ -419,20 +420,21 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
         for thread in threads:
             thread.start()
         began, before = time.monotonic(), iterations(run_dir)
-        try:
-            sent = send_messages(address, seen, messages, chance)
-        except TimeoutError as error:
-            raise AssertionError(
-                f"{error}; {iterations(run_dir)} iterations; {process.poll()}; {output[-20:]}"
-            ) from None
-        seconds, during = time.monotonic() - began, iterations(run_dir) - before
+        strangers = [Stranger(address) for _ in range(SOCKETS)]
+        sent = send_messages(strangers, address, seen, messages, chance)
         for thread in threads:
             thread.join()
-        attacked_until = iterations(run_dir)
-        wait_until(lambda: iterations(run_dir) >= attacked_until + 10, process)  # it goes on as before
+        refused = -1
+        while refused < (refused := refused_so_far(run_dir)):  # until what waited in queues has come
+            attacked_until = iterations(run_dir)
+            wait_until(lambda: iterations(run_dir) >= attacked_until + 10, process)  # noqa: B023 - and it goes on
+        seconds, during = time.monotonic() - began, iterations(run_dir) - before
+        for stranger in strangers:
+            stranger.close()
         over.set()
         watch.join()
-        code = process.wait(600)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
         reader.join()
     assert code == 0, "".join(output)
     assert summary_of(run_dir)["learner_restarts"] == 0, "".join(output)
@@ -450,7 +452,7 @@ def own_ready() -> Ready:
     from actors.environment import describe_spaces, make_environment
     from protocol.experiment import Experiment
 
-    experiment = Experiment()
+    experiment = Experiment(env=ENV)
     env = make_environment(experiment)
     with closing(env):
         return Ready(describe_spaces(env, experiment))
@@ -472,6 +474,17 @@ def iterations(run_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def refused_so_far(run_dir: Path) -> int:
+    """Messages refused, with those that were dropped as not granted."""
+    return refused_in(metrics_of(run_dir)[-1])
+
+
+def refused_in(row: dict[str, Any]) -> int:
+    """As a row of metrics, or the summary, says."""
+    steps = 4 * 32  # of a lane in a rollout
+    return sum(row["refused"].values()) + row["samples"]["dropped"].get("stale", 0) // steps
+
+
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Until it is so, or the run has ended."""
     while not reached() and process.poll() is None:
@@ -484,31 +497,28 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--connections", type=int, default=10_000, help="that speak no ZMTP, or half of it")
     parser.add_argument("--holders", type=int, default=200, help="that take lanes and bring nonsense")
-    parser.add_argument("--total-steps", type=int, default=4_000_000, help="long enough that training outlasts it")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    steps = ["--total-steps", arguments.total_steps]
     with tempfile.TemporaryDirectory() as name:
-        undisturbed = train_long(Path(name) / "undisturbed", *FLAGS, *steps)
         counts = arguments.messages, arguments.connections, arguments.holders
-        outcome = attack(Path(name) / "run", *counts, arguments.seed, *steps)
-    equal = outcome.summary["weights_digest"] == undisturbed
+        outcome = attack(Path(name) / "run", *counts, arguments.seed)
+        equal = outcome.summary["weights_digest"] == undisturbed(Path(name) / "undisturbed", outcome)
     total = outcome.sent.total()
     print(f"messages     {total:,} in {outcome.seconds:.0f} s, {total / outcome.seconds:,.0f} a second")
     print(f"             {dict(outcome.sent)}")
     print(f"connections  {outcome.connections.total():,}  {dict(outcome.connections)}")
     print(f"held lanes   {dict(outcome.held)}")
     print(f"training     {outcome.iterations} iterations meanwhile")
-    print(f"refused      {outcome.summary['refused']}")
+    print(f"refused      {refused_in(outcome.summary):,}  {outcome.summary['refused']}")
     print(f"dropped      {outcome.summary['samples']['dropped']} env-steps")
     print(f"memory       learner grew by {outcome.growth:.1f} MB (at most {GROWTH})")
     print(f"digest       {'equal' if equal else 'NOT EQUAL'}")
     return 0 if equal and outcome.growth < GROWTH else 1
 
 
-def train_long(run_dir: Path, *flags: object) -> str:
-    """Train undisturbed, however long it takes; returns the digest."""
-    with running(run_dir, *flags, "--actors", 2) as process:
+def undisturbed(run_dir: Path, attacked: Outcome) -> str:
+    """Train as far as that run came, with nobody else about; returns the digest."""
+    with running(run_dir, *FLAGS, "--actors", 2, "--total-steps", attacked.summary["env_steps"]) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
     return summary_of(run_dir)["weights_digest"]

@@ -485,6 +485,17 @@ def test_a_lane_cannot_be_left_with_episodes_that_it_never_had() -> None:
         actor = talk.join(0)
 
 
+def test_a_newcomer_is_heard_where_the_learner_never_has_to_wait() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    talk.publish(0)
+    actor = talk.join(0)
+    for grant in talk.socket.take(Grant):
+        talk.say(actor, fulfil(grant))
+    talk.socket.inbox.append(Received(b"newcomer", None, Hello("newcomer", 1, {"numpy": "2"}), local=False))
+    talk.coordinator.gather(0)
+    assert talk.socket.take(Welcome, b"newcomer")
+
+
 def test_progress_of_nobody_is_counted() -> None:
     talk = Conversation()
     talk.say(b"stranger", Progress(1), local=False)
