@@ -26,7 +26,10 @@ def open_policy(path: Path, best: bool = False, trust: bool = False) -> Acting:
     """
     if not path.is_file():
         run = Run.open(path)
-        return Acting(run.config.experiment, policy_snapshot(run.checkpoint(best)))
+        try:
+            return Acting(run.config.experiment, policy_snapshot(run.checkpoint(best)))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: its checkpoint does not hold a policy: {error!r}") from None
     if best:
         raise UserError(f"--best chooses among the policies of a run directory; {path} is a file with one")
     policy = load_policy(path, trust)

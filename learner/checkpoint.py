@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from learner.normalization import RunningStatistics
+from protocol.errors import UserError
 from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 3
@@ -69,6 +71,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError(f"{path / MANIFEST} is damaged")
     manifest = json.loads(text)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("facts"), dict):
+        raise ValueError(f"{path / MANIFEST} is no manifest")
+    if type(manifest["policy_version"]) is not int or not isinstance(manifest["sha256"], dict):
+        raise ValueError(f"{path / MANIFEST} is no manifest")
     if manifest["format"] != FORMAT:
         raise ValueError(f"{path} has checkpoint format {manifest['format']}; this release reads {FORMAT}")
     arrays = (path / ARRAYS).read_bytes()
@@ -82,14 +88,16 @@ def load_newest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Chec
     for path in reversed(list_checkpoints(directory)):
         try:
             return load_checkpoint(path)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, RecursionError, safetensors.SafetensorError) as error:
             warn(f"checkpoint {path.name} is passed over: {error}")
     return None
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below `directory`, oldest version first."""
-    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+    if directory.is_symlink():  # what is removed as old must lie in the run's own directory
+        raise UserError(f"{directory} is a link; a run's checkpoints must lie in its own directory")
+    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir() and not path.is_symlink())
 
 
 def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:

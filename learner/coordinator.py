@@ -13,7 +13,7 @@ from typing import Any
 
 from learner.lanes import LaneBorder, LaneRecord, balance
 from learner.ledger import SampleLedger
-from learner.refusals import Refusals
+from learner.refusals import Quota, Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
@@ -24,9 +24,11 @@ from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket, Received
 
 POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
+SERVING_SECONDS = 0.05  # at once, while there is something to learn from
 GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
 PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds out whose
-MAX_LOSSES = 20  # of actors in a row on one rollout of a lane, before the run ends: the lane brings them down
+MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
+MAX_REMOTE = 1024  # actors of other machines that take part; every one is looked at several times a second
 MAX_FAULTS = 100  # of environments, before a run ends: something is wrong with the environment…
 MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
@@ -44,16 +46,12 @@ class ActorRecord:
     name: str
     user: str | None  # the key it connected with; None on this machine, and where there are no keys
     pid: int
+    local: bool  # whether the supervisor started it, and can kill it
     joined: float  # time.monotonic()
     last_heard: float  # time.monotonic() of its last message, or of its first grant after it had nothing to do
     ready: bool = False
     working: bool = False  # whether a trajectory of its was accepted
     versions: set[int] = field(default_factory=set)  # of the snapshots it was sent
-
-    @property
-    def local(self) -> bool:
-        """Whether the supervisor started it, and can kill it."""
-        return self.name.isdecimal()
 
 
 class Coordinator:
@@ -91,6 +89,8 @@ class Coordinator:
         self._gathering = True  # whether lanes wait for actors that have not joined yet
         self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
+        self._unbroken = 0.0  # seconds of serving since there was nothing to serve
+        self._news = Quota()  # for the comings and goings of remote actors
         self._probing_until = 0.0  # time.monotonic()
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
@@ -125,12 +125,14 @@ class Coordinator:
             while not all(version in lane.accepted for lane in self._lanes):
                 self._serve(POLL_SECONDS)
             self._gathered = [lane.accepted[version] for lane in self._lanes]
+            self.serve_waiting()  # for actors that have no lane yet have not been heard, where all was there already
         return self._gathered
 
     def serve_waiting(self) -> None:
         """Handle what has arrived, without waiting: in `async`, lanes go on while the learner learns."""
+        until = time.monotonic() + SERVING_SECONDS
         for _ in self._lanes:  # no more than that at once, lest a flood keep the learner from learning
-            if not self._serve(0):
+            if not self._serve(0) or time.monotonic() > until:
                 return
 
     def trained_on(self) -> None:
@@ -199,15 +201,22 @@ class Coordinator:
 
     def _serve(self, timeout: float) -> bool:
         """Handle one message, or what is to be done when there is none; returns whether there was one."""
+        began = time.monotonic()
         self._supervision.check_stop()
         self._forget_lost()
         received = self._socket.receive(0)
-        if received is None:  # only now is an actor's silence its own, and not the learner's being busy
-            self._look_after_actors()
+        if received is None:
+            self._unbroken = 0.0
+        # Silence is an actor's own, not the learner's being busy, where nothing waits; and in a flood, which never
+        # ends, where every sender has had its turn for long enough.
+        self._look_after_actors(silence_counts=received is None or self._unbroken > self._step_timeout)
+        if received is None:
             received = self._socket.receive(timeout) if timeout else None
             if received is None:
                 return False
+            began = time.monotonic()
         self._handle(received)
+        self._unbroken += time.monotonic() - began
         return True
 
     def _handle(self, received: Received) -> None:
@@ -222,11 +231,13 @@ class Coordinator:
             record.last_heard = time.monotonic()
         match message:
             case Hello():
-                self._welcome(identity, received.user, message)
+                self._welcome(received, message)
             case Ready():
                 self._make_ready(identity, message)
             case Trajectory():
                 self._accept(identity, message)
+            case Progress() if record is None:
+                self.refusals.counts["unknown sender"] += 1
             case Progress():
                 pass
             case ProtocolError():
@@ -234,11 +245,17 @@ class Coordinator:
             case _:
                 self._refuse(identity, "wrong kind", f"a learner takes no {type(message).__name__}")
 
-    def _welcome(self, identity: bytes, user: str | None, hello: Hello) -> None:
+    def _welcome(self, received: Received, hello: Hello) -> None:
+        identity, user, local = received.identity, received.user, received.local
         if identity in self._actors:
             return  # it has nothing to do, and makes sure that it is known
-        if ACTOR_NAME.fullmatch(hello.actor) is None or (user is not None and hello.actor.isdecimal()):
+        if ACTOR_NAME.fullmatch(hello.actor) is None or hello.actor.isdecimal() != local:
             self._refuse(identity, "name", "an actor's name that is none, or one of this machine's")
+            return
+        if self.spaces is None and self._num_actors and not local:
+            return  # this machine's say what is right; it will say hello again
+        if not local and sum(not record.local for record in self._actors.values()) >= MAX_REMOTE:
+            self._refuse(identity, "too many", f"{MAX_REMOTE} actors of other machines take part already")
             return
         namesakes = [other for other, record in self._actors.items() if record.name == hello.actor]
         if any(self._actors[other].user != user for other in namesakes):
@@ -254,7 +271,7 @@ class Coordinator:
         for other in namesakes:
             self._forget(other)  # its process was replaced
         now = time.monotonic()
-        self._actors[identity] = ActorRecord(hello.actor, user, hello.pid, joined=now, last_heard=now)
+        self._actors[identity] = ActorRecord(hello.actor, user, hello.pid, local, joined=now, last_heard=now)
         self._send(identity, Welcome(self._run_id, self._experiment))
 
     def _make_ready(self, identity: bytes, ready: Ready) -> None:
@@ -277,7 +294,7 @@ class Coordinator:
             self._refuse(identity, "spaces", f"its environment is not the one of the run's first actor: {theirs}")
             return
         record.ready = True
-        self._report({"event": "actor_ready", "actor": record.name})
+        self._announce(record, "actor_ready")
         self._rebalance()
 
     def _accept(self, identity: bytes, trajectory: Trajectory) -> None:
@@ -296,6 +313,7 @@ class Coordinator:
         assert self.spaces is not None
         try:
             trajectory.check(self._experiment, self.spaces)
+            lane.newest.check_followed_by(trajectory)
         except ProtocolError as error:
             self.ledger.drop(self._lane_steps, "malformed")
             self._refuse(identity, "malformed", f"lane {trajectory.lane}, rollout {trajectory.rollout_index}: {error}")
@@ -310,8 +328,7 @@ class Coordinator:
         record = self._actors[identity]
         if not record.working:
             record.working = True
-            seconds = time.monotonic() - record.joined
-            self._report({"event": "actor_working", "actor": record.name, "seconds": seconds})
+            self._announce(record, "actor_working", seconds=time.monotonic() - record.joined)
         self._note_environments(trajectory)
         self._offer(trajectory.lane)
 
@@ -411,24 +428,29 @@ class Coordinator:
                 lane.moving_to = wanted
             self._offer(index)
 
-    def _look_after_actors(self) -> None:
+    def _look_after_actors(self, silence_counts: bool) -> None:
         """Find actors that hang, and lanes that nobody hosts; a few times a second is enough."""
         now = time.monotonic()
         if now < self._next_look:
             return
         self._next_look = now + POLL_SECONDS
-        for identity, record in list(self._actors.items()):
-            busy = not record.ready or any(lane.outstanding for lane in self._lanes if lane.owner == identity)
-            silence = now - record.last_heard
-            if busy and silence > self._step_timeout:
-                remedy = "is replaced" if record.local else "loses its lanes"
-                self._warn(f"actor {record.name} has made no progress for {silence:.1f} s and {remedy}")
-                if record.local:
-                    self._report({"event": "kill", "actor": record.name, "pid": record.pid})
-                self._forget(identity)
+        if silence_counts:
+            self._forget_hung(now)
         self._look_at_connections(now)
         if any(lane.owner is None for lane in self._lanes):
             self._rebalance()
+
+    def _forget_hung(self, now: float) -> None:
+        busy = {lane.owner for lane in self._lanes if lane.outstanding}
+        for identity, record in list(self._actors.items()):
+            silence = now - record.last_heard
+            if silence > self._step_timeout and (identity in busy or not record.ready):
+                remedy = "is replaced" if record.local else "loses its lanes"
+                if record.local or self._news.take():
+                    self._warn(f"actor {record.name} has made no progress for {silence:.1f} s and {remedy}")
+                if record.local:
+                    self._report({"event": "kill", "actor": record.name, "pid": record.pid})
+                self._forget(identity)
 
     def _look_at_connections(self, now: float) -> None:
         """Count who was not let in, and find out at once who has gone, where no supervisor tells."""
@@ -447,7 +469,7 @@ class Coordinator:
             identity = self._unreachable.pop()
             record = self._actors.get(identity)
             if record is not None and not record.local:
-                self._report({"event": "actor_gone", "actor": record.name})
+                self._announce(record, "actor_gone")
             self._forget(identity)
         while True:
             try:
@@ -457,6 +479,11 @@ class Coordinator:
             for identity, record in list(self._actors.items()):
                 if record.local and record.pid == pid:
                     self._forget(identity)
+
+    def _announce(self, record: ActorRecord, event: str, **facts: Any) -> None:
+        """Tell the supervisor of an actor; of remote ones, which anyone may pretend to be, no more than can be read."""
+        if record.local or self._news.take():
+            self._report({"event": event, "actor": record.name, **facts})
 
     def _refuse(self, identity: bytes, reason: str, text: str) -> None:
         """Refuse a message, counted by its `reason`; warn and answer with `text`, unless there is too much of that."""
@@ -472,11 +499,13 @@ class Coordinator:
 
     def _forget(self, identity: bytes) -> None:
         """An actor is gone: its lanes go to the others."""
-        if self._actors.pop(identity, None) is None:
+        record = self._actors.pop(identity, None)
+        if record is None:
             return
         for index, lane in enumerate(self._lanes):
             if lane.owner == identity:
-                self._count_loss(index, lane)
+                if record.local:  # one of another machine may leave for reasons of its own, or on purpose
+                    self._count_loss(index, lane)
                 lane.hand_over(None)
             elif lane.moving_to == identity:
                 lane.moving_to = None

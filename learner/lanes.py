@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.trajectory import LaneState, Trajectory
 
@@ -18,6 +19,13 @@ class LaneBorder:
     logs: tuple[tuple[np.ndarray, ...], ...]  # for each environment, its episode's actions in pieces [n, *action]
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
     memory: np.ndarray  # float32 [N, recurrent_size]
+
+    def check_followed_by(self, trajectory: Trajectory) -> None:
+        """Raise `ProtocolError` unless `trajectory` counts its episodes on from here: who takes the lane over relies on
+        it."""
+        begun = np.count_nonzero(trajectory.done, axis=0) + trajectory.restarted
+        if not np.array_equal(trajectory.episode_indices, self.episode_indices + begun):
+            raise ProtocolError("episode_indices do not go on from where the lane was")
 
     def after(self, trajectory: Trajectory) -> "LaneBorder":
         """The border at the end of `trajectory`, which began at this one."""

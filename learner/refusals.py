@@ -3,28 +3,41 @@
 import time
 from collections import Counter
 
-AT_ONCE = 10  # refusals that are talked about however close together
+AT_ONCE = 10  # things that are talked about however close together
 PER_SECOND = 2.0  # after those
 
 
+class Quota:
+    """A token bucket for what strangers can make the learner say."""
+
+    def __init__(self) -> None:
+        self._tokens = float(AT_ONCE)
+        self._filled = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether one more thing may be said now."""
+        now = time.monotonic()
+        self._tokens = min(AT_ONCE, self._tokens + PER_SECOND * (now - self._filled))
+        self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
 class Refusals:
-    """Counts by reason, and one token bucket for the warnings and the answers to whoever was refused."""
+    """Counts by reason, and one quota for the warnings and the answers to whoever was refused."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # by reason, a word or two: never by anything a sender chooses
-        self._tokens = float(AT_ONCE)
-        self._filled = time.monotonic()
+        self._quota = Quota()
         self._silent = 0  # since the last that was talked about
 
     def note(self, reason: str, count: int = 1) -> str | None:
         """Count refusals; returns what to add to the warning about them, or None if nothing is to be said."""
         self.counts[reason] += count
-        now = time.monotonic()
-        self._tokens = min(AT_ONCE, self._tokens + PER_SECOND * (now - self._filled))
-        self._filled = now
-        if self._tokens < 1:
+        if not self._quota.take():
             self._silent += count
             return None
-        self._tokens -= 1
         silent, self._silent = self._silent, 0
         return f" (and {silent:,} more before it)" if silent else ""

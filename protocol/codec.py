@@ -5,7 +5,7 @@ takes what is listed and refuses the rest with a reason.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -18,9 +18,17 @@ from protocol.errors import ProtocolError
 Frame = bytes | memoryview
 
 LARGE_ARRAY = 4096  # bytes from which an array gets a frame of its own, sent and received without a copy
-MAX_HEADER = 16 * 2**20  # bytes
+MAX_HEADER = 2**20  # bytes
 MAX_DEPTH = 16
-MAX_ITEMS = 65_536
+MAX_ITEMS = 65_536  # in all lists and maps of a header together: each may take a hundred times its bytes
+_BOOL = DTYPES["|b1"]
+_LIMITS: Any = {
+    "max_str_len": 65_536,
+    "max_bin_len": MAX_HEADER,
+    "max_array_len": MAX_ITEMS,
+    "max_map_len": MAX_ITEMS,
+    "max_ext_len": 0,
+}
 
 _ARRAY_KEYS = {b"nd", b"type", b"kind", b"shape", b"data"}
 
@@ -28,19 +36,22 @@ _ARRAY_KEYS = {b"nd", b"type", b"kind", b"shape", b"data"}
 def encode(fields: dict[str, Any]) -> list[Frame]:
     """`fields` (msgpack types and arrays of the dtypes in `DTYPES`) as a header and the frames of its large arrays."""
     frames: list[Frame] = [b""]
+    small = 0  # bytes of arrays in the header
 
     def encode_array(value: object) -> dict[bytes, Any]:
+        nonlocal small
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{type(value).__name__} cannot be encoded")
         if value.dtype.str not in DTYPES:
             raise TypeError(f"arrays of dtype {value.dtype} cannot be encoded")
         value = np.ascontiguousarray(value).reshape(value.shape)
         encoded = msgpack_numpy.encode(value)
-        if value.nbytes >= LARGE_ARRAY:
+        if value.nbytes >= LARGE_ARRAY or small + value.nbytes > MAX_HEADER // 2:
             encoded[b"data"] = len(frames)
             frames.append(value.reshape(-1).view(np.uint8).data)
         else:
             encoded[b"data"] = value.tobytes()
+            small += value.nbytes
         return encoded
 
     header = msgpack.packb(fields, default=encode_array, use_bin_type=True)
@@ -60,16 +71,16 @@ def decode(frames: Sequence[Frame]) -> dict[str, Any]:
     if len(header) > MAX_HEADER:
         raise ProtocolError(f"the header has {len(header)} bytes; {MAX_HEADER} are allowed")
     try:
+        _check_lengths(header)
+        count = _counter()
         fields = msgpack.unpackb(
             header,
             raw=False,
             strict_map_key=True,
-            max_str_len=65_536,
-            max_bin_len=MAX_HEADER,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
+            object_hook=count,
+            list_hook=count,
             ext_hook=_refuse_extension,
+            **_LIMITS,
         )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"the header is not the msgpack expected: {type(error).__name__}: {error}") from None
@@ -80,6 +91,30 @@ def decode(frames: Sequence[Frame]) -> dict[str, Any]:
     if unused:
         raise ProtocolError(f"{len(unused)} frames belong to no array")
     return decoded
+
+
+def _check_lengths(header: Frame) -> None:
+    """Read `header` without keeping anything of it. Raises `ValueError`, or what else msgpack does.
+
+    A list takes the memory of the length it claims at once, before its items are known to be there.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(header), **_LIMITS)
+    unpacker.feed(header)
+    unpacker.skip()
+
+
+def _counter() -> Callable[[Any], Any]:
+    """A hook for every list and map, which counts their items."""
+    left = MAX_ITEMS
+
+    def count(items: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(items)
+        if left < 0:
+            raise ValueError(f"more than {MAX_ITEMS} items")
+        return items
+
+    return count
 
 
 def _refuse_extension(code: int, data: bytes) -> None:
@@ -131,5 +166,7 @@ def _decode_array(value: dict, frames: Sequence[Frame], unused: set[int]) -> np.
         array = np.frombuffer(data, dtype).reshape(shape)
     except ValueError:  # no bytes, but lengths whose product NumPy cannot hold
         raise ProtocolError(f"an array of shape {shape} is too large") from None
+    if dtype is _BOOL and bytes(data).translate(None, b"\x00\x01"):  # NumPy would miscount it
+        raise ProtocolError("an array of bool holds a byte that is neither 0 nor 1")
     array.flags.writeable = False
     return array

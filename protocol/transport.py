@@ -1,4 +1,4 @@
-"""Messages over ZeroMQ: one ROUTER in the learner, one DEALER in each actor, over ipc://, tcp:// or inproc://.
+"""Messages over ZeroMQ: a ROUTER in the learner for its own actors and one for remote ones, a DEALER in each actor.
 
 Flow is controlled by grants (an actor has only what it was granted), so the queues between processes of one machine
 need no high-water mark. Those of remote actors have one that only a peer which does not keep to its grants can reach.
@@ -7,7 +7,6 @@ need no high-water mark. Those of remote actors have one that only a peer which 
 import errno
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,12 +19,15 @@ from protocol.messages import Message, from_frames, to_frames
 from protocol.remote import RemoteAccess
 
 MAX_FRAME = 2**30  # bytes, of one array: a rollout of images may take tens of MB
-REMOTE_QUEUE = 1024  # messages, each way: an actor that hosts 256 lanes has two rollouts of each under way
+SEND_QUEUE = 1024  # messages to a remote actor: one that hosts 256 lanes has two rollouts of each under way
+RECEIVE_QUEUE = 64  # messages from one that wait here; more wait on its own machine
 HANDSHAKE_SECONDS = 5.0  # after which a connection that says nothing is closed
-HEARTBEAT_SECONDS = 10.0  # between two looks whether the other machine is still there
-ABSENCE_SECONDS = 60.0  # without an answer after which it is not; one large frame may take as long on a slow line
+PROBE_SECONDS = 10  # between two looks whether the other machine is still there
+PROBES = 6  # without an answer after which it is not
 FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
 DOMAIN = "learner"  # of the keys that ZeroMQ asks about
+
+_LOCAL, _REMOTE = b"l", b"r"  # what the learner puts before the identity of a peer
 
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _DENIED = 400  # the value of FAILED_AUTH for a key that is not allowed
@@ -41,10 +43,17 @@ def _socket(kind: int) -> zmq.Socket:
 
 
 def _prepare_for_tcp(socket: zmq.Socket, address: str) -> None:
-    """Options of the connections made from now on."""
+    """Options of the connections made from now on.
+
+    The system looks whether the other machine is there. ZeroMQ's heartbeats would do so, too, but version 4.3.5 aborts
+    the process where one falls due for a peer that has filled its queue and gone (`!_io_error`, in out_event).
+    """
     socket.setsockopt(zmq.IPV6, int(address.startswith("tcp://[")))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, round(1000 * HEARTBEAT_SECONDS))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(1000 * ABSENCE_SECONDS))
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, PROBE_SECONDS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, PROBE_SECONDS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, PROBES)
+    socket.setsockopt(zmq.TCP_MAXRT, 1000 * PROBE_SECONDS * PROBES)  # where something was sent and not received
 
 
 class ConnectionEvent(NamedTuple):
@@ -77,6 +86,7 @@ class Received:
     identity: bytes  # of the connection
     user: str | None  # the public key that the connection was opened with; None where none is asked for
     message: Message | ProtocolError  # or what is wrong with it
+    local: bool = True  # whether it came over the learner's own address, which only its own actors are told
 
 
 @dataclass(frozen=True)
@@ -96,11 +106,11 @@ class LearnerSocket:
         """Listen on `address` for the actors of this machine, and for remote ones where `remote` says."""
         self._allowed: AllowedKeys | None = None
         self._authenticator: Any = None
-        self._socket = _socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to an actor that has gone is an error, not silence
-        self._monitor = _monitor_of(self._socket, _FAILURES | zmq.EVENT_DISCONNECTED)
+        self._monitor: zmq.Socket | None = None
+        self._sockets: dict[bytes, zmq.Socket] = {}
+        self._poller = zmq.Poller()
         try:
-            self._bind(address)
+            self._bind(self._router(_LOCAL), address)
             if remote is not None:
                 self._open_to(remote, warn)
         except BaseException:
@@ -108,21 +118,23 @@ class LearnerSocket:
             raise
 
     def _open_to(self, remote: RemoteAccess, warn: Callable[[str], None]) -> None:
-        """Listen for remote actors as well. ZeroMQ copies options when it binds: the first address keeps its own."""
+        """Listen for remote actors as well."""
         address = remote.address.replace("//localhost:", "//127.0.0.1:")  # ZeroMQ binds no names
-        _prepare_for_tcp(self._socket, address)
-        self._socket.setsockopt(zmq.RCVHWM, REMOTE_QUEUE)
-        self._socket.setsockopt(zmq.SNDHWM, REMOTE_QUEUE)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, round(1000 * HANDSHAKE_SECONDS))
+        socket = self._router(_REMOTE)
+        self._monitor = _monitor_of(socket, _FAILURES | zmq.EVENT_DISCONNECTED)
+        _prepare_for_tcp(socket, address)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, round(1000 * HANDSHAKE_SECONDS))
         if remote.keys is not None:
             pair = read_learner(remote.keys)
             self._allowed = AllowedKeys(remote.keys, warn)
             self._authenticate(self._allowed)
-            self._socket.setsockopt(zmq.CURVE_SERVER, 1)
-            self._socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
-            self._socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
-            self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an authenticator nobody gets in, not everybody
-        self._bind(address)
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
+            socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an authenticator nobody gets in, not everybody
+        self._bind(socket, address)
 
     def _authenticate(self, allowed: AllowedKeys) -> None:
         from zmq.auth.thread import ThreadAuthenticator  # here: few runs need it, and it brings asyncio
@@ -135,9 +147,16 @@ class LearnerSocket:
         self._authenticator.configure_curve_callback(DOMAIN, Provider())
         self._authenticator.start()
 
-    def _bind(self, address: str) -> None:
+    def _router(self, prefix: bytes) -> zmq.Socket:
+        """A socket whose peers are known by `prefix` and their identity, which a remote one may choose."""
+        socket = self._sockets[prefix] = _socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to an actor that has gone is an error, not silence
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def _bind(self, socket: zmq.Socket, address: str) -> None:
         try:
-            self._socket.bind(address)
+            socket.bind(address)
         except zmq.ZMQError as error:
             remedy = "is another run using it?"
             if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
@@ -145,19 +164,19 @@ class LearnerSocket:
             raise UserError(f"cannot listen on {address}: {error.strerror}; {remedy}") from None
 
     def receive(self, timeout: float) -> Received | None:
-        """The next message; None after `timeout` seconds of silence."""
-        if not self._socket.poll(round(timeout * 1000)):
+        """The next message, those of the learner's own actors first; None after `timeout` seconds of silence."""
+        ready = dict(self._poller.poll(round(timeout * 1000)))
+        if not ready:
             return None
-        identity, *frames = self._socket.recv_multipart(copy=False)
-        user = None
-        if self._allowed is not None and frames:
-            with suppress(zmq.ZMQError):  # a local actor has none
-                user = str(frames[0].get("User-Id"))
+        prefix = _LOCAL if self._sockets[_LOCAL] in ready else _REMOTE
+        identity, *frames = self._sockets[prefix].recv_multipart(copy=False)
+        local = prefix == _LOCAL
+        user = None if local or self._allowed is None else str(frames[0].get("User-Id"))
         try:
             message = from_frames([frame.buffer for frame in frames])
         except ProtocolError as error:
             message = error
-        return Received(identity.bytes, user, message)
+        return Received(prefix + identity.bytes, user, message, local)
 
     def allows(self, user: str | None) -> bool:
         """Whether who connected with that key, or without one, may still take part."""
@@ -173,7 +192,7 @@ class LearnerSocket:
 
     def _send(self, identity: bytes, frames: list) -> bool:
         try:
-            self._socket.send_multipart([identity, *frames], zmq.NOBLOCK, copy=False)
+            self._sockets[identity[:1]].send_multipart([identity[1:], *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
@@ -181,16 +200,18 @@ class LearnerSocket:
         return True
 
     def disturbances(self) -> Disturbances:
-        """What has happened to connections since the last call."""
-        events = list(_events(self._monitor))
+        """What has happened to connections of remote actors since the last call."""
+        events = list(_events(self._monitor)) if self._monitor is not None else []
         failures = sum(bool(event.kind & _FAILURES) for event in events)
         return Disturbances(failures, len(events) - failures)
 
     def close(self) -> None:
         """Close; what was sent last (the word to stop) has 200 ms to leave."""
-        self._socket.disable_monitor()  # before its other end is gone: ZeroMQ's thread would wait for one
-        self._monitor.close()
-        self._socket.close(linger=200)
+        if self._monitor is not None:
+            self._sockets[_REMOTE].disable_monitor()  # before its other end is gone: ZeroMQ's thread would wait for one
+            self._monitor.close()
+        for socket in self._sockets.values():
+            socket.close(linger=200)
         if self._authenticator is not None:
             self._authenticator.stop()
 

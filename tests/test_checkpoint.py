@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, whatever happens while they are written, and damage never goes unnoticed."""
 
 import errno
+import hashlib
 import itertools
 import json
 import math
@@ -32,6 +33,7 @@ from learner.checkpoint import (
     write_checkpoint,
 )
 from protocol.codec import DTYPES
+from protocol.errors import UserError
 
 
 def checkpoint(version: int, mean: float | None = 1.5) -> Checkpoint:
@@ -367,3 +369,51 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
         newest_version = newest(directory).policy_version
         assert saved[-1] <= newest_version <= saved[-1] + 1
         start = newest_version + 1
+
+
+def forged(path: Path, manifest: object, arrays: bytes) -> None:
+    """A checkpoint that a stranger wrote, checksums and all."""
+    path.mkdir(parents=True)
+    (path / ARRAYS).write_bytes(arrays)
+    text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    (path / MANIFEST).write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "arrays"),
+    [
+        ({}, b"not safetensors"),
+        ({}, (2**62).to_bytes(8, "little")),
+        ({"facts": 1}, b""),
+        ({"policy_version": "../../elsewhere"}, b""),
+        ({"sha256": []}, b""),
+        ([], b""),
+        ("[" * 100_000, b""),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_a_stranger_wrote_is_passed_over(tmp_path: Path, changes: Any, arrays: bytes) -> None:
+    sums = {ARRAYS: hashlib.sha256(arrays).hexdigest()}
+    manifest = {"format": module.FORMAT, "policy_version": 9, "sha256": sums, "facts": {}}
+    forged(tmp_path / "00000009", manifest | changes if isinstance(changes, dict) else changes, arrays)
+    warnings: list[str] = []
+    assert load_newest_checkpoint(tmp_path, warnings.append) is None
+    assert len(warnings) == 1
+
+
+def make(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def test_checkpoints_elsewhere_are_neither_read_nor_removed(tmp_path: Path) -> None:
+    for version in range(6):
+        write_checkpoint(make(tmp_path / "elsewhere" / str(version)), checkpoint(version))
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / f"{version:08d}").symlink_to(tmp_path / "elsewhere" / str(version) / f"{version:08d}")
+    assert load_newest_checkpoint(tmp_path / "run", no_warning) is None
+    write_checkpoint(tmp_path / "run", checkpoint(7))
+    assert all(list((tmp_path / "elsewhere" / str(version)).iterdir()) for version in range(6))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(UserError, match="is a link"):
+        load_newest_checkpoint(tmp_path / "link", no_warning)

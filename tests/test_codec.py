@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from protocol.codec import DTYPES, LARGE_ARRAY, MAX_DEPTH, MAX_DIMENSIONS, MAX_HEADER, decode, encode
+from protocol.codec import DTYPES, LARGE_ARRAY, MAX_DEPTH, MAX_DIMENSIONS, MAX_HEADER, MAX_ITEMS, decode, encode
 from protocol.errors import ProtocolError
 
 thorough = settings(deadline=None, max_examples=120)
@@ -377,3 +378,59 @@ def test_a_header_beyond_its_limit_is_refused_before_it_is_parsed() -> None:
 @pytest.mark.parametrize("opening", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
 def test_a_length_beyond_the_header_is_refused(opening: bytes) -> None:
     reason([b"\x81\xa1x" + opening])
+
+
+@pytest.mark.parametrize("opening", [b"\xdc\xff\xff", b"\xdc\x7f\xff", b"\xdd\x00\x00\xff\xff"])
+def test_lengths_that_are_claimed_take_no_memory(opening: bytes) -> None:
+    """3,000 bytes could claim half a gigabyte of lists within lists."""
+    bomb = b"\x81\xa1x" + opening * 1000
+    assert memory_taken([bomb]) < 100_000
+
+
+@pytest.mark.parametrize("item", [b"\x80", b"\x90", b"\x81\xa0\xc0", b"\x91\xc0", b"\xa2ab", b"\xcd\x12\x34"])
+@pytest.mark.parametrize("depth", [0, 1, 900])
+def test_no_header_takes_much_more_memory_than_its_bytes(item: bytes, depth: int) -> None:
+    room = (MAX_HEADER - 10 - 3 * depth) // len(item)
+    if depth == 0:  # one list after the other, of as many as one may hold
+        lists, each = divmod(room - room // MAX_ITEMS * 5, MAX_ITEMS - 1)[0], MAX_ITEMS - 1
+        inner = b"\xdc" + lists.to_bytes(2, "big") + (b"\xdc" + each.to_bytes(2, "big") + item * each) * lists
+    else:  # each list holds the next one last, so that none is complete before all are
+        each = min(room // depth, MAX_ITEMS - 2)
+        inner = (b"\xdc" + (each + 1).to_bytes(2, "big") + item * each) * depth + b"\xc0"
+    header = b"\x81\xa1x" + inner
+    assert len(header) <= MAX_HEADER
+    assert memory_taken([header]) < 48 * 2**20
+
+
+def memory_taken(frames: list[bytes]) -> int:
+    """Bytes at the worst moment of refusing `frames`."""
+    tracemalloc.start()
+    try:
+        reason(frames)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_items_are_counted_over_the_whole_header() -> None:
+    half = [None] * (MAX_ITEMS // 2 - 3)
+    assert decode(encode({"x": half, "y": half})) == {"x": half, "y": half}
+    packed = msgpack.packb({"x": half, "y": half, "z": [None] * 10})
+    assert packed is not None
+    assert f"more than {MAX_ITEMS} items" in reason([packed])
+
+
+def test_any_number_of_small_arrays_travels() -> None:
+    fields = {str(i): np.full(LARGE_ARRAY - 1, i % 256, np.uint8) for i in range(600)}
+    assert sum(array.nbytes for array in fields.values()) > 2 * MAX_HEADER
+    assert same(fields, decode(encode(fields)))
+
+
+@pytest.mark.parametrize("size", [6, LARGE_ARRAY])
+def test_a_bool_that_is_neither_0_nor_1_is_refused(size: int) -> None:
+    data = bytes([0, 1] * (size // 2 - 1) + [0, 2])
+    for frames in (
+        frames_of(array_map(type="|b1", shape=[size], data=data)),
+        frames_of(array_map(type="|b1", shape=[size], data=1), data),
+    ):
+        assert "neither 0 nor 1" in reason(frames)

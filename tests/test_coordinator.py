@@ -1,5 +1,6 @@
 """Who hosts which lane, what is accepted, and whether the books balance."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import discrete, numbers
 
-from learner.coordinator import MAX_FAULTS, Coordinator, EnvironmentsFailed
+from learner.coordinator import MAX_FAULTS, MAX_REMOTE, Coordinator, EnvironmentsFailed
 from learner.lanes import balance
 from learner.ledger import SampleLedger
+from learner.refusals import AT_ONCE
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
@@ -86,8 +88,10 @@ class Conversation:
             self.supervision,
         )
 
-    def say(self, identity: bytes, message: Message | ProtocolError, user: str | None = None) -> None:
-        self.socket.inbox.append(Received(identity, user, message))
+    def say(
+        self, identity: bytes, message: Message | ProtocolError, user: str | None = None, local: bool = True
+    ) -> None:
+        self.socket.inbox.append(Received(identity, user, message, local))
         self.serve()
 
     def serve(self) -> None:
@@ -99,6 +103,15 @@ class Conversation:
         self.say(identity, Hello(str(index), hello.get("pid", 1000 + index), hello.get("fingerprint", {"numpy": "2"})))
         self.say(identity, Ready(SPACES))
         return identity
+
+    def join_remotely(self, name: str) -> bytes:
+        identity = f"{name}-{len(self.socket.sent)}".encode()
+        self.say(identity, Hello(name, 1, {"numpy": "2"}), local=False)
+        self.say(identity, Ready(SPACES), local=False)
+        return identity
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        return [told for told in self.events if told["event"] == event]
 
     def publish(self, version: int) -> None:
         zeros = np.zeros(4, np.float32)
@@ -365,6 +378,128 @@ def test_a_lane_that_brings_its_actors_down_ends_the_run() -> None:
     with pytest.raises(Exception, match="actors in a row were lost with rollout 0 of lane 0"):
         for _ in range(100):
             talk.join(0)
+
+
+def test_remote_actors_that_leave_never_end_the_run() -> None:
+    """A stranger could: by taking a lane and sending nonsense, again and again."""
+    talk = Conversation(num_actors=0)
+    talk.publish(0)
+    for i in range(100):
+        stranger = talk.join_remotely(f"stranger{i}")
+        assert talk.socket.take(Grant, stranger)
+        talk.say(stranger, ProtocolError("nonsense"), local=False)
+    assert talk.coordinator.refusals.counts == {"malformed": 100}
+
+
+def flood(talk: Conversation) -> None:
+    """Let a message of a stranger wait whenever the learner looks."""
+    talk.socket.receive = lambda timeout: Received(b"flood", None, ProtocolError("nonsense"), local=False)
+
+
+def test_a_hung_actor_is_found_in_a_flood_too() -> None:
+    talk = Conversation(num_actors=2, step_timeout=0.05)
+    talk.publish(0)
+    talk.join(0)
+    flood(talk)
+    deadline = time.monotonic() + 20
+    while not talk.told("kill"):
+        assert time.monotonic() < deadline
+        talk.serve()
+
+
+def test_an_actor_is_not_taken_to_hang_because_the_learner_was_busy() -> None:
+    """Long enough for what it has sent to be still in the queue."""
+    talk = Conversation(num_actors=1, step_timeout=0.5)
+    talk.publish(0)
+    slow = talk.join(0)
+    talk.coordinator._actors[slow].last_heard -= 1
+    talk.socket.inbox += [Received(b"other", None, Progress(1)), Received(slow, None, Progress(1))]
+    talk.serve()
+    talk.serve()
+    talk.serve()
+    assert not talk.told("kill")
+
+
+def test_failed_handshakes_are_counted_in_a_flood_too() -> None:
+    talk = Conversation()
+    flood(talk)
+    talk.socket.seen = Disturbances(failed_handshakes=7)
+    talk.serve()
+    assert talk.coordinator.refusals.counts["handshake"] == 7
+
+
+def test_nobody_elsewhere_can_take_the_name_of_an_actor_of_this_machine() -> None:
+    talk = Conversation(num_actors=1, step_timeout=0.5)
+    talk.publish(0)
+    own = talk.join(0)
+    talk.say(b"stranger", Hello("0", 1, {"numpy": "2"}), local=False)
+    assert talk.coordinator.refusals.counts == {"name": 1}
+    assert list(talk.coordinator._actors) == [own]
+
+
+def test_actors_of_this_machine_say_what_is_right_where_there_are_any() -> None:
+    talk = Conversation(num_actors=1)
+    talk.say(b"stranger", Hello("stranger", 1, {"numpy": "1"}), local=False)
+    assert not talk.socket.sent
+    own = talk.join(0)
+    assert talk.coordinator.fingerprint == {"numpy": "2"}
+    talk.say(b"stranger", Hello("stranger", 1, {"numpy": "1"}), local=False)
+    assert talk.socket.take(Refusal, b"stranger") and not talk.socket.take(Refusal, own)
+
+
+def test_ten_thousand_hellos_take_no_more_than_so_many_places_and_are_forgotten() -> None:
+    talk = Conversation(num_actors=1)
+    own = talk.join(0)
+    for i in range(10_000):
+        talk.say(f"{i}".encode(), Hello(f"stranger{i}", 1, {"numpy": "2"}), local=False)
+    assert len(talk.coordinator._actors) == MAX_REMOTE + 1
+    assert talk.coordinator.refusals.counts == {"too many": 10_000 - MAX_REMOTE}
+    for record in talk.coordinator._actors.values():
+        record.last_heard -= 100
+    talk.serve()
+    assert list(talk.coordinator._actors) == [own]
+
+
+def test_no_more_is_said_of_strangers_that_come_and_go_than_can_be_read() -> None:
+    talk = Conversation(num_actors=1, step_timeout=0.5)
+    talk.publish(0)
+    talk.join(0)
+    for i in range(200):
+        stranger = talk.join_remotely(f"stranger{i}")
+        talk.coordinator._unreachable.append(stranger)
+    for i in range(200):
+        talk.coordinator._actors[talk.join_remotely(f"silent{i}")].last_heard -= 1
+    talk.serve()
+    assert AT_ONCE <= len(talk.events) < 100
+
+
+def test_a_lane_cannot_be_left_with_episodes_that_it_never_had() -> None:
+    """The next to host it would refuse what the learner tells it, and end the run."""
+    talk = Conversation(num_actors=1)
+    talk.publish(0)
+    actor = talk.join(0)
+    for indices in ([-1, 0], [1, 0], [0, 2**62]):
+        grant = talk.socket.take(Grant)[0]
+        talk.say(actor, fulfil(grant, episode_indices=np.array(indices)))
+        assert "episode_indices" in talk.socket.take(Refusal, actor)[0].reason
+        actor = talk.join(0)
+
+
+def test_a_newcomer_is_heard_where_the_learner_never_has_to_wait() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    talk.publish(0)
+    actor = talk.join(0)
+    for grant in talk.socket.take(Grant):
+        talk.say(actor, fulfil(grant))
+    talk.socket.inbox.append(Received(b"newcomer", None, Hello("newcomer", 1, {"numpy": "2"}), local=False))
+    talk.coordinator.gather(0)
+    assert talk.socket.take(Welcome, b"newcomer")
+
+
+def test_progress_of_nobody_is_counted() -> None:
+    talk = Conversation()
+    talk.say(b"stranger", Progress(1), local=False)
+    assert talk.coordinator.refusals.counts == {"unknown sender": 1}
 
 
 def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on() -> None:

@@ -15,6 +15,7 @@ import zmq
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Refusal, Stop, Welcome, to_frames
+from protocol.remote import RemoteAccess
 from protocol.trajectory import DIGEST_SIZE, Trajectory
 from protocol.transport import ActorSocket, LearnerSocket, Received
 
@@ -179,7 +180,28 @@ def test_garbage_from_a_learner_is_a_protocol_error(address: str) -> None:
 
 
 def test_sending_to_an_unknown_actor_is_no_error_but_false(learner: LearnerSocket) -> None:
-    assert learner.send(b"nobody", Stop("over")) is False
+    assert learner.send(b"lnobody", Stop("over")) is False
+
+
+def test_what_the_learners_own_actors_say_comes_first_and_is_known_as_theirs() -> None:
+    """However much others have sent before."""
+    address, open_to_all = f"inproc://{uuid.uuid4().hex}", free_tcp_address()
+    with (
+        closing(LearnerSocket(address, RemoteAccess(open_to_all, None))) as learner,
+        closing(zmq.Context.instance().socket(zmq.DEALER)) as stranger,
+        closing(ActorSocket(address)) as actor,
+    ):
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.setsockopt(zmq.ROUTING_ID, b"chosen")
+        stranger.connect(open_to_all)
+        for _ in range(500):
+            stranger.send(b"garbage")
+        first = receive(learner)
+        assert not first.local and learner.send(first.identity, Refusal("garbage"))
+        for _ in range(10):
+            send(actor, hello())  # over inproc it has arrived when this returns
+            received = receive(learner)
+            assert received.message == hello() and received.local
 
 
 def test_an_actor_that_has_gone_becomes_unknown(address: str, learner: LearnerSocket) -> None:
