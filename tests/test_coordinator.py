@@ -322,6 +322,29 @@ def test_an_actor_that_computes_otherwise_is_refused_and_told_why() -> None:
     assert "arithmetic" not in reason
 
 
+def test_in_async_where_no_bits_are_promised_it_is_welcome() -> None:
+    talk = Conversation(schedule="async")
+    talk.join(0, fingerprint={"arithmetic": "a"})
+    other = talk.join(1, fingerprint={"arithmetic": "b"})
+    assert talk.socket.take(Welcome, other) and not talk.socket.take(Refusal)
+
+
+def test_a_remote_actor_that_is_first_does_not_put_out_the_runs_own() -> None:
+    talk = Conversation(num_actors=1)
+    remote = Hello("laptop", 1, {"arithmetic": "b"})
+    talk.say(b"remote", remote)
+    own = talk.join(0, fingerprint={"arithmetic": "a"})
+    assert talk.socket.take(Welcome, own)
+    talk.say(b"remote", remote)
+    assert "arithmetic b instead of a" in talk.socket.take(Refusal, b"remote")[0].reason
+
+
+def test_where_all_actors_are_remote_the_first_of_them_decides() -> None:
+    talk = Conversation(num_actors=0)
+    talk.say(b"remote", Hello("laptop", 1, {"arithmetic": "b"}))
+    assert talk.socket.take(Welcome, b"remote")
+
+
 def test_an_actor_with_other_spaces_is_refused() -> None:
     talk = Conversation()
     talk.join(0)
