@@ -23,7 +23,8 @@ MAX_FRAME = 2**30  # bytes, of one array: a rollout of images may take tens of M
 REMOTE_QUEUE = 1024  # messages, each way: an actor that hosts 256 lanes has two rollouts of each under way
 HANDSHAKE_SECONDS = 5.0  # after which a connection that says nothing is closed
 HEARTBEAT_SECONDS = 10.0  # between two looks whether the other machine is still there
-ABSENCE_SECONDS = 60.0  # without an answer after which it is not; one large frame may take as long on a slow line
+ABSENCE_SECONDS = 60.0  # without a word from its kernel after which it is not, where the system tells (Linux)
+SILENCE_SECONDS = 300.0  # without a word from its process after which it is not; on a slow line a large array takes long
 FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
 DOMAIN = "learner"  # of the keys that ZeroMQ asks about
 
@@ -44,7 +45,8 @@ def _prepare_for_tcp(socket: zmq.Socket, address: str) -> None:
     """Options of the connections made from now on."""
     socket.setsockopt(zmq.IPV6, int(address.startswith("tcp://[")))
     socket.setsockopt(zmq.HEARTBEAT_IVL, round(1000 * HEARTBEAT_SECONDS))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(1000 * ABSENCE_SECONDS))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(1000 * SILENCE_SECONDS))
+    socket.setsockopt(zmq.TCP_MAXRT, round(1000 * ABSENCE_SECONDS))
 
 
 class ConnectionEvent(NamedTuple):

@@ -6,15 +6,19 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from threading import Thread
 
 import numpy as np
 import pytest
 import zmq
 
+from protocol import transport
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Refusal, Stop, Welcome, to_frames
+from protocol.remote import RemoteAccess
+from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import DIGEST_SIZE, Trajectory
 from protocol.transport import ActorSocket, LearnerSocket, Received
 
@@ -227,3 +231,48 @@ def test_an_actor_may_connect_before_the_learner_listens(address: str) -> None:
         with closing(LearnerSocket(address)) as learner:
             send(actor, hello())
             assert receive(learner).message == hello()
+
+
+@contextmanager
+def slow_line(address: str, bytes_per_second: float) -> Iterator[str]:
+    """An address behind which everything takes its time on the way to `address`, and none on the way back."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = address.removeprefix("tcp://").split(":")
+
+        def carry() -> None:
+            with suppress(OSError):  # the test is over
+                while True:
+                    near, _ = server.accept()
+                    far = socket.create_connection((host, int(port)))
+                    Thread(target=pump, args=(near, far, bytes_per_second), daemon=True).start()
+                    Thread(target=pump, args=(far, near, float("inf")), daemon=True).start()
+
+        def pump(source: socket.socket, sink: socket.socket, rate: float) -> None:
+            with closing(sink), suppress(OSError):
+                while data := source.recv(2**14):
+                    time.sleep(len(data) / rate)
+                    sink.sendall(data)
+
+        carrier = Thread(target=carry, daemon=True)
+        carrier.start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+    carrier.join(SECONDS)
+
+
+def test_an_array_may_take_longer_than_an_absence_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat waits behind it, so none is answered."""
+    monkeypatch.setattr(transport, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(transport, "ABSENCE_SECONDS", 0.5)
+    zeros = np.zeros(2**20, np.float32)
+    remote = free_tcp_address()
+    with (
+        closing(LearnerSocket("inproc://local", RemoteAccess(remote, None))) as learner,
+        slow_line(remote, bytes_per_second=zeros.nbytes) as address,
+        closing(ActorSocket(address)) as actor,
+    ):
+        send(actor, PolicySnapshot(0, {"w": zeros}, zeros[:1], zeros[:1]))
+        received = receive(learner).message
+        assert isinstance(received, PolicySnapshot)
+        assert learner.disturbances().disconnections == 0
