@@ -23,8 +23,11 @@ MAX_FRAME = 2**30  # bytes, of one array: a rollout of images may take tens of M
 REMOTE_QUEUE = 1024  # messages, each way: an actor that hosts 256 lanes has two rollouts of each under way
 HANDSHAKE_SECONDS = 5.0  # after which a connection that says nothing is closed
 HEARTBEAT_SECONDS = 10.0  # between two looks whether the other machine is still there
-ABSENCE_SECONDS = 60.0  # without a word from its kernel after which it is not, where the system tells (Linux)
-SILENCE_SECONDS = 300.0  # without a word from its process after which it is not; on a slow line a large array takes long
+CONNECTING_SECONDS = 5.0  # after which it is tried anew; the system's own patience grows with every attempt
+ABSENCE_SECONDS = 30.0  # without a word from its kernel after which it is not, where the system tells (Linux)
+SILENCE_SECONDS = (
+    300.0  # without a word from its process after which it is not; a large array on a slow line takes long
+)
 FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
 DOMAIN = "learner"  # of the keys that ZeroMQ asks about
 
@@ -225,6 +228,7 @@ class ActorSocket:
 
     def _watch_connection(self) -> None:
         _prepare_for_tcp(self._socket, self._address)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, round(1000 * CONNECTING_SECONDS))
         self._monitor = _monitor_of(self._socket, _FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._poller.register(self._monitor, zmq.POLLIN)
         self.connected = False

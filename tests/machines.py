@@ -1,7 +1,7 @@
-"""A run on two machines, with keys, over a line that loses and delays packets; its digest is compared with a local run's.
+"""A run on two machines, with keys, over a line that loses and delays packets; its digest against a local run's.
 
-`python -m tests.machines --loss 5 --delay 50 --fault cut kill stop` runs undisturbed, and once with each fault. It needs
-what `tests/line.py` says.
+`python -m tests.machines --loss 5 --delay 50 --fault cut kill stop` runs undisturbed, and once with each fault. It
+needs what `tests/line.py` says.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from protocol.keys import make_keys
 EXPERIMENT = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 PORT = 5555
 STEP_TIMEOUT = 3  # seconds; a fault lasts longer
-END_SECONDS = 60.0  # that actors may take to learn that the run is over
+MOVED = 4  # iterations after which the lanes of an actor have moved: it has delivered two at most
+END_SECONDS = 60.0  # that actors may take to learn that the run is over, and a learner to get on
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class TwoMachines:
     folder: Path
     flags: list[object]
     python: str = sys.executable  # the actors' interpreter
-    fault_seconds: float = 8.0
+    local_actors: int = 0  # beside the learner
+    fault_seconds: float = 8.0  # at least; where there are local actors, until these have all the lanes
     learner: subprocess.Popen[bytes] | None = None
     actors: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -65,7 +67,7 @@ class TwoMachines:
     def address(self) -> str:
         return f"tcp://{self.line.machines[0].address}:{PORT}"
 
-    def run(self, actors: int = 2, fault: str | None = None) -> Outcome:
+    def run(self, actors: int, fault: str | None = None) -> Outcome:
         """See the run to its end, with a fault once a few iterations are done."""
         make_keys(self.folder / "keys", ["actor"])
         began = time.monotonic()
@@ -85,27 +87,31 @@ class TwoMachines:
         words = ["-W", "error", "-m", "actors", "--connect", self.address, "--key", self.folder / "keys" / "actor.key"]
         self.actors.append(self._start(1, len(self.actors), self.python, *words))
 
-    def cut(self) -> None:
-        """The line is dead for a while, and neither end is told."""
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """The line is dead, and neither end is told."""
         self.line.cut = True
-        time.sleep(self.fault_seconds)
+        yield
         self.line.cut = False
 
-    def kill(self) -> None:
-        """An actor is killed, and after a while another is started."""
+    @contextmanager
+    def kill(self) -> Iterator[None]:
+        """An actor is killed, and at last another is started."""
         self.actors[0].kill()
-        time.sleep(self.fault_seconds)
+        yield
         self.start_actor()
 
-    def stop(self) -> None:
-        """An actor sleeps for a while, as a laptop does."""
+    @contextmanager
+    def stop(self) -> Iterator[None]:
+        """An actor sleeps, as a laptop does."""
         self.actors[0].send_signal(signal.SIGSTOP)
-        time.sleep(self.fault_seconds)
+        yield
         self.actors[0].send_signal(signal.SIGCONT)
 
     def _start_learner(self) -> subprocess.Popen[bytes]:
         remote = ["--listen", self.address, "--keys", self.folder / "keys", "--step-timeout", STEP_TIMEOUT]
-        return self._start(0, "learner", *LAUNCH, "--run-dir", self.run_dir, *remote, *self.flags)
+        local = ["--actors", self.local_actors]
+        return self._start(0, "learner", *LAUNCH, "--run-dir", self.run_dir, *remote, *local, *self.flags)
 
     def _start(self, machine: int, name: object, *words: object) -> subprocess.Popen[bytes]:
         with open(self._log(name), "w") as log:
@@ -123,22 +129,23 @@ class TwoMachines:
 
     def _disturb(self, fault: str) -> int:
         """Let the fault happen; returns how many iterations were done meanwhile."""
-        before = self._await_iterations(10)
-        getattr(self, fault)()
-        meanwhile = self._iterations() - before
-        assert self.learner is not None and self.learner.poll() is None, "the run ended before the fault did"
+        before = self._await_iterations(5)
+        with getattr(self, fault)():
+            time.sleep(self.fault_seconds)
+            meanwhile = self._await_iterations(before + MOVED if self.local_actors else 0) - before
         self._await_iterations(before + meanwhile + 1)
         return meanwhile
 
-    def _iterations(self) -> int:
-        return len(metrics_of(self.run_dir)) if (self.run_dir / "metrics.jsonl").exists() else 0
-
     def _await_iterations(self, count: int) -> int:
+        """Wait for that many, in a run that goes on after them; returns how many there are."""
         assert self.learner is not None
-        while (done := self._iterations()) < count:
-            assert self.learner.poll() is None, self._log("learner").read_text()
+        deadline = time.monotonic() + END_SECONDS
+        while True:
+            assert self.learner.poll() is None and time.monotonic() < deadline, self._log("learner").read_text()
+            done = len(metrics_of(self.run_dir)) if (self.run_dir / "metrics.jsonl").exists() else 0
+            if done >= count:
+                return done
             time.sleep(0.05)
-        return done
 
     @contextmanager
     def _ending_all(self) -> Iterator[None]:
@@ -162,7 +169,7 @@ def main() -> int:
     parser.add_argument("--loss", type=float, default=0.0, help="percent of the packets that are lost, each way")
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds that a packet takes, each way")
     parser.add_argument("--fault", nargs="*", choices=FAULTS, default=[], help="in a run of its own")
-    parser.add_argument("--fault-seconds", type=float, default=8.0, help="how long it lasts")
+    parser.add_argument("--fault-seconds", type=float, default=8.0, help="how long it lasts at least")
     parser.add_argument("--actors", type=int, default=2, help="on the other machine")
     parser.add_argument("--local-actors", type=int, default=0, help="on the learner's")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of the other machine's actors")
@@ -179,15 +186,18 @@ def main() -> int:
     unequal = 0
     with tempfile.TemporaryDirectory() as name:
         began = time.monotonic()
-        local = train(Path(name) / "local", "--in-process", *flags)["weights_digest"]
-        print(f"{'line':<12}  {'fault':<5}  {'seconds':>7}  meanwhile  {'joins':<8}  {'packets':>8}  {'lost':>6}  digest")
-        print(f"{'none':<12}  {'':<5}  {time.monotonic() - began:>7.1f}  {'':<9}  {'':<8}  {'':>8}  {'':>6}  {local}")
+        local = train(Path(name) / "local", "--in-process", "--actors", 8, *flags)["weights_digest"]
+        print(
+            f"{'line':<12}  {'fault':<5}  {'seconds':>7}  meanwhile  {'joins':<8}  {'packets':>8}  {'lost':>6}  digest"
+        )
+        print(f"{'none':<12}  {'':<5}  {time.monotonic() - began:>7.1f}  {'':<37}  {local}")
         for fault in (None, *arguments.fault):
             folder = Path(name) / (fault or "undisturbed")
             folder.mkdir()
             with Line(arguments.loss / 100, arguments.delay / 1000) as line:
-                execution = [*flags, "--actors", arguments.local_actors]
-                run = TwoMachines(line, folder, execution, arguments.python, arguments.fault_seconds)
+                run = TwoMachines(
+                    line, folder, flags, arguments.python, arguments.local_actors, arguments.fault_seconds
+                )
                 outcome = run.run(arguments.actors, fault)
             digest = outcome.summary["weights_digest"]
             unequal += digest != local
