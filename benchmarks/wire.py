@@ -63,6 +63,26 @@ class Load:
     def messages(self) -> int:
         return self.batches * LANES
 
+    @property
+    def size(self) -> str:
+        """A trajectory's, as it is shown."""
+        return f"{self.nbytes / 2**20:g} MB" if self.nbytes >= 2**20 else f"{self.nbytes / 2**10:g} KB"
+
+    @classmethod
+    def of(cls, nbytes: int, megabytes: float) -> "Load":
+        """So many megabytes of trajectories, and two batches at least."""
+        return cls(nbytes, max(2, round(megabytes * 1e6 / (nbytes * LANES))))
+
+    def rows(self, results: dict[str, list[float]]) -> dict[str, Row]:
+        """A row for each contender, whose runs took so many seconds."""
+        megabytes = self.messages * self.message_bytes / 1e6
+        return {
+            name: Row(
+                "by size of a trajectory", "MB/s", self.size, name, Samples.of(megabytes / value for value in seconds)
+            )
+            for name, seconds in results.items()
+        }
+
 
 def run(arguments: argparse.Namespace) -> Report:
     prepare_device("auto", threads=1)  # as the learner does, which among other things lets malloc keep its memory
@@ -70,8 +90,7 @@ def run(arguments: argparse.Namespace) -> Report:
     report.note(f"one sender, over ipc; {LANES} trajectories make a batch, {WINDOW} are under way")
     with Worker("sending") as sender:
         for nbytes in sorted(arguments.size):
-            load = Load(nbytes, max(2, round(arguments.megabytes * 1e6 / (nbytes * LANES))))
-            report.rows += measure(load, sender, arguments.repeats)
+            report.rows += measure(Load.of(nbytes, arguments.megabytes), sender, arguments.repeats)
     return report
 
 
@@ -82,48 +101,48 @@ def measure(load: Load, sender: Worker, repeats: int) -> list[Row]:
         CHECKED: lambda _: receive_batches(load, sender, check=True),
         RIVAL: lambda _: receive_bytes(load, sender),
     }
-    size = f"{load.nbytes / 2**20:g} MB" if load.nbytes >= 2**20 else f"{load.nbytes / 2**10:g} KB"
-    megabytes = load.messages * load.message_bytes / 1e6
-    rows = {
-        name: Row("by size of a trajectory", "MB/s", size, name, Samples.of(megabytes / seconds for seconds in values))
-        for name, values in interleave(contenders, repeats, size).items()
-    }
+    rows = load.rows(interleave(contenders, repeats, load.size))
     target = at_least(0.8) if load.nbytes == TARGET_SIZE else None
     compared = {STACKED: (rows[STACKED].against(rows[RIVAL], target),), CHECKED: (rows[CHECKED].against(rows[RIVAL]),)}
     return [dataclasses.replace(row, comparisons=compared.get(name, ())) for name, row in rows.items()]
 
 
 def receive_batches(load: Load, sender: Worker, check: bool) -> float:
-    """Seconds from the first grants until the last batch is stacked, each lane granted a rollout for each received."""
-    experiment, spaces = experiment_of(), spaces_for(load.nbytes)
+    """Seconds that it takes over ipc."""
     with listening_address("ipc") as address, closing(LearnerSocket(address)) as socket:
         sender.tell(bare=False, address=address, nbytes=load.nbytes)
-        identity = _received(socket, Hello).identity
-        time.sleep(REST_SECONDS)
-        granted, batch_memory = 0, {}
+        return receive_over(socket, load, sender, check)
 
-        def grant() -> None:
-            nonlocal granted
-            if granted < load.messages:
-                rollout_index, lane = divmod(granted, LANES)
-                socket.send(identity, Grant("benchmark", lane, rollout_index, rollout_index, 0, None))
-                granted += 1
 
-        started = time.perf_counter()
-        for _ in range(WINDOW):
+def receive_over(socket: LearnerSocket, load: Load, sender: Worker, check: bool) -> float:
+    """Seconds from the first grants until the last batch is stacked, each lane granted a rollout for each received."""
+    experiment, spaces = experiment_of(), spaces_for(load.nbytes)
+    identity = _received(socket, Hello).identity
+    time.sleep(REST_SECONDS)
+    granted, batch_memory = 0, {}
+
+    def grant() -> None:
+        nonlocal granted
+        if granted < load.messages:
+            rollout_index, lane = divmod(granted, LANES)
+            socket.send(identity, Grant("benchmark", lane, rollout_index, rollout_index, 0, None))
+            granted += 1
+
+    started = time.perf_counter()
+    for _ in range(WINDOW):
+        grant()
+    for _ in range(load.batches):
+        trajectories = []
+        for _ in range(LANES):
+            received: Trajectory = _received(socket, Trajectory).message
+            if check:
+                received.check(experiment, spaces)
+            trajectories.append(received)
             grant()
-        for _ in range(load.batches):
-            trajectories = []
-            for _ in range(LANES):
-                received: Trajectory = _received(socket, Trajectory).message
-                if check:
-                    received.check(experiment, spaces)
-                trajectories.append(received)
-                grant()
-            Batch.stack(trajectories, batch_memory)
-        seconds = time.perf_counter() - started
-        socket.send(identity, Stop("measured"))
-        sender.answer()
+        Batch.stack(trajectories, batch_memory)
+    seconds = time.perf_counter() - started
+    socket.send(identity, Stop("measured"))
+    sender.answer()
     return seconds
 
 

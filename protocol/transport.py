@@ -23,7 +23,9 @@ SEND_QUEUE = 1024  # messages to a remote actor: one that hosts 256 lanes has tw
 RECEIVE_QUEUE = 64  # messages from one that wait here; more wait on its own machine
 HANDSHAKE_SECONDS = 5.0  # after which a connection that says nothing is closed
 PROBE_SECONDS = 10  # between two looks whether the other machine is still there
-PROBES = 6  # without an answer after which it is not
+PROBES = 2  # without an answer after which it is not
+ABSENCE_SECONDS = 30  # that these take, and that what was sent may wait for a word from the other's kernel (Linux)
+CONNECTING_SECONDS = 5.0  # after which it is tried anew; the system's own patience grows with every attempt
 FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
 DOMAIN = "learner"  # of the keys that ZeroMQ asks about
 
@@ -53,7 +55,7 @@ def _prepare_for_tcp(socket: zmq.Socket, address: str) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, PROBE_SECONDS)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, PROBE_SECONDS)
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, PROBES)
-    socket.setsockopt(zmq.TCP_MAXRT, 1000 * PROBE_SECONDS * PROBES)  # where something was sent and not received
+    socket.setsockopt(zmq.TCP_MAXRT, 1000 * ABSENCE_SECONDS)
 
 
 class ConnectionEvent(NamedTuple):
@@ -244,6 +246,7 @@ class ActorSocket:
 
     def _watch_connection(self) -> None:
         _prepare_for_tcp(self._socket, self._address)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, round(1000 * CONNECTING_SECONDS))
         self._monitor = _monitor_of(self._socket, _FAILURES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._poller.register(self._monitor, zmq.POLLIN)
         self.connected = False

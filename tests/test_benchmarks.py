@@ -346,6 +346,16 @@ def test_wire_measures_every_size_in_every_way(tmp_path: Path) -> None:
     assert targets == [None, None, "≥ 0.8", None]
 
 
+def test_curve_measures_every_size_with_keys_and_without(tmp_path: Path) -> None:
+    written = benchmark(tmp_path, "curve", "--megabytes", "2", "--size", "65536", str(4 * 2**20))
+    assert contenders_of(written) == ["with keys", "without"] * 2
+    assert [row["case"] for row in written["rows"]] == ["64 KB"] * 2 + ["4 MB"] * 2
+    for encrypted, plain in zip(written["rows"][::2], written["rows"][1::2], strict=True):
+        (comparison,) = encrypted["comparisons"]
+        assert comparison["rival"] == "without"
+        assert comparison["ratio"] == pytest.approx(encrypted["median"] / plain["median"])
+
+
 @needs_torch
 def test_update_measures_both_sides(tmp_path: Path) -> None:
     written = benchmark(

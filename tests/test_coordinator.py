@@ -335,6 +335,83 @@ def test_an_actor_that_computes_otherwise_is_refused_and_told_why() -> None:
     assert "arithmetic" not in reason
 
 
+def test_in_async_where_no_bits_are_promised_it_is_welcome() -> None:
+    talk = Conversation(schedule="async")
+    talk.join(0, fingerprint={"arithmetic": "a"})
+    other = talk.join(1, fingerprint={"arithmetic": "b"})
+    assert talk.socket.take(Welcome, other) and not talk.socket.take(Refusal)
+
+
+def test_a_remote_actor_that_is_first_does_not_put_out_the_runs_own() -> None:
+    talk = Conversation(num_actors=1)
+    remote = Hello("laptop", 1, {"arithmetic": "b"})
+    talk.say(b"remote", remote)
+    own = talk.join(0, fingerprint={"arithmetic": "a"})
+    assert talk.socket.take(Welcome, own)
+    talk.say(b"remote", remote)
+    assert "arithmetic b instead of a" in talk.socket.take(Refusal, b"remote")[0].reason
+
+
+def test_where_all_actors_are_remote_the_first_of_them_decides() -> None:
+    talk = Conversation(num_actors=0)
+    talk.say(b"remote", Hello("laptop", 1, {"arithmetic": "b"}))
+    assert talk.socket.take(Welcome, b"remote")
+
+
+def remote_actor(talk: Conversation, name: str, user: str) -> bytes:
+    identity = f"{name} of {user}".encode()
+    talk.say(identity, Hello(name, 1, {"numpy": "2"}), user)
+    talk.say(identity, Ready(SPACES), user)
+    return identity
+
+
+def test_a_message_with_another_key_than_its_hello_is_refused_with_all_that_follows() -> None:
+    """However another came by the connection's identity."""
+    talk = Conversation(num_actors=0)
+    talk.publish(0)
+    actor = remote_actor(talk, "laptop", "key")
+    grant = talk.socket.take(Grant, actor)[0]
+    talk.say(actor, fulfil(grant), "another key")
+    assert talk.coordinator.refusals.counts == {"wrong user": 1}
+    assert "laptop" in talk.socket.take(Refusal, actor)[0].reason
+    assert not talk.coordinator.ledger.produced
+    talk.say(actor, fulfil(grant), "key")
+    assert talk.coordinator.ledger.dropped == {"stale": STEPS}
+
+
+def test_no_other_key_takes_over_an_actors_name_and_its_own_does() -> None:
+    talk = Conversation(num_actors=0)
+    talk.publish(0)
+    actor = remote_actor(talk, "laptop", "key")
+    impostor = remote_actor(talk, "laptop", "another key")
+    assert "another key" in talk.socket.take(Refusal, impostor)[0].reason
+    assert talk.coordinator.refusals.counts["wrong user"] == 1
+    assert talk.socket.take(Grant, actor) and not talk.socket.take(Grant, impostor)
+    talk.say(b"again", Hello("laptop", 2, {"numpy": "2"}), "key")
+    assert talk.socket.take(Welcome, b"again") and not talk.socket.take(Refusal)
+
+
+def test_no_key_takes_the_name_of_an_actor_of_this_machine() -> None:
+    talk = Conversation(num_actors=1)
+    talk.join(0)
+    impostor = remote_actor(talk, "0", "key")
+    assert talk.socket.take(Refusal, impostor) and not talk.socket.take(Welcome, impostor)
+    assert talk.coordinator.refusals.counts["name"] == 1
+
+
+def test_what_a_revoked_key_sends_is_refused_and_its_lanes_go_to_the_others() -> None:
+    talk = Conversation(num_actors=0)
+    talk.publish(0)
+    actor = remote_actor(talk, "laptop", "key")
+    grants = talk.socket.take(Grant, actor)
+    other = remote_actor(talk, "desk", "another key")
+    talk.socket.revoked.add("key")
+    talk.say(actor, fulfil(grants[0]), "key")
+    assert "no longer allowed" in talk.socket.take(Refusal, actor)[0].reason
+    assert {grant.lane for grant in talk.socket.take(Grant, other)} == {0, 1, 2, 3}
+    assert not talk.coordinator.ledger.produced
+
+
 def test_an_actor_with_other_spaces_is_refused() -> None:
     talk = Conversation()
     talk.join(0)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ LONG = ["--total-steps", 10_000_000]
 
 
 @contextmanager
-def actor(address: str, key: Path | None) -> Iterator[subprocess.Popen[str]]:
+def actor(address: str, key: Path | None, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m actors` with nothing at its standard input; killed with the context."""
     arguments = [sys.executable, "-W", "error", "-m", "actors", "--connect", address]
     arguments += ["--key", str(key)] if key else []
@@ -33,7 +34,7 @@ def actor(address: str, key: Path | None) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environ,
     ) as process:
         try:
             yield process
@@ -131,6 +132,93 @@ def test_whoever_is_not_allowed_is_told_so_in_one_line(tmp_path: Path, address: 
     assert process.returncode == 0, output
     refused_by_reason = summary_of(run_dir)["refused"]
     assert refused_by_reason["handshake"] >= 3 and refused_by_reason["revoked key"] >= 1
+
+
+CORES = ("Haswell", "Sandybridge", "Prescott", "NEOVERSEN1", "ARMV8")  # whose arithmetic OpenBLAS can be told to use
+
+
+@cache
+def core_that_computes_otherwise() -> str | None:
+    """One of them that gives other bits than this processor's own; None where there is none."""
+    code = "from actors.fingerprint import fingerprint; print(fingerprint()['arithmetic'])"
+
+    def arithmetic(**environ: str) -> str:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environ, check=False)
+        return done.stdout
+
+    own = arithmetic()
+    return next((core for core in CORES if arithmetic(OPENBLAS_CORETYPE=core) not in (own, "")), None)
+
+
+needs_other_core = pytest.mark.skipif(
+    "core_that_computes_otherwise() is None", reason="all cores compute the same here"
+)
+
+
+@needs_other_core
+def test_an_actor_that_computes_otherwise_is_refused_naming_what_differs(
+    tmp_path: Path, address: str, keys: Path
+) -> None:
+    core = core_that_computes_otherwise()
+    assert core is not None
+    run_dir = tmp_path / "run"
+    with running(run_dir, *listening(address, keys), *LONG) as process, actor(address, keys / "one.key"):
+        wait_for(lambda: iterations(run_dir) >= 1)
+        with actor(address, keys / "two.key", OPENBLAS_CORETYPE=core) as other:
+            code, said = ended(other)
+        assert (code, said.count("\n")) == (2, 1), said
+        assert "arithmetic" in said and "numpy" not in said
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert summary_of(run_dir)["refused"].keys() == {"fingerprint"}
+
+
+@needs_other_core
+def test_in_async_it_takes_part(tmp_path: Path, address: str, keys: Path) -> None:
+    core = core_that_computes_otherwise()
+    assert core is not None
+    run_dir = tmp_path / "run"
+    flags = [*listening(address, keys), *LONG, "--schedule", "async"]
+    with running(run_dir, *flags) as process, actor(address, keys / "one.key") as good:
+        wait_for(lambda: iterations(run_dir) >= 1)
+        with actor(address, keys / "two.key", OPENBLAS_CORETYPE=core) as other:
+            assert other.stderr is not None
+            assert "connected to run" in other.stderr.readline()
+            good.kill()
+            reached = iterations(run_dir)
+            wait_for(lambda: iterations(run_dir) >= reached + 5)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+            assert ended(other)[0] == 0
+
+
+@pytest.fixture
+def without_mlx(tmp_path: Path) -> str:
+    """A PYTHONPATH under which MLX is not installed, also for children."""
+    folder = tmp_path / "without_mlx"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['mlx'] = None\n")
+    return os.pathsep.join([str(ROOT), str(folder)])
+
+
+def test_an_actor_needs_no_mlx(tmp_path: Path, address: str, keys: Path, undisturbed: str, without_mlx: str) -> None:
+    with (
+        running(tmp_path / "run", *listening(address, keys), *STEPS) as process,
+        actor(address, keys / "one.key", PYTHONPATH=without_mlx) as alone,
+    ):
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        assert ended(alone)[0] == 0
+    assert summary_of(tmp_path / "run")["weights_digest"] == undisturbed
+
+
+def test_a_learner_without_mlx_says_in_one_line_what_to_add(tmp_path: Path, without_mlx: str) -> None:
+    done = launch("--run-dir", tmp_path / "run", *EXPERIMENT, *STEPS, PYTHONPATH=without_mlx)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = (line for line in (done.stdout + done.stderr).splitlines() if "MLX" in line)
+    assert "the learner needs MLX, which is not installed" in line
+    assert sys.platform == "darwin" or "the extra `cpu` or `cuda`" in line
 
 
 def test_without_keys_a_key_is_too_much_and_insecure_is_a_loud_warning(tmp_path: Path, keys: Path) -> None:

@@ -5,17 +5,23 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import zmq
 
+from protocol import transport
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
+from protocol.keys import ActorKey, KeyPair, make_keys, read_actor
 from protocol.messages import Hello, Message, Refusal, Stop, Welcome, to_frames
 from protocol.remote import RemoteAccess
+from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import DIGEST_SIZE, Trajectory
 from protocol.transport import ActorSocket, LearnerSocket, Received
 
@@ -249,3 +255,135 @@ def test_an_actor_may_connect_before_the_learner_listens(address: str) -> None:
         with closing(LearnerSocket(address)) as learner:
             send(actor, hello())
             assert receive(learner).message == hello()
+
+
+@contextmanager
+def slow_line(address: str, bytes_per_second: float) -> Iterator[str]:
+    """An address behind which everything takes its time on the way to `address`, and none on the way back."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = address.removeprefix("tcp://").split(":")
+
+        def carry() -> None:
+            with suppress(OSError):  # the test is over
+                while True:
+                    near, _ = server.accept()
+                    far = socket.create_connection((host, int(port)))
+                    Thread(target=pump, args=(near, far, bytes_per_second), daemon=True).start()
+                    Thread(target=pump, args=(far, near, float("inf")), daemon=True).start()
+
+        def pump(source: socket.socket, sink: socket.socket, rate: float) -> None:
+            with closing(sink), suppress(OSError):
+                while data := source.recv(2**14):
+                    time.sleep(len(data) / rate)
+                    sink.sendall(data)
+
+        carrier = Thread(target=carry, daemon=True)
+        carrier.start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+    carrier.join(SECONDS)
+
+
+def test_an_array_may_take_longer_than_an_absence_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says that the other machine is there is its system, which answers whatever is on the way."""
+    for name in ("PROBE_SECONDS", "PROBES", "ABSENCE_SECONDS"):
+        monkeypatch.setattr(transport, name, 1)
+    zeros = np.zeros(2**20, np.float32)
+    remote = free_tcp_address()
+    with (
+        closing(LearnerSocket("inproc://local", RemoteAccess(remote, None))) as learner,
+        slow_line(remote, bytes_per_second=zeros.nbytes / 3) as address,
+        closing(ActorSocket(address)) as actor,
+    ):
+        send(actor, PolicySnapshot(0, {"w": zeros}, zeros[:1], zeros[:1]))
+        received = receive(learner).message
+        assert isinstance(received, PolicySnapshot)
+        assert learner.disturbances().disconnections == 0
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    make_keys(tmp_path / "keys", ["one", "two"])
+    return tmp_path / "keys"
+
+
+def key_of_another_learner(keys: Path) -> ActorKey:
+    (path,) = make_keys(keys.parent / "others", ["one"])
+    return read_actor(path)
+
+
+def unlisted_key(keys: Path) -> ActorKey:
+    return replace(read_actor(keys / "one.key"), pair=KeyPair.fresh())
+
+
+def no_key(keys: Path) -> None:
+    return None
+
+
+def allowed_key(keys: Path) -> ActorKey:
+    return read_actor(keys / "one.key")
+
+
+def assert_kept_out(learner: LearnerSocket, address: str, key: ActorKey | None) -> None:
+    """Until its handshake has failed, nothing of an actor's has arrived; nor can it be told anything."""
+    failed = 0
+    deadline = time.monotonic() + SECONDS
+    with closing(ActorSocket(address, key)) as actor:
+        while not failed:
+            assert time.monotonic() < deadline
+            with suppress(UserError):  # it may be told; whether it is, is another matter
+                assert actor.receive(0.01) is None
+            assert not actor.connected
+            actor._socket.send_multipart(to_frames(hello()))  # whatever `send` thinks of it
+            assert learner.receive(0.01) is None
+            failed = learner.disturbances().failed_handshakes
+        assert learner.receive(0.2) is None
+
+
+@pytest.mark.parametrize("key_from", [key_of_another_learner, no_key, unlisted_key])
+def test_with_a_wrong_key_or_none_or_an_unknown_one_nobody_gets_in(
+    keys: Path, key_from: Callable[[Path], ActorKey | None]
+) -> None:
+    address = free_tcp_address()
+    with closing(LearnerSocket("inproc://local", RemoteAccess(address, keys))) as learner:
+        assert_kept_out(learner, address, key_from(keys))
+        with closing(ActorSocket(address, allowed_key(keys))) as actor:
+            send(actor, hello())
+            assert receive(learner).message == hello()
+
+
+def test_without_an_authenticator_nobody_gets_in(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even who has an allowed key. By itself ZeroMQ would let in whoever knows the learner's public key."""
+    monkeypatch.setattr(LearnerSocket, "_authenticate", lambda *_: None)
+    address = free_tcp_address()
+    with closing(LearnerSocket("inproc://local", RemoteAccess(address, keys))) as learner:
+        assert_kept_out(learner, address, allowed_key(keys))
+
+
+def test_a_message_comes_with_the_key_of_its_connection(keys: Path) -> None:
+    address = free_tcp_address()
+    with (
+        closing(LearnerSocket("inproc://local", RemoteAccess(address, keys))) as learner,
+        closing(ActorSocket("inproc://local")) as local,
+    ):
+        send(local, hello(0))
+        assert receive(learner).user is None
+        for name in ("one", "two"):
+            key = read_actor(keys / f"{name}.key")
+            with closing(ActorSocket(address, key)) as actor:
+                send(actor, hello(1))
+                assert receive(learner).user == key.pair.public
+
+
+def test_who_loses_the_key_while_connected_is_no_longer_allowed(keys: Path) -> None:
+    address = free_tcp_address()
+    with (
+        closing(LearnerSocket("inproc://local", RemoteAccess(address, keys))) as learner,
+        closing(ActorSocket(address, allowed_key(keys))) as actor,
+    ):
+        send(actor, hello())
+        user = receive(learner).user
+        assert learner.allows(user)
+        (keys / "allowed.toml").write_text("# nobody\n")
+        assert not learner.allows(user) and learner.allows(None)

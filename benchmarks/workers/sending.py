@@ -1,8 +1,9 @@
-"""The sender of `wire`: an actor whose rollouts take no time, or a bare ZeroMQ socket."""
+"""The sender of `wire` and `curve`: an actor whose rollouts take no time, or a bare ZeroMQ socket."""
 
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -10,16 +11,19 @@ import zmq
 from benchmarks.wire import experiment_of, spaces_for
 from benchmarks.workers.serving import serve
 from benchmarks.workloads import trajectory
+from protocol.keys import read_actor
 from protocol.messages import Grant, Hello, Stop, to_frames
 from protocol.transport import ActorSocket
 
 WAIT_SECONDS = 60.0  # for a word from the receiver
 
 
-def send_trajectories(address: str, nbytes: int) -> None:
-    """Answer each grant with a trajectory, until told to stop."""
+def send_trajectories(address: str, nbytes: int, key: str | None = None) -> None:
+    """Answer each grant with a trajectory, until told to stop; `key` is the path of one."""
     template = trajectory(spaces_for(nbytes), experiment_of(), lane=0, rollout_index=0)
-    with closing(ActorSocket(address)) as socket:
+    with closing(ActorSocket(address, read_actor(Path(key)) if key else None)) as socket:
+        while not socket.connected:
+            socket.receive(WAIT_SECONDS)
         socket.send(Hello("0", 0, {}))
         while not isinstance(message := socket.receive(WAIT_SECONDS), Stop):
             assert isinstance(message, Grant)

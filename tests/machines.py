@@ -1,0 +1,214 @@
+"""A run on two machines, with keys, over a line that loses and delays packets; its digest against a local run's.
+
+`python -m tests.machines --loss 5 --delay 50 --fault cut kill stop` runs undisturbed, and once with each fault. It
+needs what `tests/line.py` says.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import LAUNCH, ROOT, metrics_of, summary_of, train
+from line import Line, obstacle
+
+from protocol.keys import make_keys
+
+EXPERIMENT = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
+PORT = 5555
+STEP_TIMEOUT = 3  # seconds; a fault lasts longer
+MOVED = 4  # iterations after which the lanes of an actor have moved: it has delivered two at most
+END_SECONDS = 60.0  # that actors may take to learn that the run is over, and a learner to get on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run."""
+
+    summary: dict[str, Any]
+    seconds: float  # from the launcher's start to its end
+    meanwhile: int  # iterations while the fault lasted
+    said: list[str]  # by each actor
+    codes: list[int]  # with which they ended
+
+    @property
+    def joins(self) -> str:
+        """How often each actor was welcomed."""
+        return " ".join(str(text.count("connected to run")) for text in self.said)
+
+
+@dataclass
+class TwoMachines:
+    """A run under way whose learner is on one machine and whose actors are on the other. Its faults are methods."""
+
+    line: Line
+    folder: Path
+    flags: list[object]
+    python: str = sys.executable  # the actors' interpreter
+    local_actors: int = 0  # beside the learner
+    fault_seconds: float = 8.0  # at least; where there are local actors, until these have all the lanes
+    learner: subprocess.Popen[bytes] | None = None
+    actors: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def address(self) -> str:
+        return f"tcp://{self.line.machines[0].address}:{PORT}"
+
+    def run(self, actors: int, fault: str | None = None) -> Outcome:
+        """See the run to its end, with a fault once a few iterations are done."""
+        make_keys(self.folder / "keys", ["actor"])
+        began = time.monotonic()
+        with self._ending_all():
+            self.learner = self._start_learner()
+            for _ in range(actors):
+                self.start_actor()
+            meanwhile = self._disturb(fault) if fault else 0
+            code = self.learner.wait()
+            seconds = time.monotonic() - began
+            assert code == 0, self._log("learner").read_text()
+            codes = [actor.wait(END_SECONDS) for actor in self.actors]
+        said = [self._log(i).read_text() for i in range(len(self.actors))]
+        return Outcome(summary_of(self.run_dir), seconds, meanwhile, said, codes)
+
+    def start_actor(self) -> None:
+        words = ["-W", "error", "-m", "actors", "--connect", self.address, "--key", self.folder / "keys" / "actor.key"]
+        self.actors.append(self._start(1, len(self.actors), self.python, *words))
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """The line is dead, and neither end is told."""
+        self.line.cut = True
+        yield
+        self.line.cut = False
+
+    @contextmanager
+    def kill(self) -> Iterator[None]:
+        """An actor is killed, and at last another is started."""
+        self.actors[0].kill()
+        yield
+        self.start_actor()
+
+    @contextmanager
+    def stop(self) -> Iterator[None]:
+        """An actor sleeps, as a laptop does."""
+        self.actors[0].send_signal(signal.SIGSTOP)
+        yield
+        self.actors[0].send_signal(signal.SIGCONT)
+
+    def _start_learner(self) -> subprocess.Popen[bytes]:
+        remote = ["--listen", self.address, "--keys", self.folder / "keys", "--step-timeout", STEP_TIMEOUT]
+        local = ["--actors", self.local_actors]
+        return self._start(0, "learner", *LAUNCH, "--run-dir", self.run_dir, *remote, *local, *self.flags)
+
+    def _start(self, machine: int, name: object, *words: object) -> subprocess.Popen[bytes]:
+        with open(self._log(name), "w") as log:
+            return subprocess.Popen(
+                [*self.line.machines[machine].command, *map(str, words)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )
+
+    def _log(self, name: object) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _disturb(self, fault: str) -> int:
+        """Let the fault happen; returns how many iterations were done meanwhile."""
+        before = self._await_iterations(5)
+        with getattr(self, fault)():
+            time.sleep(self.fault_seconds)
+            meanwhile = self._await_iterations(before + MOVED if self.local_actors else 0) - before
+        self._await_iterations(before + meanwhile + 1)
+        return meanwhile
+
+    def _await_iterations(self, count: int) -> int:
+        """Wait for that many, in a run that goes on after them; returns how many there are."""
+        assert self.learner is not None
+        deadline = time.monotonic() + END_SECONDS
+        while True:
+            assert self.learner.poll() is None and time.monotonic() < deadline, self._log("learner").read_text()
+            done = len(metrics_of(self.run_dir)) if (self.run_dir / "metrics.jsonl").exists() else 0
+            if done >= count:
+                return done
+            time.sleep(0.05)
+
+    @contextmanager
+    def _ending_all(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for process in self.actors:
+                process.kill()
+                process.wait()
+            if self.learner is not None and self.learner.poll() is None:
+                self.learner.terminate()  # it ends its children
+                self.learner.wait()
+
+
+FAULTS = ("cut", "kill", "stop")
+
+
+def main() -> int:
+    """A run undisturbed, and one with each fault that was asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loss", type=float, default=0.0, help="percent of the packets that are lost, each way")
+    parser.add_argument("--delay", type=float, default=0.0, help="milliseconds that a packet takes, each way")
+    parser.add_argument("--fault", nargs="*", choices=FAULTS, default=[], help="in a run of its own")
+    parser.add_argument("--fault-seconds", type=float, default=8.0, help="how long it lasts at least")
+    parser.add_argument("--actors", type=int, default=2, help="on the other machine")
+    parser.add_argument("--local-actors", type=int, default=0, help="on the learner's")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter of the other machine's actors")
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--schedule", default="pipelined", choices=["sync", "pipelined"])
+    parser.add_argument("--total-steps", type=int, default=100_000)
+    parser.add_argument("flags", nargs="*", help="further flags of launch.py, after --")
+    arguments = parser.parse_args()
+    if (reason := obstacle()) is not None:
+        print(f"machines: {reason}", file=sys.stderr)
+        return 2
+    flags: list[object] = ["--env", arguments.env, *EXPERIMENT, "--schedule", arguments.schedule]
+    flags += ["--total-steps", arguments.total_steps, *arguments.flags]
+    unequal = 0
+    with tempfile.TemporaryDirectory() as name:
+        began = time.monotonic()
+        local = train(Path(name) / "local", "--in-process", "--actors", 8, *flags)["weights_digest"]
+        print(
+            f"{'line':<12}  {'fault':<5}  {'seconds':>7}  meanwhile  {'joins':<8}  {'packets':>8}  {'lost':>6}  digest"
+        )
+        print(f"{'none':<12}  {'':<5}  {time.monotonic() - began:>7.1f}  {'':<37}  {local}")
+        for fault in (None, *arguments.fault):
+            folder = Path(name) / (fault or "undisturbed")
+            folder.mkdir()
+            with Line(arguments.loss / 100, arguments.delay / 1000) as line:
+                run = TwoMachines(
+                    line, folder, flags, arguments.python, arguments.local_actors, arguments.fault_seconds
+                )
+                outcome = run.run(arguments.actors, fault)
+            digest = outcome.summary["weights_digest"]
+            unequal += digest != local
+            print(
+                f"{f'{arguments.loss:g} %, {arguments.delay:g} ms':<12}  {fault or '–':<5}  {outcome.seconds:>7.1f}"
+                f"  {outcome.meanwhile:>9}  {outcome.joins:<8}  {line.carried:>8}  {line.lost:>6}"
+                f"  {digest if digest != local else 'equal'}",
+                flush=True,
+            )
+    return 1 if unequal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

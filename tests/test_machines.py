@@ -1,0 +1,62 @@
+"""Runs on two machines, joined by lines good and bad. Longer ones: `python -m tests.machines`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import train
+from line import Line, obstacle
+from machines import EXPERIMENT, MOVED, TwoMachines
+
+OBSTACLE = obstacle()
+pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"no network namespaces: {OBSTACLE}")
+
+SHORT: list[object] = [*EXPERIMENT, "--total-steps", 1024 * 20]
+# As slow on every machine, so that a run outlasts a fault.
+SLOW: list[object] = [*EXPERIMENT, "--env", "benchmarks.environments:Sleep-v0", "--env-kwargs", "seconds=0.0003"]
+SLOW += ["--total-steps", 1024 * 40]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return train(tmp_path_factory.mktemp("local") / "run", "--in-process", *SHORT)["weights_digest"]
+
+
+@pytest.fixture(scope="module")
+def local_and_slow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run_dir = tmp_path_factory.mktemp("slow") / "run"
+    return train(run_dir, "--in-process", "--actors", 8, *SLOW)["weights_digest"]
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    with Line() as line:
+        yield line
+
+
+def test_two_machines_compute_what_one_does(tmp_path: Path, line: Line, local: str) -> None:
+    outcome = TwoMachines(line, tmp_path, SHORT).run(actors=2)
+    assert outcome.summary["weights_digest"] == local
+    assert outcome.codes == [0, 0]
+    assert all("the run is over" in said for said in outcome.said)
+    assert line.carried > 100 and line.lost == 0
+
+
+def test_a_line_that_loses_and_delays_packets_changes_nothing(tmp_path: Path, local: str) -> None:
+    with Line(loss=0.05, delay=0.01) as line:
+        outcome = TwoMachines(line, tmp_path, SHORT).run(actors=2)
+    assert outcome.summary["weights_digest"] == local
+    assert outcome.codes == [0, 0]
+    assert line.lost > 10
+
+
+@pytest.mark.parametrize("fault", ["cut", "stop"])
+def test_lanes_move_meanwhile_and_the_actor_comes_back(
+    tmp_path: Path, line: Line, local_and_slow: str, fault: str
+) -> None:
+    """Whatever has become of the other machine: the line is cut, or the actor sleeps."""
+    outcome = TwoMachines(line, tmp_path, SLOW, local_actors=1, fault_seconds=1).run(actors=1, fault=fault)
+    assert outcome.meanwhile >= MOVED
+    assert int(outcome.joins) >= 2
+    assert outcome.codes == [0]
+    assert outcome.summary["weights_digest"] == local_and_slow
