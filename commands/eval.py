@@ -16,7 +16,7 @@ from actors.environment import (
     reset_environment,
 )
 from actors.policy import Policy
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, understood
 from learner.config import RunConfig
 from learner.normalization import RunningStatistics
 from protocol.errors import UserError
@@ -51,10 +51,6 @@ def main(arguments: list[str]) -> int:
     checkpoint = load_newest_checkpoint(command.run_dir / "checkpoints", lambda text: print(f"warning: {text}"))
     if checkpoint is None:
         raise UserError(f"{command.run_dir} has no checkpoint that can be read")
-    try:
-        policy_snapshot(checkpoint)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{command.run_dir}: its checkpoint does not hold a policy: {error!r}") from None
     returns, lengths = evaluate(config, checkpoint, command.episodes)
     result = {
         "policy_version": checkpoint.policy_version,
@@ -80,7 +76,10 @@ def evaluate(config: RunConfig, checkpoint: Checkpoint, episodes: int) -> tuple[
     experiment = config.experiment
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
-    policy = Policy(policy_snapshot(checkpoint), spaces, experiment)
+    with understood(checkpoint):
+        policy = Policy(policy_snapshot(checkpoint), spaces, experiment)
+        shape, size = spaces.observation.shape, experiment.recurrent_size
+        policy.mode(np.zeros((1, *shape), spaces.observation.dtype), np.zeros((1, size), np.float32))
     convert, store = ActionConverter(env.action_space), ObservationConverter(env.observation_space, spaces)
     returns, lengths = [], []
     for episode in range(episodes):
