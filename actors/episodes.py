@@ -15,9 +15,11 @@ from actors.environment import (
 )
 from actors.interface import ActionConverter, ObservationConverter
 from actors.policy import Policy
+from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.snapshot import PolicySnapshot
+from protocol.spaces import Spaces
 
 
 class Score(NamedTuple):
@@ -44,7 +46,7 @@ def each_episode(
     env = make(experiment)
     try:
         spaces = describe_spaces(env, experiment)
-        policy = Policy(snapshot, spaces, experiment)
+        policy = _policy(snapshot, spaces, experiment)
         to_env = ActionConverter(action_form(env.action_space), spaces)
         to_policy = ObservationConverter(observation_form(env.observation_space), spaces)
         for episode in range(episodes):
@@ -62,3 +64,16 @@ def each_episode(
             yield Score(total, length)
     finally:
         env.close()
+
+
+def _policy(snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) -> Policy:
+    """The policy, tried once; raises `UserError` where its weights are not for these spaces and this network."""
+    try:
+        policy = Policy(snapshot, spaces, experiment)
+        observations = np.zeros((1, *spaces.observation.shape), spaces.observation.dtype)
+        policy.mode(observations, np.zeros((1, experiment.recurrent_size), np.float32))
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"policy version {snapshot.policy_version} is not one for {experiment.env}: {error!r}"
+        ) from None
+    return policy

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from actors.environment import action_form, describe_spaces, make_environment, observation_form
 from actors.exported import Description, load_policy
 from commands.runs import Run
-from learner.checkpoint import policy_snapshot
+from learner.checkpoint import policy_snapshot, understood
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.snapshot import PolicySnapshot
@@ -26,10 +26,9 @@ def open_policy(path: Path, best: bool = False, trust: bool = False) -> Acting:
     """
     if not path.is_file():
         run = Run.open(path)
-        try:
-            return Acting(run.config.experiment, policy_snapshot(run.checkpoint(best)))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: its checkpoint does not hold a policy: {error!r}") from None
+        checkpoint = run.checkpoint(best)
+        with understood(checkpoint):
+            return Acting(run.config.experiment, policy_snapshot(checkpoint))
     if best:
         raise UserError(f"--best chooses among the policies of a run directory; {path} is a file with one")
     policy = load_policy(path, trust)

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def load_newest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Chec
     return None
 
 
+@contextmanager
+def understood(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise `UserError` where the block does not find in `checkpoint` what a learner of this run puts there."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint.policy_version:08d} is whole, but not one of this run's configuration: {error!r}"
+        ) from None
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below `directory`, oldest version first."""
     if directory.is_symlink():  # what is removed as old must lie in the run's own directory
@@ -162,6 +174,6 @@ def _return(path: Path) -> float:
     try:
         text = (path / MANIFEST).read_text().rstrip("\n").rpartition("\n")[0]
         mean = json.loads(text)["facts"]["episode_return_mean"]
-        return -np.inf if mean is None else mean
-    except (OSError, ValueError, KeyError, TypeError):
+        return -np.inf if mean is None else float(mean)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return -np.inf

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, write_checkpoint
+from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, understood, write_checkpoint
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.lanes import LaneBorder
@@ -154,7 +154,8 @@ class Learner:
         experiment = self._config.experiment
         checkpoint = load_newest_checkpoint(self._run_dir / "checkpoints", self._warn)
         if checkpoint is not None:
-            self._restore_facts(checkpoint)
+            with understood(checkpoint):
+                self._restore_facts(checkpoint)
         spaces = self._coordinator.wait_for_spaces()
         self._spaces = spaces
         self._statistics = RunningStatistics((normalized_size(spaces),))
@@ -166,7 +167,8 @@ class Learner:
             self._border = self._capture(arrays)
             self._save()
         else:
-            self._restore_arrays(checkpoint)
+            with understood(checkpoint):
+                self._restore_arrays(checkpoint)
         self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version, self._warn)
         parameters = sum(array.size for array in self._ppo.model.parameters())
         self._report({"event": "started", "policy_version": self._version, "parameters": parameters})

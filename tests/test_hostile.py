@@ -1,13 +1,103 @@
-"""Strangers at an open port change nothing: a short version of `python -m tests.hostile`."""
+"""Strangers at an open port change nothing, and files that strangers wrote are one clear line."""
 
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from hostile import GROWTH, attack, undisturbed
+import numpy as np
+import pytest
+from hostile import FLAGS, GROWTH, attack, connect_raw, free_port, iterations, undisturbed, wait_until
+from launching import SMALL, launch, running, summary_of, train
+
+from learner.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, write_checkpoint
+from protocol.keys import make_keys, read_actor
+from protocol.transport import ActorSocket
 
 
 def test_strangers_at_an_open_port_change_nothing(tmp_path: Path) -> None:
+    """A short version of `python -m tests.hostile`."""
     outcome = attack(tmp_path / "run", messages=3000, connections=100, holders=3, seed=0)
     assert outcome.summary["weights_digest"] == undisturbed(tmp_path / "undisturbed", outcome)
     assert outcome.summary["refused"].keys() >= {"malformed", "wrong kind", "name", "handshake"}
     assert outcome.summary["samples"]["dropped"]["stale"] > 0
     assert outcome.growth < GROWTH
+
+
+def test_without_a_key_nobody_is_heard(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o700)
+    make_keys(tmp_path / "keys", ["one"])
+    (other,) = make_keys(tmp_path / "others", ["one"])
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    run_dir = tmp_path / "run"
+    listening = ["--listen", address, "--keys", tmp_path / "keys", "--actors", 2, "--total-steps", 512 * 40]
+    with running(run_dir, *FLAGS, *listening) as process:
+        wait_until(lambda: iterations(run_dir) >= 2, process)
+        strangers = [closing(ActorSocket(address, key)) for key in (None, read_actor(other)) for _ in range(10)]
+        with ExitStack() as stack:
+            for stranger in strangers:
+                stack.enter_context(stranger)
+            connect_raw(port, 300, random.Random(0))
+            output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    summary = summary_of(run_dir)
+    assert summary["refused"].keys() == {"handshake"} and summary["refused"]["handshake"] >= 100
+    alone = train(tmp_path / "undisturbed", "--in-process", *FLAGS, "--total-steps", 512 * 40)
+    assert summary["weights_digest"] == alone["weights_digest"]
+
+
+def without_arrays(saved: Checkpoint) -> Checkpoint:
+    return Checkpoint(99, {}, saved.facts)
+
+
+def without_facts(saved: Checkpoint) -> Checkpoint:
+    return Checkpoint(99, saved.arrays, {})
+
+
+def of_other_facts(saved: Checkpoint) -> Checkpoint:
+    return Checkpoint(99, saved.arrays, {name: [] for name in saved.facts})
+
+
+def of_another_network(saved: Checkpoint) -> Checkpoint:
+    return Checkpoint(99, {name: np.zeros((3, *array.shape), array.dtype) for name, array in saved.arrays.items()}, {})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    train(run_dir, "--in-process", *SMALL)
+    return run_dir
+
+
+def is_one_line(*flags: object, says: str) -> None:
+    done = launch(*flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1 and says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("forge", "evaluated"),
+    [(without_arrays, True), (without_facts, False), (of_other_facts, False), (of_another_network, True)],
+)
+def test_a_whole_checkpoint_of_another_making_is_one_line(
+    finished: Path, tmp_path: Path, forge: Callable[[Checkpoint], Checkpoint], evaluated: bool
+) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    (run_dir / "summary.json").unlink()  # it would say that nothing is left to do
+    write_checkpoint(run_dir / "checkpoints", forge(load_checkpoint(list_checkpoints(run_dir / "checkpoints")[-1])))
+    is_one_line("--resume", run_dir, says="not one of this run's configuration")
+    if evaluated:
+        is_one_line("eval", run_dir, says="not one of this run's configuration")
+
+
+def test_checkpoints_that_lie_elsewhere_are_one_line(finished: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    (run_dir / "summary.json").unlink()
+    (run_dir / "checkpoints").rename(tmp_path / "elsewhere")
+    (run_dir / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    is_one_line("--resume", run_dir, says="is a link")
+    is_one_line("eval", run_dir, says="is a link")
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
