@@ -268,7 +268,7 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
     talk.publish(0)
     hung, alive = talk.join(0), talk.join(1)
     talk.coordinator._actors[hung].last_heard -= 1
-    talk.say(alive, Progress(1))
+    talk.say(alive, Progress(1, 0.5, 0.5))
     talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
     assert {g.lane for g in talk.socket.take(Grant, alive)} == {0, 1, 2, 3}
@@ -278,7 +278,7 @@ def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
     talk = Conversation(num_actors=2, step_timeout=0.5)
     talk.publish(0)
     hung, alive = talk.join(0), talk.join(1)
-    talk.socket.chatter = Received(alive, None, Progress(1))
+    talk.socket.chatter = Received(alive, None, Progress(1, 0.5, 0.5))
     talk.coordinator._actors[hung].last_heard -= 1
     talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
