@@ -75,6 +75,7 @@ class Terminal:
         """Take the live view away; what was said in the meantime is printed, and stays."""
         if self._live is None:
             return
+        self._console.print(Control.clear(), Control.home(), sep="", end="")  # some terminals leave a part behind
         self._live.close()
         self._live = None
         if len(self._held) > HELD:

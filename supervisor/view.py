@@ -82,7 +82,7 @@ class Page:
         shares = {name: self._number(share, ".0%") for name, share in status.shares.items()}
         lines = [
             self._ends(self._state(), Text(self._time_left())),
-            self._progress(self._width),
+            self._progress_bar(self._width),
             Text(f"{status.env_steps:,} of {status.total_steps:,} env-steps"),
             self._labelled("return", self._return_mean()),
             *self._sparkline(self._width, 1),
@@ -109,12 +109,12 @@ class Page:
         """Figures side by side, then the actors, then what happened last."""
         wide, tall = self._width >= WIDE, height >= 38
         rows = 10 if tall else 6 if height >= 22 else 4
-        figures = [self._return_box, self._time_box, self._training_box][: 3 if wide else 2]
+        figures = [self._progress_box, self._time_box, self._learning_box][: 3 if wide else 2]
         width, rest = divmod(self._width, len(figures))
-        lines = [self._ends(Text(self._status.title, style="bold"), self._state()), self._progress(self._width)]
+        lines = [self._ends(Text(self._status.title, style="bold"), self._state()), self._progress_bar(self._width)]
         lines += _beside([box(width + (i < rest), rows) for i, box in enumerate(figures)])
         if not wide and height >= 32:
-            lines += self._training_box(self._width, 3)
+            lines += self._learning_box(self._width, 3)
         room = height - len(lines) - 4  # for two more boxes
         happened = 3 if room >= 8 else 1
         piles = max(1, self._width // ACTOR_COLUMNS)
@@ -132,7 +132,7 @@ class Page:
         text.truncate(max(0, width - 1), overflow="crop")
         return text.append(self._glyphs.cut) if width > 0 else text
 
-    def _return_box(self, width: int, rows: int) -> list[Text]:
+    def _progress_box(self, width: int, rows: int) -> list[Text]:
         row, inner = self._status.row, width - 4
         values = self._status.returns.values(inner)
         span = f"{min(values):.4g} to {max(values):.4g}" if values else ""
@@ -147,7 +147,7 @@ class Page:
         first = self._labelled("return", self._return_mean())
         if cell_len(first.plain) + len(span) + 2 <= inner:
             first = self._ends(first, Text(span, style="dim"), inner)
-        return self._box("learning", [first, *self._sparkline(inner, rows - 1 - len(below)), *below], width, rows)
+        return self._box("progress", [first, *self._sparkline(inner, rows - 1 - len(below)), *below], width, rows)
 
     def _time_box(self, width: int, rows: int) -> list[Text]:
         inner = width - 4
@@ -156,17 +156,17 @@ class Page:
             whose = {"acting": "actors", "waiting": "learner"}.get(name, "")
             line = Text.assemble((f"{whose:8}", "dim"), f"{name:9}")
             number = self._number(share, ".1%" if share is not None and share < 0.0995 else ".0%")
-            line.append_text(self._bar(share or 0.0, max(4, inner - 24))).append(f"{number:>6}")
+            line.append_text(self._bar(share or 0.0, max(4, inner - 23))).append(f"{number:>6}")
             lines.append(line)
         memory, actors = self._status.memory, [a.memory for a in self._status.actors if a.memory is not None]
         if rows >= 6:
             lines.append(self._labelled("memory", self._total_memory(), inner))
-            parts = [f"{name} {_bytes(size)}" for name, size in memory.items() if size is not None]
-            parts += [f"an actor {_bytes(sum(actors) // len(actors))}"] if actors else []
+            parts = [f"{name} {_bytes(size, '')}" for name, size in memory.items() if size is not None]
+            parts += [f"actor {_bytes(sum(actors) // len(actors), '')}"] if actors else []
             lines.append(self._ends(Text(), Text(", ".join(parts), style="dim"), inner))
         return self._box("where the time goes", lines, width, rows)
 
-    def _training_box(self, width: int, rows: int) -> list[Text]:
+    def _learning_box(self, width: int, rows: int) -> list[Text]:
         row = self._status.row
         figures = [
             ("policy loss", self._number(row.get("train/policy_loss"), ".4f")),
@@ -185,7 +185,7 @@ class Page:
         lines = [self._labelled(name, number, inner) for name, number in figures[: rows * piles]]
         if piles == 2:
             lines = [Text.assemble(left, "    ", right) for left, right in zip(lines[::2], lines[1::2], strict=True)]
-        return self._box("training", lines, width, rows)
+        return self._box("learning", lines, width, rows)
 
     def _actors(self, rows: int, piles: int) -> list[Text]:
         """A head line and a line for each actor; where not all fit, those in trouble come first."""
@@ -234,9 +234,9 @@ class Page:
     ) -> Text:  # fmt: skip
         tail = f" {steps:>6} {speed:>7} {acting:>6} {memory:>7} {restarts:>8} {silent:>7}"
         room = width - len(tail) - 9  # for the name and the lanes
-        lanes_width = min(max(8, room // 2), room - 6)
-        name = self._middle_cut(name, room - lanes_width - 2)
-        line = Text(set_cell_size(name, room - lanes_width - 1))
+        lanes_width = min(room // 2, 16)
+        name = self._middle_cut(name, room - lanes_width - 1)
+        line = Text(set_cell_size(name, room - lanes_width))
         line.append_text(self._padded(state, 9)).append(set_cell_size(lanes, lanes_width)).append(tail)
         return self.cut(line, width)
 
@@ -247,11 +247,11 @@ class Page:
         happenings: Sequence[Happening] = list(self._status.happenings)[-rows:]
         lines = []
         for happening in happenings:
-            line = Text(time.strftime("%H:%M:%S  ", time.localtime(happening.time)) if with_time else "", style="dim")
-            lines.append(line.append(happening.text, style=COLORS.get(happening.event, "none")))
+            when = time.strftime("%H:%M:%S  ", time.localtime(happening.time)) if with_time else ""
+            lines.append(Text.assemble((when, "dim"), (happening.text, COLORS.get(happening.event, "none"))))
         return lines
 
-    def _progress(self, width: int) -> Text:
+    def _progress_bar(self, width: int) -> Text:
         status = self._status
         done = min(1.0, status.env_steps / status.total_steps) if status.total_steps else 0.0
         after = f" {done:>4.0%}"
@@ -368,8 +368,9 @@ def _compact(number: int) -> str:
     return str(number)
 
 
-def _bytes(size: int) -> str:
-    return f"{size / 2**30:.2f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+def _bytes(size: int, unit: str = "B") -> str:
+    space = " " if unit else ""
+    return f"{size / 2**30:.2f}{space}G{unit}" if size >= 2**30 else f"{size / 2**20:.0f}{space}M{unit}"
 
 
 def duration(seconds: float) -> str:
