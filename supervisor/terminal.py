@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console
@@ -82,7 +82,9 @@ class Terminal:
             self.say(f"({len(self._held) - HELD} earlier lines are in events.jsonl)")
         for line in self._held[-HELD:]:
             self.say(line)
-        sys.stderr.write("".join(self._printed.pieces))
+        if self._printed.pieces:
+            with suppress(OSError):  # a terminal that was closed
+                sys.stderr.write("".join(self._printed.pieces))
 
     def say(self, text: str) -> None:
         """A line that stays."""
