@@ -82,6 +82,7 @@ def test_the_view_fits_every_terminal(actors: int, glyphs: Any) -> None:
                 assert max(line.cell_len for line in lines) <= width, (width, height)
                 if width >= 60 and height >= 18:
                     assert len(lines) == height and len({line.cell_len for line in lines}) == 1, (width, height)
+                    assert lines[-1].plain[0] == glyphs.corners[2] and lines[-1].plain[-1] == glyphs.corners[3]  # whole
                 assert not any("\n" in line.plain for line in lines)
 
 
