@@ -44,6 +44,8 @@ class Actor:
         self._serials: dict[int, int] = {}  # of the grants that each lane was built for
         self._grants: list[Grant] = []
         self._steps = 0
+        self._acting = self._waiting = 0.0  # seconds since it started…
+        self._accounted = time.monotonic()  # …until then
         self._last_progress = 0.0
 
     def run(self) -> None:
@@ -66,11 +68,16 @@ class Actor:
                 elif self._grants:
                     grant = min(self._grants, key=lambda grant: (grant.policy_version, grant.rollout_index, grant.lane))
                     self._grants.remove(grant)
+                    self._account(acting=False)
                     trajectory = self._fulfil(grant)
+                    self._account(acting=True)
                     with trace.span("send", lane=grant.lane, rollout=grant.rollout_index):
                         self._socket.send(trajectory)
                 else:
                     self._socket.send(self._hello)
+                    if self._welcomed:
+                        self._account(acting=False)
+                        self._report()
         except ProtocolError as error:
             raise UserError(f"the learner at {self._address} sent what it should not: {error}") from None
         finally:
@@ -139,10 +146,22 @@ class Actor:
 
     def _progress(self) -> None:
         self._steps += 1
+        if time.monotonic() - self._last_progress >= PROGRESS_INTERVAL:
+            self._account(acting=True)
+            self._report()
+
+    def _account(self, acting: bool) -> None:
+        """The time since this was called last went into acting, or did not."""
         now = time.monotonic()
-        if now - self._last_progress >= PROGRESS_INTERVAL:
-            self._last_progress = now
-            self._socket.send(Progress(self._steps))
+        if acting:
+            self._acting += now - self._accounted
+        else:
+            self._waiting += now - self._accounted
+        self._accounted = now
+
+    def _report(self) -> None:
+        self._last_progress = self._accounted
+        self._socket.send(Progress(self._steps, self._acting, self._waiting))
 
     def _close_lanes(self) -> None:
         for lane in self._lanes.values():

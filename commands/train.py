@@ -53,6 +53,8 @@ class ExecutionConfig:
     """Run the learner and the actors as threads of this process."""
     step_timeout: float = 60.0
     """Seconds without any progress after which an actor is taken to hang, and is replaced."""
+    quiet: bool = False
+    """Print warnings, errors and how the run ended, and nothing else."""
     trace: Path | None = None
     """Write a timeline of every process to this file, for ui.perfetto.dev or chrome://tracing."""
     dashboard: bool = False
@@ -134,6 +136,7 @@ def main(arguments: list[str]) -> int:
             remote,
             execution.in_process,
             execution.step_timeout,
+            execution.quiet,
         )
 
 

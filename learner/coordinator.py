@@ -4,7 +4,9 @@ One authority decides about lanes, and this is it: it takes a lane from an actor
 its share, and grants it to another with the next serial. The supervisor decides about processes.
 """
 
+import math
 import re
+import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ MAX_REMOTE = 1024  # actors of other machines that take part; every one is looke
 MAX_FAULTS = 100  # of environments, before a run ends: something is wrong with the environment…
 MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
+REPORT_SECONDS = 1.0  # between reports about the actors
+SHARE_WINDOW = 40  # messages of progress, twice a second, over which an actor's share of acting is taken
 ACTOR_NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 
 
@@ -52,6 +56,26 @@ class ActorRecord:
     ready: bool = False
     working: bool = False  # whether a trajectory of its was accepted
     versions: set[int] = field(default_factory=set)  # of the snapshots it was sent
+    env_steps: int = 0  # that were accepted from it
+    progress: deque[Progress] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))  # its last words on that
+
+    def state(self, hosts: bool) -> str:
+        """What it is about, in a word; `hosts` says whether it has lanes."""
+        if not self.ready:
+            return "starting"
+        if not hosts:
+            return "idle"
+        return "working" if self.working else "ready"
+
+    @property
+    def acting_share(self) -> float | None:
+        """The share of the last seconds that it spent acting; None while unknown, and where it tells nonsense."""
+        if not self.progress:
+            return None
+        acting = self.progress[-1].acting - self.progress[0].acting
+        seconds = acting + self.progress[-1].waiting - self.progress[0].waiting
+        share = acting / seconds if seconds > 0 else math.nan
+        return share if 0 <= share <= 1 else None
 
 
 class Coordinator:
@@ -91,6 +115,8 @@ class Coordinator:
         self._next_look = 0.0  # time.monotonic()
         self._unbroken = 0.0  # seconds of serving since there was nothing to serve
         self._news = Quota()  # for the comings and goings of remote actors
+        self._next_report = 0.0  # time.monotonic()
+        self._listened = 0.0  # time.monotonic() of the last message, or of the last look that found none
         self._probing_until = 0.0  # time.monotonic()
         self._unreachable: list[bytes] = []  # actors whose connection has gone
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
@@ -126,6 +152,7 @@ class Coordinator:
                 self._serve(POLL_SECONDS)
             self._gathered = [lane.accepted[version] for lane in self._lanes]
             self.serve_waiting()  # for actors that have no lane yet have not been heard, where all was there already
+        self._report_actors()
         return self._gathered
 
     def serve_waiting(self) -> None:
@@ -155,6 +182,8 @@ class Coordinator:
 
     def finish(self, reason: str) -> None:
         """Tell every actor to stop."""
+        self._next_report = 0.0
+        self._report_actors()
         for identity in self._actors:
             self._socket.send(identity, Stop(reason))
 
@@ -162,6 +191,13 @@ class Coordinator:
     def reproducible(self) -> bool:
         """Whether the environments have given no sign that another run would go another way."""
         return not self.lanes_not_replayable and not self.moved_global_random
+
+    @property
+    def acting_share(self) -> float | None:
+        """The mean share of their time that actors spend acting, as far as they have told."""
+        shares = [record.acting_share for record in self._actors.values()]
+        known = [share for share in shares if share is not None]
+        return statistics.fmean(known) if known else None
 
     @property
     def _asynchronous(self) -> bool:
@@ -211,6 +247,7 @@ class Coordinator:
         # ends, where every sender has had its turn for long enough.
         self._look_after_actors(silence_counts=received is None or self._unbroken > self._step_timeout)
         if received is None:
+            self._report_actors()
             received = self._socket.receive(timeout) if timeout else None
             if received is None:
                 return False
@@ -221,6 +258,7 @@ class Coordinator:
 
     def _handle(self, received: Received) -> None:
         identity, message, record = received.identity, received.message, self._actors.get(received.identity)
+        self._listened = time.monotonic()
         if not self._socket.allows(received.user):
             self._refuse(identity, "revoked key", "its key is no longer allowed")
             return
@@ -228,7 +266,7 @@ class Coordinator:
             if record.user != received.user:
                 self._refuse(identity, "wrong user", f"not sent with the key that said hello as {record.name}")
                 return
-            record.last_heard = time.monotonic()
+            record.last_heard = self._listened
         match message:
             case Hello():
                 self._welcome(received, message)
@@ -239,7 +277,8 @@ class Coordinator:
             case Progress() if record is None:
                 self.refusals.counts["unknown sender"] += 1
             case Progress():
-                pass
+                if record is not None:
+                    record.progress.append(message)
             case ProtocolError():
                 self._refuse(identity, "malformed", str(message))
             case _:
@@ -328,6 +367,7 @@ class Coordinator:
         lane.borders[border.rollout_index] = border
         lane.losses = 0
         record = self._actors[identity]
+        record.env_steps += self._lane_steps
         if not record.working:
             record.working = True
             self._announce(record, "actor_working", seconds=time.monotonic() - record.joined)
@@ -437,6 +477,7 @@ class Coordinator:
             return
         self._next_look = now + POLL_SECONDS
         if silence_counts:
+            self._listened = now
             self._forget_hung(now)
         self._look_at_connections(now)
         if any(lane.owner is None for lane in self._lanes):
@@ -453,6 +494,29 @@ class Coordinator:
                 if record.local:
                     self._report({"event": "kill", "actor": record.name, "pid": record.pid})
                 self._forget(identity)
+
+    def _report_actors(self) -> None:
+        """Tell what every actor is about, at most once a second."""
+        now = time.monotonic()
+        if now < self._next_report:
+            return
+        self._next_report = now + REPORT_SECONDS
+        lanes: dict[bytes | None, list[int]] = {}
+        for index, lane in enumerate(self._lanes):
+            lanes.setdefault(lane.owner, []).append(index)
+        actors = [
+            {
+                "name": record.name,
+                "pid": record.pid,
+                "state": record.state(hosts=identity in lanes),
+                "lanes": lanes.get(identity, []),
+                "env_steps": record.env_steps,
+                "acting": record.acting_share,
+                "seconds_silent": max(0.0, self._listened - record.last_heard),
+            }
+            for identity, record in self._actors.items()
+        ]
+        self._report({"event": "actors", "actors": actors})
 
     def _look_at_connections(self, now: float) -> None:
         """Count who was not let in, and find out at once who has gone, where no supervisor tells."""

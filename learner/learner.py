@@ -21,6 +21,7 @@ from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO
+from learner.stopwatch import Stopwatch
 from learner.supervision import StopRequested, Supervision
 from protocol import trace
 from protocol.observations import encode, normalized_size, numbers_of
@@ -84,6 +85,7 @@ class Learner:
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
+        self._stopwatch = Stopwatch()  # of an iteration
         self._border: Border | None = None  # after the last completed version
         self._saving = threading.Lock()
         self._saved_version: int | None = None
@@ -93,15 +95,14 @@ class Learner:
         """Train to the end, or until stopped; returns the status, `finished` or `stopped`."""
         try:
             self._begin()
+            self._stopwatch = Stopwatch()
             while not self._is_finished():
-                started = time.monotonic()
-                with trace.span("gather", iteration=self._version):
+                with trace.span("gather", iteration=self._version), self._stopwatch.on("gather"):
                     trajectories = self._coordinator.gather(self._version)
-                waited = time.monotonic() - started
-                with trace.span("learn", iteration=self._version):
+                with trace.span("learn", iteration=self._version), self._stopwatch.on("learn"):
                     metrics = self._train(Batch.stack(trajectories, self._batch_memory))
                 with trace.span("complete", iteration=self._version):
-                    self._complete_version(metrics, waited / (time.monotonic() - started))
+                    self._complete_version(metrics)
             return "finished"
         except StopRequested:
             return "stopped"
@@ -205,14 +206,14 @@ class Learner:
         self._window.extend(batch.episode_returns, batch.episode_lengths)
         return metrics
 
-    def _complete_version(self, metrics: dict[str, Any], wait_share: float) -> None:
+    def _complete_version(self, metrics: dict[str, Any]) -> None:
         """Broadcast the new weights first, then account for them: actors wait for nothing else."""
         self._version += 1
         arrays = self._ppo.state_dict()
         self._check_finite(arrays, metrics)
         snapshot = self._snapshot(arrays)
         self._snapshots = [self._snapshots[-1], snapshot]
-        with trace.span("publish", policy_version=self._version):
+        with trace.span("publish", policy_version=self._version), self._stopwatch.on("publish"):
             self._coordinator.publish(snapshot)
         self._last_update = time.monotonic()
         self._coordinator.trained_on()
@@ -220,6 +221,7 @@ class Learner:
         if self._version % self._config.training.checkpoint_every == 0:
             self._save()
         env_steps = self._version * self._config.experiment.env_steps_per_iteration
+        wait_share, learn_share, send_share = self._stopwatch.take_shares("gather", "learn", "publish")
         row = {
             "policy_version": self._version,
             "env_steps": env_steps,
@@ -230,6 +232,9 @@ class Learner:
             "time/seconds": self._elapsed(),
             "time/env_steps_per_second": self._recent_speed(),
             "time/learner_wait_share": wait_share,
+            "time/learner_learn_share": learn_share,
+            "time/learner_send_share": send_share,
+            "time/actor_acting_share": self._coordinator.acting_share,
             "samples": self._coordinator.ledger.as_dict(),
             "deterministic": self._deterministic,
             "refused": dict(self._coordinator.refusals.counts),
@@ -318,7 +323,7 @@ class Learner:
             self._warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
             return
         self._saved_version = border.checkpoint.policy_version
-        self._report({"event": "checkpoint", "path": str(path)})
+        self._report({"event": "checkpoint", "path": str(path), "policy_version": self._saved_version})
 
     def _check_finite(self, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
         lost = metrics["train/policy_loss"] is None or metrics["train/value_loss"] is None

@@ -12,7 +12,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,11 @@ class Grant:
 
 @dataclass(frozen=True)
 class Progress:
-    """Actor to learner, at most twice a second while it works: I am not hung."""
+    """Actor to learner, about twice a second: I am not hung, and this is how I spend my time."""
 
     steps: int  # environment steps since it started, replayed ones among them
+    acting: float  # seconds since it started that it spent on lanes: stepping, and making and rebuilding them
+    waiting: float  # the other seconds, in which it had nothing to step
 
 
 @dataclass(frozen=True)

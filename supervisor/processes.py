@@ -42,7 +42,7 @@ class ProcessWorkers:
         self._watchers: list[threading.Thread] = []
         (run_dir / "logs").mkdir(exist_ok=True)
 
-    def start_learner(self) -> None:
+    def start_learner(self) -> int:
         arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self.num_actors)]
         arguments += ["--step-timeout", str(self._step_timeout)]
         if self._remote is not None:
@@ -50,6 +50,7 @@ class ProcessWorkers:
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
         self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
+        return self._learner.pid
 
     def start_actor(self, index: int) -> int:
         arguments = ["--connect", self._address, "--index", str(index)]

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,8 @@ from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
+from supervisor.report import Report
+from supervisor.status import RunStatus
 from supervisor.terminal import Terminal
 from supervisor.workers import END_SECONDS, Events, Workers
 
@@ -42,6 +44,7 @@ def supervise(
     remote: RemoteAccess | None,
     in_process: bool,
     step_timeout: float,
+    quiet: bool = False,
 ) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     summary_path = run_dir / "summary.json"
@@ -50,7 +53,13 @@ def supervise(
         print(f"{run_dir} is finished already: {earlier['weights_digest']}")
         return SUCCESS
     events: Events = queue.SimpleQueue()
-    terminal = Terminal(config, run_dir, num_actors, "in-process" if in_process else transport, remote)
+    title = _title(config, num_actors, "in-process" if in_process else transport, remote)
+    status = RunStatus(title, config.total_iterations * config.experiment.env_steps_per_iteration)
+    terminal = Terminal(status, quiet)
+    report = Report(run_dir, status, terminal)
+    if not quiet:
+        terminal.say(f"{title} -> {run_dir}")
+    _tell_at_once(report, terminal, num_actors, config.experiment.num_lanes, remote)
     with _signals(events), listening_address("inproc" if in_process else transport) as address, terminal:
         workers: Workers
         if in_process:
@@ -61,31 +70,60 @@ def supervise(
             from supervisor.processes import ProcessWorkers
 
             workers = ProcessWorkers(run_dir, address, remote, num_actors, step_timeout, events)
-        supervisor = Supervisor(workers, run_dir, events, terminal, can_restart=not in_process)
+        supervisor = Supervisor(workers, run_dir, events, report, can_restart=not in_process)
         error = None
         try:
             supervisor.start(num_actors)
             supervisor.watch()
         except RunFailed as failure:
             error = str(failure)
+        except UserError as mistake:
+            error = str(mistake)
+            raise
         finally:
             workers.end(END_SECONDS)
-            if supervisor.summary:
+            summary = supervisor.summary
+            if summary is not None:
                 restarts = {
                     "actor_restarts": supervisor.actor_restarts,
                     "learner_restarts": supervisor.learner_restarts,
                 }
                 restarts = {name: earlier.get(name, 0) + count for name, count in restarts.items()}
-                summary = supervisor.summary | restarts
+                summary |= restarts
                 try:
                     replace_file(summary_path, json.dumps(summary, indent=2) + "\n")
                 except OSError as failure:
-                    terminal.note(f"warning: {summary_path} NOT WRITTEN: {failure}")
-                terminal.summarize(summary)
+                    report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
+            report.end(summary, error)
     if error is not None:
         print(f"launch.py: {error} (logs in {run_dir / 'logs'}; go on with --resume {run_dir})", file=sys.stderr)
         return FAILURE
     return SUCCESS
+
+
+def _title(config: RunConfig, num_actors: int, transport: str, remote: RemoteAccess | None) -> str:
+    """What is run, and how, in a line."""
+    experiment = config.experiment
+    parts = [f"{num_actors} actor{'s' if num_actors > 1 else ''} over {transport}"] if num_actors else []
+    parts += [f"remote actors at {remote.address}"] if remote else []
+    lanes = f"{experiment.num_lanes} lanes of {experiment.lane_size} environments"
+    return f"{experiment.env}, seed {experiment.seed}, {experiment.schedule}: {' and '.join(parts)}, {lanes}"
+
+
+def _tell_at_once(
+    report: Report, terminal: Terminal, num_actors: int, num_lanes: int, remote: RemoteAccess | None
+) -> None:
+    """What a user should know before anything happens."""
+    if remote is not None and remote.keys is None:
+        warning = (
+            f"no keys. Whoever reaches {remote.address} can read this run's policy, send it false experience, or stop"
+            " it, and nothing on the wire is encrypted"
+        )
+        terminal.say(f"WARNING: {warning}")
+        report.tell("warning", warning, aloud=False)
+    if num_actors > num_lanes:
+        idle = num_actors - num_lanes
+        report.tell("note", f"{num_actors} actors are more than the {num_lanes} lanes; {idle} will idle")
 
 
 class Crashes:
@@ -105,14 +143,15 @@ class Crashes:
 class Supervisor:
     """Watches over the workers of one run."""
 
-    def __init__(self, workers: Workers, run_dir: Path, events: Events, terminal: Terminal, can_restart: bool) -> None:
+    def __init__(self, workers: Workers, run_dir: Path, events: Events, report: Report, can_restart: bool) -> None:
         self.summary: dict[str, Any] | None = None
         self.actor_restarts = 0
         self.learner_restarts = 0
         self._workers = workers
         self._wanted_file = run_dir / WANTED_ACTORS
         self._events = events
-        self._terminal = terminal
+        self._report = report
+        self._status = report.status
         self._can_restart = can_restart
         self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
         self._learner_crashes = Crashes()
@@ -126,7 +165,7 @@ class Supervisor:
 
     def start(self, num_actors: int) -> None:
         self._wanted_file.unlink(missing_ok=True)
-        self._workers.start_learner()
+        self._start_learner()
         for index in range(num_actors):
             self._slots[index] = Crashes()
             self._start_actor(index)
@@ -140,18 +179,17 @@ class Supervisor:
             for index in [i for i, due in self._due.items() if due <= now and self._deadline is None]:
                 del self._due[index]
                 if index is None:
-                    self._workers.start_learner()
+                    self._start_learner()
                 else:
-                    self._start_actor(index)
+                    self._start_actor(index, again=True)
             for index in [i for i, since in self._joining.items() if now - since > START_SECONDS]:
                 del self._joining[index]
-                self._terminal.note(f"warning: actor {index} has not joined within {START_SECONDS:.0f} s")
+                self._report.tell("warning", f"actor {index} has not joined within {START_SECONDS:.0f} s")
                 self._workers.restart_actor(index)
             self._adjust_actors()
-            try:
+            self._report.tick()
+            with suppress(queue.Empty):
                 self._handle(self._events.get(timeout=0.1))
-            except queue.Empty:
-                self._terminal.tick()
         if self._failure or self.summary["status"] == "failed":
             raise RunFailed(self._failure or self.summary["error"])
 
@@ -160,26 +198,30 @@ class Supervisor:
             case "summary":
                 self.summary = {key: value for key, value in event.items() if key != "event"}
             case "signal":
-                self._terminal.note(f"{event['name']}: saving and ending")
+                self._report.tell("signal", f"{event['name']}: saving and ending", signal=event["name"])
                 self._stop()
             case "kill":
                 if not self._workers.kill_actor(int(event["actor"]), event["pid"]):
                     self._stop(f"actor {event['actor']} hangs, and a thread cannot be killed")
             case "actor_ready" if event["actor"].isdecimal():
                 self._joining.pop(int(event["actor"]), None)
+                self._report.tell("actor_joined", f"actor {event['actor']} has joined", False, actor=event["actor"])
             case "actor_ready":  # another machine's, about whose process nothing can be decided here
-                self._terminal.note(f"actor {event['actor']} has joined")
+                self._report.tell("actor_joined", f"actor {event['actor']} has joined", actor=event["actor"])
             case "actor_gone":
-                self._terminal.note(f"actor {event['actor']} has gone; its lanes go to the others")
+                text = f"actor {event['actor']} has gone; its lanes go to the others"
+                self._report.tell("actor_lost", text, actor=event["actor"])
             case "actor_working" if event["actor"].isdecimal():
                 index = int(event["actor"])
                 if index in self._slots:
                     self._slots[index] = Crashes()
                 lost_at = self._lost_at.pop(index, None)
                 if lost_at is not None:
-                    self._terminal.note(
+                    self._report.tell(
+                        "actor_delivers",
                         f"actor {event['actor']} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost"
-                        f" ({event['seconds']:.1f} s after it joined, rebuilding lanes included)"
+                        f" ({event['seconds']:.1f} s after it joined, rebuilding lanes included)",
+                        actor=event["actor"],
                     )
             case "learner_exit":
                 self._lost_learner(event["code"], event["last_line"])
@@ -188,21 +230,29 @@ class Supervisor:
             case "iteration":
                 self._learning = True
                 self._learner_crashes.in_a_row = 0
-                self._terminal.show(event)
+                self._report.take(event)
             case _:
-                self._terminal.show(event)
+                self._report.take(event)
 
     def _stop(self, failure: str | None = None) -> None:
         """Ask the learner to save and end; what it summarizes is the run's end."""
         self._failure = self._failure or failure
         if self._due.pop(None, None) is not None:
-            self._workers.start_learner()  # only a learner can tell what its newest checkpoint amounts to
+            self._start_learner()  # only a learner can tell what its newest checkpoint amounts to
+        self._status.state = "stopping"
         self._workers.stop_learner()
         self._deadline = self._deadline or time.monotonic() + STOP_SECONDS
 
-    def _start_actor(self, index: int) -> None:
+    def _start_learner(self) -> None:
+        self._status.learner_started(self._workers.start_learner())
+
+    def _start_actor(self, index: int, again: bool = False) -> None:
         self._joining[index] = time.monotonic()
         self._pids[index] = self._workers.start_actor(index)
+        self._status.actor_started(str(index), self._pids[index], again)
+        if again:
+            text = f"actor {index} was started again"
+            self._report.tell("actor_restarted", text, False, actor=str(index), pid=self._pids[index])
 
     def _lost_learner(self, code: int, last_line: str) -> None:
         if code == USER_ERROR:
@@ -213,7 +263,8 @@ class Supervisor:
             raise RunFailed(self._failure or cause)
         self._due[None] = time.monotonic() + backoff
         self.learner_restarts += 1
-        self._terminal.note(f"warning: {cause}; it starts again from its newest checkpoint in {backoff:.1f} s")
+        text = f"{cause}; it starts again from its newest checkpoint in {backoff:.1f} s"
+        self._report.tell("learner_lost", text, code=code)
 
     def _lost_actor(self, actor: int, pid: int, code: int, last_line: str) -> None:
         self._workers.tell_lost(pid)
@@ -237,10 +288,13 @@ class Supervisor:
             self._due[actor] = time.monotonic() + backoff
             self._lost_at.setdefault(actor, time.monotonic())
             self.actor_restarts += 1
-            self._terminal.note(f"warning: {cause}; it starts again in {backoff:.1f} s")
+            text = f"{cause}; it starts again in {backoff:.1f} s"
+            self._report.tell("actor_lost", text, actor=str(actor), pid=pid, code=code)
             return
         del self._slots[actor]
-        self._terminal.note(f"warning: {cause}; it is given up after {CRASHES_ALLOWED} starts in a row")
+        text = f"{cause}; it is given up after {CRASHES_ALLOWED} starts in a row"
+        self._report.tell("actor_retired", text, actor=str(actor), pid=pid, code=code)
+        self._status.actor_removed(str(actor))
         if not self._slots:
             self._stop(f"no actor is left: {cause}")
 
@@ -260,11 +314,13 @@ class Supervisor:
             del self._slots[index]
             self._due.pop(index, None)
             self._workers.end_actor(index)
+            self._status.actor_removed(str(index))
+            self._report.tell("actor_retired", f"actor {index} is not wanted any more", False, actor=str(index))
         for index in range(wanted):
             if index not in self._slots:
                 self._slots[index] = Crashes()
                 self._start_actor(index)
-        self._terminal.note(f"now with {wanted} actors")
+        self._report.tell("note", f"now with {wanted} actors")
         self._wanted_file.unlink()
 
 

@@ -40,7 +40,7 @@ class ThreadWorkers:
         self._supervision = Supervision(events.put)
         self._threads: list[threading.Thread] = []
 
-    def start_learner(self) -> None:
+    def start_learner(self) -> int:
         def work() -> None:
             run_learner(
                 self._config,
@@ -53,6 +53,7 @@ class ThreadWorkers:
             )
 
         self._start({"event": "learner_exit"}, work)
+        return 0
 
     def start_actor(self, index: int) -> int:
         self._start({"event": "actor_exit", "actor": index, "pid": 0}, Actor(str(index), self._address).run)

@@ -16,10 +16,12 @@ class Workers(Protocol):
 
     num_actors: int  # that a learner started from now on should expect
 
-    def start_learner(self) -> None: ...
+    def start_learner(self) -> int:
+        """Start a learner; returns its pid, 0 for a thread."""
+        ...
 
     def start_actor(self, index: int) -> int:
-        """Start an actor; returns its pid."""
+        """Start an actor; returns its pid, 0 for a thread."""
         ...
 
     def stop_learner(self) -> None:

@@ -147,7 +147,16 @@ def capture(address: str, fingerprint: dict[str, str], ready: Ready) -> Captured
         snapshot = stranger.hear(PolicySnapshot)
         grant = stranger.hear(Grant)
     trajectory = delivered(grant, welcome, ready)
-    messages = [Hello("spy", 1, fingerprint), ready, welcome, snapshot, grant, trajectory, Progress(7), Stop("over")]
+    messages = [
+        Hello("spy", 1, fingerprint),
+        ready,
+        welcome,
+        snapshot,
+        grant,
+        trajectory,
+        Progress(7, 0.0, 0.0),
+        Stop("over"),
+    ]
     return Captured(welcome, ready, grant, [plain(message) for message in messages])
 
 

@@ -281,17 +281,69 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
     talk.publish(0)
     hung, alive = talk.join(0), talk.join(1)
     talk.coordinator._actors[hung].last_heard -= 1
-    talk.say(alive, Progress(1))
+    talk.say(alive, Progress(1, 0.5, 0.5))
     talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
     assert {g.lane for g in talk.socket.take(Grant, alive)} == {0, 1, 2, 3}
+
+
+def reports(talk: Conversation) -> dict[str, dict[str, Any]]:
+    """What is told of each actor now."""
+    talk.coordinator._next_report = 0.0
+    talk.serve()
+    return {actor["name"]: actor for actor in talk.events[-1]["actors"]}
+
+
+def test_the_supervisor_is_told_what_every_actor_is_about() -> None:
+    talk = Conversation(num_actors=1)
+    talk.say(b"new", Hello("7", 77, {"numpy": "2"}))
+    assert reports(talk)["7"]["state"] == "starting"
+    first = talk.join(0)
+    talk.publish(0)
+    assert (reports(talk)["0"]["state"], reports(talk)["0"]["lanes"]) == ("ready", [0, 1, 2, 3])
+    talk.say(first, fulfil(talk.socket.take(Grant, first)[0]))
+    talk.say(first, Progress(10, acting=2.0, waiting=1.0))
+    talk.join(1)
+    told = reports(talk)
+    assert (told["0"]["state"], told["0"]["env_steps"], told["0"]["pid"]) == ("working", STEPS, 1000)
+    assert (told["1"]["state"], told["1"]["lanes"], told["1"]["env_steps"]) == ("idle", [], 0)
+    assert told["0"]["acting"] is None  # it takes two messages to know
+    talk.say(first, Progress(20, acting=5.0, waiting=2.0))
+    assert reports(talk)["0"]["acting"] == talk.coordinator.acting_share == 0.75
+
+
+def test_actors_are_told_about_at_most_once_a_second() -> None:
+    talk = Conversation()
+    for _ in range(20):
+        talk.serve()
+    assert [event["event"] for event in talk.events] == ["actors"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, float("nan")), (1.0, float("inf")), (1.0, 0.5), (1e308, -1e308)])
+def test_an_actor_that_tells_nonsense_about_its_time_is_not_believed(before: float, after: float) -> None:
+    talk = Conversation(num_actors=1)
+    actor = talk.join(0)
+    talk.say(actor, Progress(1, acting=before, waiting=0.5))
+    talk.say(actor, Progress(2, acting=after, waiting=1.5))
+    assert reports(talk)["0"]["acting"] is None
+    assert talk.coordinator.acting_share is None
+
+
+def test_silence_while_the_learner_does_not_listen_is_not_an_actors() -> None:
+    talk = Conversation(num_actors=1)
+    actor = talk.join(0)
+    record = talk.coordinator._actors[actor]
+    talk.coordinator._listened = record.last_heard = record.last_heard - 30  # and then it learned for half a minute
+    talk.coordinator._next_report = 0.0
+    talk.coordinator._report_actors()
+    assert talk.events[-1]["actors"][0]["seconds_silent"] == 0
 
 
 def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
     talk = Conversation(num_actors=2, step_timeout=0.5)
     talk.publish(0)
     hung, alive = talk.join(0), talk.join(1)
-    talk.socket.chatter = Received(alive, None, Progress(1))
+    talk.socket.chatter = Received(alive, None, Progress(1, 0.5, 0.5))
     talk.coordinator._actors[hung].last_heard -= 1
     talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
@@ -490,7 +542,7 @@ def test_an_actor_is_not_taken_to_hang_because_the_learner_was_busy() -> None:
     talk.publish(0)
     slow = talk.join(0)
     talk.coordinator._actors[slow].last_heard -= 1
-    talk.socket.inbox += [Received(b"other", None, Progress(1)), Received(slow, None, Progress(1))]
+    talk.socket.inbox += [Received(b"other", None, Progress(1, 0.0, 0.0)), Received(slow, None, Progress(1, 0.0, 0.0))]
     talk.serve()
     talk.serve()
     talk.serve()
@@ -575,7 +627,7 @@ def test_a_newcomer_is_heard_where_the_learner_never_has_to_wait() -> None:
 
 def test_progress_of_nobody_is_counted() -> None:
     talk = Conversation()
-    talk.say(b"stranger", Progress(1), local=False)
+    talk.say(b"stranger", Progress(1, 0.0, 0.0), local=False)
     assert talk.coordinator.refusals.counts == {"unknown sender": 1}
 
 

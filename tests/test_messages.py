@@ -127,7 +127,7 @@ EXAMPLES: dict[type, Message] = {
     PolicySnapshot: PolicySnapshot(3, {"policy_head.bias": np.ones(2, np.float32)}, np.zeros(4), np.ones(4)),
     Grant: Grant("run", 1, 2, 1, 3, lane_state()),
     Trajectory: trajectory(),
-    Progress: Progress(100),
+    Progress: Progress(100, 1.5, 0.25),
     Stop: Stop("over"),
 }
 
@@ -208,6 +208,7 @@ SAMPLES: dict[str, Any] = {
 RIGHT = {  # what each type of field takes; a field of any other type takes none of the samples
     int: {"int"},
     bool: {"bool"},
+    float: {"float"},
     str: {"text"},
     np.ndarray: {"array", "scalar array"},
     LaneState | None: {"null"},
@@ -282,10 +283,10 @@ def test_another_protocol_version_is_refused_naming_both() -> None:
 
 
 @pytest.mark.parametrize(
-    "version", [None, str(PROTOCOL_VERSION), [PROTOCOL_VERSION], True, 2.0, np.full(1, 2), np.ones(2), np.array(2)]
+    "version", [None, str(PROTOCOL_VERSION), [PROTOCOL_VERSION], True, 3.0, np.full(1, 3), np.ones(3), np.array(3)]
 )
 def test_a_protocol_version_that_is_not_an_integer_is_refused(version: object) -> None:
-    assert PROTOCOL_VERSION == 2
+    assert PROTOCOL_VERSION == 3
     assert "protocol version" in reason(fields_of(Stop) | {"protocol": version})
 
 

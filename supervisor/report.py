@@ -1,0 +1,129 @@
+"""Everything that is told of a run passes here: to its status, to the terminal, to events.jsonl and status.json."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from protocol.files import append_line, replace_file
+from supervisor.status import Happening, RunStatus
+from supervisor.terminal import DASH, Terminal, number
+
+EVENTS, STATUS = "events.jsonl", "status.json"  # in the run directory
+STATUS_SECONDS = 1.0  # between two status.json, and two looks at the memory
+SLOW_START_SECONDS = 3.0
+MAX_TEXT = 2000  # characters
+UNREMARKABLE = {"checkpoint"}  # too frequent for people
+
+
+class Report:
+    """Tells what happens to a run to everyone who wants to know."""
+
+    def __init__(self, run_dir: Path, status: RunStatus, terminal: Terminal) -> None:
+        self.status = status
+        self._run_dir = run_dir
+        self._terminal = terminal
+        self._next_status = 0.0  # time.monotonic()
+        self._waiting_since: float | None = None  # for the first iteration
+        self._begun = False  # whether a learner was at work before
+        self._unwritten: set[str] = set()  # files that the disk does not take
+        _end_torn_line(run_dir / EVENTS)
+
+    def tell(self, event: str, text: str, aloud: bool = True, **facts: Any) -> None:
+        """A thing happened: `text` says it to people (not `aloud`: only to those who look), `facts` to programs."""
+        text = "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
+        happening = Happening(time.time(), event, text)
+        self.status.take({"event": event, **facts})
+        line = json.dumps({"time": happening.time, "event": event, "text": text, **facts})
+        self._write(EVENTS, lambda path: append_line(path, line))
+        if event not in UNREMARKABLE:
+            self._show(happening, aloud)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """An event of the learner's."""
+        facts = {name: value for name, value in event.items() if name not in ("event", "text")}
+        match event["event"]:
+            case "iteration":
+                self._waiting_since = None
+                self.status.take(event)
+                self._terminal.show_iteration(event)
+            case "actors":
+                self.status.take(event)
+            case "started":
+                self._waiting_since = time.monotonic()
+                version, parameters = event["policy_version"], event["parameters"]
+                begun = f" from version {version}" if version else ""
+                name = "learner_restarted" if self._begun else "started"
+                self._begun = True
+                self.tell(name, f"learning{begun}: {parameters:,} parameters", **facts)
+            case "checkpoint":
+                del facts["path"]
+                self.tell("checkpoint", event["path"], aloud=False, **facts)
+            case "evaluation":
+                version, mean = event["policy_version"], event["return_mean"]
+                self.tell("evaluation", f"evaluation of version {version}: return {mean:.1f}", **facts)
+            case "note" | "warning":
+                self.tell(event["event"], event["text"], **facts)
+
+    def tick(self) -> None:
+        """A moment has passed."""
+        now = time.monotonic()
+        if self._waiting_since is not None and now - self._waiting_since > SLOW_START_SECONDS:
+            self._waiting_since = None
+            self.tell("note", "the first update is slow where MLX compiles its kernels, once on each machine")
+        if now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            self._save_status()
+        self._terminal.tick()
+
+    def end(self, summary: dict[str, Any] | None, error: str | None) -> None:
+        """The run is over, as `summary` says, or with an `error`."""
+        status = summary["status"] if summary is not None and error is None else "failed"
+        words = last_words(summary, self._run_dir) if summary is not None else []
+        self._terminal.close()
+        self.tell("ended", error or next(iter(words), "the launcher failed"), aloud=False, status=status)
+        self._save_status()
+        for line in words:
+            self._terminal.say(line)
+
+    def _save_status(self) -> None:
+        self.status.measure()
+        text = json.dumps(self.status.as_dict(), allow_nan=False) + "\n"
+        self._write(STATUS, lambda path: replace_file(path, text, durable=False))
+
+    def _write(self, name: str, write: Any) -> None:
+        """Write a file; where the disk will not have it, say so once and go on."""
+        path = self._run_dir / name
+        try:
+            write(path)
+            self._unwritten.discard(name)
+        except OSError as error:
+            if name not in self._unwritten:
+                self._unwritten.add(name)
+                text = f"{path} IS NOT BEING WRITTEN: {error}; training continues"
+                self._show(Happening(time.time(), "warning", text), aloud=True)
+
+    def _show(self, happening: Happening, aloud: bool) -> None:
+        self.status.happened(happening)
+        if aloud:
+            self._terminal.tell(happening)
+
+
+def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
+    """What is said of a run that has ended."""
+    return [
+        f"{summary['status']}: {summary['env_steps']:,} env-steps in {summary['seconds']:.1f} s"
+        f" ({number(summary['env_steps_per_second'], ',.0f')}/s),"
+        f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
+        f"weights {summary['weights_digest'] or DASH}",
+        f"evaluate it: python launch.py eval {run_dir}",
+    ]
+
+
+def _end_torn_line(path: Path) -> None:
+    """What a launcher that was killed left half written is nothing that happened."""
+    try:
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    except OSError:
+        pass  # there is none yet; and a disk that does not take it will be noticed

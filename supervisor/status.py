@@ -1,0 +1,258 @@
+"""The state of a run as its supervisor knows it: one record, which the terminal draws and status.json holds."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import psutil
+
+SPEED_WINDOW = 30  # reports, about a second apart, over which an actor's speed is taken
+SHARES_WINDOW = 20  # iterations over which the learner's shares are taken
+HAPPENED = 100  # things that are remembered
+KEEP_GONE_SECONDS = 60.0  # that an actor of another machine is still shown after it has gone
+SHARES = {  # of the learner's wall time, and of the actors': by the name of the metric
+    "acting": "time/actor_acting_share",
+    "waiting": "time/learner_wait_share",
+    "learning": "time/learner_learn_share",
+    "sending": "time/learner_send_share",
+}
+
+
+class History:
+    """A curve of any length in bounded memory: where it is full, every two neighbours become one."""
+
+    def __init__(self, capacity: int = 512) -> None:
+        self._capacity = capacity
+        self._stride = 1  # values in a point
+        self._points: list[float] = []  # means, the oldest first
+        self._pending: list[float] = []  # of the next point
+
+    def append(self, value: float) -> None:
+        self._pending.append(value)
+        if len(self._pending) < self._stride:
+            return
+        self._points.append(sum(self._pending) / len(self._pending))
+        self._pending.clear()
+        if len(self._points) >= self._capacity:
+            self._points = [(a + b) / 2 for a, b in zip(self._points[::2], self._points[1::2], strict=True)]
+            self._stride *= 2
+
+    def values(self, count: int) -> list[float]:
+        """At most `count` points that are the means of equal parts of the curve, the oldest first."""
+        points = self._points + ([sum(self._pending) / len(self._pending)] if self._pending else [])
+        if len(points) <= count:
+            return points
+        borders = [i * len(points) // count for i in range(count + 1)]
+        return [sum(points[a:b]) / (b - a) for a, b in pairwise(borders)]
+
+
+@dataclass
+class ActorStatus:
+    """What is known of an actor."""
+
+    name: str
+    pid: int | None = None  # None for a thread, and while it is lost
+    state: str = "starting"  # or ready, working, idle (it has no lanes), lost
+    lanes: list[int] = field(default_factory=list)
+    env_steps: int = 0  # accepted from it since the launcher started
+    env_steps_per_second: float | None = None
+    acting: float | None = None  # the share of its time that it spends stepping
+    restarts: int = 0
+    memory: int | None = None  # bytes
+    seconds_silent: float = 0.0
+
+    @property
+    def local(self) -> bool:
+        """Whether the supervisor started it."""
+        return self.name.isdecimal()
+
+
+class _Trace:
+    """What has to be remembered of an actor to tell its status."""
+
+    def __init__(self, now: float) -> None:
+        self.since = now  # when its state became `starting` or `lost`
+        self.before = 0  # env-steps of its earlier processes, or to earlier learners
+        self.reported = 0  # env-steps since
+        self.speeds: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW)  # (time, env-steps)
+
+
+@dataclass(frozen=True)
+class Happening:
+    """A thing that happened, for people."""
+
+    time: float  # unix seconds
+    event: str
+    text: str
+
+
+class RunStatus:
+    """One run, from its launcher's point of view. Fed with facts about processes, and with events."""
+
+    def __init__(self, title: str, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.title = title
+        self.total_steps = total_steps
+        self.state = "starting"  # then training, stopping, and finished, stopped or failed
+        self.row: dict[str, Any] = {}  # of the last iteration, as in metrics.jsonl
+        self.seconds_left: float | None = None
+        self.returns = History()
+        self.happenings: deque[Happening] = deque(maxlen=HAPPENED)
+        self.checkpoint: int | None = None  # the newest one's version
+        self.learner_restarts = 0
+        self.memory: dict[str, int | None] = {"launcher": None, "learner": None}
+        self._clock = clock
+        self._learner_pid: int | None = None
+        self._actors: dict[str, ActorStatus] = {}
+        self._traces: dict[str, _Trace] = {}
+        self._first_row: tuple[float, int] | None = None  # (time, env-steps) of this launcher's first iteration
+        self._shares: deque[dict[str, Any]] = deque(maxlen=SHARES_WINDOW)
+
+    @property
+    def env_steps(self) -> int:
+        return self.row.get("env_steps", 0)
+
+    @property
+    def actors(self) -> list[ActorStatus]:
+        """Those that this launcher started by their number, then the others by name."""
+        return sorted(self._actors.values(), key=lambda a: (not a.local, int(a.name) if a.local else 0, a.name))
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """Where the time goes: the learner's, and under `acting` the actors'; None while unknown."""
+        means = {}
+        for share, metric in SHARES.items():
+            known = [row[metric] for row in self._shares if row.get(metric) is not None]
+            means[share] = sum(known) / len(known) if known else None
+        return means
+
+    def learner_started(self, pid: int) -> None:
+        """The learner's process is `pid`, or 0 for a thread."""
+        self._learner_pid = pid or None
+
+    def actor_started(self, name: str, pid: int, again: bool = False) -> None:
+        """Actor `name` is process `pid` now, or 0 for a thread; `again` if it is a restart."""
+        actor = self._actor(name)
+        actor.pid, actor.state, actor.lanes, actor.memory = pid or None, "starting", [], None
+        actor.restarts += again
+        trace = self._traces[name]
+        trace.since, trace.before, trace.reported = self._clock(), trace.before + trace.reported, 0
+
+    def actor_removed(self, name: str) -> None:
+        """Actor `name` is not wanted any more."""
+        self._actors.pop(name, None)
+        self._traces.pop(name, None)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """An event of the learner's or of the supervisor's."""
+        match event["event"]:
+            case "iteration":
+                self._take_row(event)
+            case "actors":
+                self._take_actors(event["actors"])
+            case "started" | "learner_restarted" if self.state == "starting":
+                self.state = "training"
+            case "checkpoint":
+                self.checkpoint = event["policy_version"]
+            case "learner_lost":
+                self.state = "starting"
+                self.learner_restarts += 1
+            case "ended":
+                self.state, self.seconds_left = event["status"], None
+            case "actor_lost" if event["actor"] in self._actors:
+                self._lose(event["actor"])
+
+    def happened(self, happening: Happening) -> None:
+        self.happenings.append(happening)
+
+    def measure(self) -> None:
+        """See how much memory each process of this machine takes, and forget actors that have been gone for long."""
+        now = self._clock()
+        self.memory = {"launcher": memory_of(os.getpid()), "learner": memory_of(self._learner_pid)}
+        for actor in list(self._actors.values()):
+            since = now - self._traces[actor.name].since
+            if actor.local:
+                actor.memory = memory_of(actor.pid)
+            elif actor.state == "lost" and since > KEEP_GONE_SECONDS:
+                self.actor_removed(actor.name)
+            if actor.state in ("starting", "lost"):
+                actor.seconds_silent = since
+
+    def as_dict(self) -> dict[str, Any]:
+        """What status.json holds."""
+        return {
+            "time": time.time(),
+            "state": self.state,
+            "title": self.title,
+            "env_steps": self.env_steps,
+            "total_steps": self.total_steps,
+            "seconds_left": self.seconds_left,
+            "shares": self.shares,
+            "memory": self.memory,
+            "actors": [asdict(actor) for actor in self.actors],
+        }
+
+    def _take_row(self, row: dict[str, Any]) -> None:
+        now = self._clock()
+        self.row = row
+        self._shares.append(row)
+        if row["rollout/episode_return_mean"] is not None:
+            self.returns.append(row["rollout/episode_return_mean"])
+        if self._first_row is None:
+            self._first_row = now, row["env_steps"]
+        began, first = self._first_row
+        if row["env_steps"] > first and now > began:
+            speed = (row["env_steps"] - first) / (now - began)
+            self.seconds_left = (self.total_steps - row["env_steps"]) / speed
+
+    def _take_actors(self, records: list[dict[str, Any]]) -> None:
+        now = self._clock()
+        for record in records:
+            name = record["name"]
+            known = self._actors.get(name)
+            if name.isdecimal() and (known is None or known.pid not in (None, record["pid"]) or known.state == "lost"):
+                continue  # the learner does not know yet that this process has gone
+            actor, trace = self._actor(name), self._traces[name]
+            if record["env_steps"] < trace.reported:  # it was counted by an earlier learner
+                trace.before += trace.reported
+            trace.reported = record["env_steps"]
+            if not actor.local:
+                actor.pid = record["pid"]
+            actor.env_steps = trace.before + trace.reported
+            trace.speeds.append((now, actor.env_steps))
+            began, first = trace.speeds[0]
+            actor.env_steps_per_second = (actor.env_steps - first) / (now - began) if now > began else None
+            actor.state, actor.lanes, actor.acting = record["state"], record["lanes"], record["acting"]
+            actor.seconds_silent = record["seconds_silent"]
+        reported = {record["name"] for record in records}
+        for actor in self._actors.values():
+            if actor.name not in reported and actor.state in ("ready", "working", "idle"):
+                if actor.local:  # the learner is new to it, or takes it to hang
+                    actor.state, actor.lanes, self._traces[actor.name].since = "starting", [], now
+                else:
+                    self._lose(actor.name)
+
+    def _lose(self, name: str) -> None:
+        actor = self._actors[name]
+        actor.state, actor.pid, actor.lanes, actor.memory = "lost", None, [], None
+        actor.env_steps_per_second = actor.acting = None
+        self._traces[name].since = self._clock()
+        self._traces[name].speeds.clear()  # its next process begins anew
+
+    def _actor(self, name: str) -> ActorStatus:
+        if name not in self._actors:
+            self._actors[name], self._traces[name] = ActorStatus(name), _Trace(self._clock())
+        return self._actors[name]
+
+
+def memory_of(pid: int | None) -> int | None:
+    """Resident bytes of a process; None for none, for one that has gone, and where the system does not say."""
+    if pid is None:
+        return None
+    try:
+        return psutil.Process(pid).memory_info().rss or None  # a zombie has none
+    except (psutil.Error, OSError):
+        return None
