@@ -10,17 +10,15 @@ import tyro
 
 from actors.episodes import play_episodes
 from commands.runs import Run
-from learner.checkpoint import Checkpoint, policy_weights
-from learner.normalization import RunningStatistics
+from learner.checkpoint import policy_snapshot
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
-from protocol.snapshot import PolicySnapshot, part_of
 
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Evaluate the newest policy of a run and write RUN_DIR/eval.json.
+    """Evaluate the newest policy of a run, or its best, and write RUN_DIR/eval.json.
 
     Example:
       python launch.py eval runs/CartPole-v1-seed0 --episodes 100
@@ -30,6 +28,8 @@ class EvalCommand:
     """Directory of the run."""
     episodes: int = 20
     """Episodes to play."""
+    best: bool = False
+    """Evaluate the best policy by the evaluations during training (--eval-every), not the newest."""
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if command.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {command.episodes}")
     run = Run.open(command.run_dir)
-    checkpoint = run.checkpoint()
+    checkpoint = run.checkpoint(command.best)
     returns, lengths = zip(
         *play_episodes(run.config.experiment, policy_snapshot(checkpoint), command.episodes), strict=True
     )
@@ -59,11 +59,3 @@ def main(arguments: list[str]) -> int:
         f" (length {np.mean(lengths):.1f}), policy version {checkpoint.policy_version}"
     )
     return SUCCESS
-
-
-def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
-    """The policy that a checkpoint holds, as actors receive it."""
-    arrays = checkpoint.arrays
-    statistics = RunningStatistics(arrays["statistics.mean"].shape)
-    statistics.load_state_dict(part_of(arrays, "statistics."))
-    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())

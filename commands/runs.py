@@ -8,6 +8,7 @@ from typing import Any
 from learner.checkpoint import Checkpoint, load_newest_checkpoint
 from learner.config import RunConfig
 from protocol.errors import UserError
+from supervisor.evaluation import BEST
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 CHECKPOINTS = "checkpoints"
@@ -27,11 +28,13 @@ class Run:
             raise UserError(f"{path}: there is no run here (no {CONFIG})")
         return cls(path, RunConfig.load(path / CONFIG))
 
-    def checkpoint(self) -> Checkpoint:
-        """The newest checkpoint that verifies; raises `UserError` if there is none."""
-        checkpoint = load_newest_checkpoint(self.path / CHECKPOINTS, lambda text: print(f"warning: {text}"))
+    def checkpoint(self, best: bool = False) -> Checkpoint:
+        """The newest checkpoint that verifies, or the best by evaluation; raises `UserError` if there is none."""
+        directory = self.path / (BEST if best else CHECKPOINTS)
+        checkpoint = load_newest_checkpoint(directory, lambda text: print(f"warning: {text}"))
         if checkpoint is None:
-            raise UserError(f"{self.path} has no checkpoint that can be read")
+            hint = "; one is kept there by --eval-every" if best else ""
+            raise UserError(f"{directory} has no checkpoint that can be read{hint}")
         return checkpoint
 
     def rows(self) -> list[dict[str, Any]]:

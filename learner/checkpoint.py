@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from protocol.snapshot import part_of
+from learner.normalization import RunningStatistics
+from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 3
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
+EVALUATIONS = "evaluations"  # in a run directory, beside `checkpoints`: those that wait to be evaluated
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 
 
@@ -33,7 +35,14 @@ class Checkpoint:
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` below `directory`, all or nothing, and remove those no longer kept. Raises `OSError`."""
+    """Add `checkpoint` to those below `directory`, and remove those no longer kept. Raises `OSError`."""
+    path = add_checkpoint(directory, checkpoint)
+    _remove_old(directory, checkpoint.policy_version)
+    return path
+
+
+def add_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` below `directory`, all or nothing. Raises `OSError`."""
     directory.mkdir(exist_ok=True)
     target = directory / f"{checkpoint.policy_version:08d}"
     temporary = directory / f".{target.name}.{os.getpid()}"
@@ -52,13 +61,12 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         digest = hashlib.sha256(text.encode()).hexdigest()
         write_durably(temporary / MANIFEST, f"{text}\n{digest}\n".encode())
         sync_directory(temporary)
-        _discard(target)  # an equal version, from before a resume
+        discard_checkpoint(target)  # an equal version, from before a resume
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(directory)
-    _remove_old(directory, checkpoint.policy_version)
     return target
 
 
@@ -89,6 +97,29 @@ def load_newest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Chec
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below `directory`, oldest version first."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+
+
+def discard_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if it is there: under a leftover's name first, lest a kill leave a part of it listed."""
+    doomed = path.with_name(f".{path.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.exists():
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a writer that was killed has left below `directory`, where nobody else is writing."""
+    for leftover in directory.glob(".[0-9]*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
+    """The policy that a checkpoint holds, as actors receive it."""
+    arrays = checkpoint.arrays
+    statistics = RunningStatistics(arrays["statistics.mean"].shape)
+    statistics.load_state_dict(part_of(arrays, "statistics."))
+    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())
 
 
 def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,18 +158,8 @@ def _remove_old(directory: Path, newest: int) -> None:
     best = max(paths, key=_return)
     for path in paths[:-KEEP]:
         if path != best:
-            _discard(path)
-    for leftover in directory.glob(".[0-9]*"):  # of a writer that was killed
-        shutil.rmtree(leftover)
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint, if it is there: under a leftover's name first, lest a kill leave a part of it listed."""
-    doomed = path.with_name(f".{path.name}.discarded")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if path.exists():
-        path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+            discard_checkpoint(path)
+    remove_leftovers(directory)
 
 
 def _return(path: Path) -> float:

@@ -48,13 +48,13 @@ class ProcessWorkers:
         if self._remote is not None:
             arguments += ["--listen-remote", self._remote.address]
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
-        self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
+        self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
 
     def start_actor(self, index: int) -> int:
         arguments = ["--connect", self._address, "--index", str(index)]
         log = self._log(f"actor-{index}")
-        process = self._actors[index] = self._start("actors", arguments, log, stdout=subprocess.DEVNULL)
+        process = self._actors[index] = start_child("actors", arguments, log, stdout=subprocess.DEVNULL)
         self._watch(self._await_actor, index, process, log)
         return process.pid
 
@@ -67,21 +67,21 @@ class ProcessWorkers:
     def kill_actor(self, index: int, pid: int) -> bool:
         process = self._actors.get(index)
         if process is not None and process.pid == pid:
-            _kill(process)
+            kill(process)
         return True
 
     def restart_actor(self, index: int) -> None:
-        _kill(self._actors[index])
+        kill(self._actors[index])
 
     def end_actor(self, index: int) -> None:
         process = self._actors.pop(index, None)
         if process is None:
             return
-        _close_stdin(process)
+        close_stdin(process)
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            _kill(process)
+            kill(process)
 
     def _tell_learner(self, line: str) -> None:
         if self._learner is not None and self._learner.stdin is not None:
@@ -92,29 +92,16 @@ class ProcessWorkers:
     def end(self, seconds: float) -> None:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
-            _close_stdin(process)
+            close_stdin(process)
         deadline = time.monotonic() + seconds  # for all of them together
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _kill(process)
+                kill(process)
                 process.wait()
         for watcher in self._watchers:
             watcher.join()
-
-    def _start(self, module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
-        # The user's folder comes last: a module of theirs must not take the place of one of ours.
-        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
-        with open(log, "ab") as stderr:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=stdout,
-                stderr=stderr,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-                start_new_session=True,  # a terminal's signals are for the supervisor alone
-            )
 
     def _watch(self, work: Callable[..., None], *arguments: Any) -> None:
         watcher = threading.Thread(target=work, args=arguments, daemon=True)
@@ -123,7 +110,7 @@ class ProcessWorkers:
 
     def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
         code = process.wait()
-        _close_stdin(process)
+        close_stdin(process)
         exit_event = {"event": "actor_exit", "actor": index, "pid": process.pid}
         self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
 
@@ -138,20 +125,35 @@ class ProcessWorkers:
                 if isinstance(event, dict) and "event" in event:
                     self._events.put(event)
         code = process.wait()
-        _close_stdin(process)
+        close_stdin(process)
         self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
 
     def _log(self, name: str) -> Path:
         return self._run_dir / "logs" / f"{name}.log"
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
+    """`python -m MODULE ARGUMENTS…`, tied to this process by its standard input."""
+    # The user's folder comes last: a module of theirs must not take the place of one of ours.
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
+    with open(log, "ab") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+            start_new_session=True,  # a terminal's signals are for the supervisor alone
+        )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a child and whatever it started: each leads a session of its own."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+def close_stdin(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         with suppress(BrokenPipeError):  # it has ended before it read everything
             process.stdin.close()

@@ -86,6 +86,8 @@ class Terminal:
                 self._waiting_since = time.monotonic()
                 begun = f" from version {event['policy_version']}" if event["policy_version"] else ""
                 self.note(f"learning{begun}: {event['parameters']:,} parameters")
+            case "evaluation":
+                self.note(event["text"])
             case "note" | "warning":
                 self.note(f"{event['event']}: {event['text']}")
 
@@ -104,6 +106,12 @@ class Terminal:
             f" ({_number(summary['env_steps_per_second'], ',.0f')}/s),"
             f" return {_number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}"
         )
+        if evaluations := summary.get("evaluations"):
+            best, last = (
+                f"{which} {one['return_mean']:.2f} ± {one['return_std']:.2f} (version {one['policy_version']})"
+                for which, one in evaluations.items()
+            )
+            self.note(f"evaluations: {best}, {last}")
         self.note(f"weights {summary['weights_digest'] or DASH}")
         self.note(f"evaluate it: python launch.py eval {self._run_dir}")
 
