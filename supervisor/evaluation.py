@@ -65,7 +65,8 @@ class Evaluation:
     def finish(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Wait for what is pending; a signal leaves it for --resume."""
         if count := self.pending():
-            show({"event": "note", "text": f"{count} evaluations to go; Ctrl-C leaves them for --resume"})
+            text = f"evaluations to go: {count}; Ctrl-C leaves them for --resume"
+            show({"event": "note", "text": text})
         while (self.pending() or self._child) and not self._given_up:
             self.poll()
             try:

@@ -234,15 +234,17 @@ class _Feeder:
         identity = Identity(self._run_dir.resolve().name, self._state["id"], self._run_dir, self._settings)
         sink = self._open(identity, fresh)
         replace_file(self._path, json.dumps(self._state))
-        for kind, file in KINDS.items():
-            for row in read_rows(self._run_dir / file):
-                self._log(sink, kind, row)
-        self._entered(sink)
-        while (event := self.events.get()) is not None:
-            self._log(sink, event["event"], event)
-            if self.events.empty():
-                self._entered(sink)
-        self._entered(sink)
+        try:
+            for kind, file in KINDS.items():
+                for row in read_rows(self._run_dir / file):
+                    self._log(sink, kind, row)
+            self._enter(sink)
+            while (event := self.events.get()) is not None:
+                self._log(sink, event["event"], event)
+                if self.events.empty():
+                    self._enter(sink)
+        finally:
+            self._enter(sink)
         sink.close()
 
     def _log(self, sink: Sink, kind: str, row: dict[str, Any]) -> None:
@@ -251,7 +253,7 @@ class _Feeder:
             sink.log(version, numbers_of(kind, row))
             self._state[kind] = version
 
-    def _entered(self, sink: Sink) -> None:
+    def _enter(self, sink: Sink) -> None:
         """Note what the sink has; not synced, since this is done as often as an iteration ends."""
         sink.flush()
         temporary = self._path.with_suffix(".new")

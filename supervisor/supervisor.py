@@ -163,10 +163,14 @@ class Supervisor:
         if self.summary and self.summary["status"] == "finished":
             self._evaluation.finish(self._handle)
         self._evaluation.end()
+        self._handle_the_rest()
         self._sinks.close()
+        self._handle_the_rest()
+
+    def _handle_the_rest(self) -> None:
         while not self._events.empty():
-            if (event := self._events.get())["event"] == "warning":
-                self._terminal.show(event)
+            if (event := self._events.get())["event"] in ("evaluation", "warning"):
+                self._handle(event)
 
     def _handle(self, event: dict[str, Any]) -> None:
         self._sinks.feed(event)
