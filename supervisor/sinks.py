@@ -7,6 +7,7 @@ iteration and evaluation as it comes, and each version once.
 import dataclasses
 import importlib.util
 import json
+import netrc
 import os
 import queue
 import threading
@@ -102,7 +103,7 @@ class WandbSink:
             resume="allow",
             dir=str(identity.run_dir),
             config=identity.settings,
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off"),  # silent: it asks the terminal for nothing, either
         )
         # Its own steps may only grow, and an evaluation comes when its version is history.
         self._run.define_metric("*", step_metric="policy_version")
@@ -155,11 +156,19 @@ def check_sinks(names: tuple[SinkName, ...]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f'--sink {name} needs a package that is not installed: pip install -e ".[{name}]"')
-    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
-        import wandb
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online" and not _has_wandb_key():
+        raise UserError("--sink wandb: no account is known here; `wandb login`, or set WANDB_MODE=offline")
 
-        if not wandb.login(prompt=False):
-            raise UserError("--sink wandb: no account is known here; `wandb login`, or set WANDB_MODE=offline")
+
+def _has_wandb_key() -> bool:
+    """Whether a key for Weights & Biases is where it looks for one; its own answer would wait for the network."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC") or None).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(login == "user" for login, _, _ in hosts.values())  # what `wandb login` enters, for any host
 
 
 class Sinks:
