@@ -7,13 +7,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from launching import launch, running, summary_of, train
+from launching import children, launch, running, summary_of, train
 
 from learner.checkpoint import list_checkpoints
 from protocol.files import read_rows
@@ -29,14 +28,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def children(process: psutil.Process, module: str) -> list[psutil.Process]:
-    found = []
-    for child in process.children():
-        with suppress(psutil.Error):  # it has just ended
-            found += [child] if module in child.cmdline() else []
-    return found
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from launching import ROOT, launch, metrics_of, running, summary_of
+from launching import ROOT, children, launch, metrics_of, running, summary_of
 
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
@@ -42,7 +42,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["--actors", "2", "--checkpoint-every", "5", "--sink", *INSTALLED]
     with running(run_dir, *RUN, "--eval-every", 10, "--eval-episodes", 2, *flags, env=os.environ | environ) as process:
         wait(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 8)
-        (learner,) = [c for c in psutil.Process(process.pid).children() if "learner" in c.cmdline()]
+        (learner,) = children(psutil.Process(process.pid), "learner")
         learner.kill()
         wait(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 12)
         process.send_signal(signal.SIGINT)
