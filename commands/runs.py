@@ -8,10 +8,10 @@ from typing import Any
 from learner.checkpoint import Checkpoint, load_newest_checkpoint
 from learner.config import RunConfig
 from protocol.errors import UserError
+from supervisor.evaluation import BEST
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 CHECKPOINTS = "checkpoints"
-BEST = "best"
 
 
 @dataclass(frozen=True)

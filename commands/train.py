@@ -28,6 +28,7 @@ from protocol.experiment import Experiment
 from protocol.networks import check_network
 from protocol.remote import RemoteAccess
 from supervisor.dashboard import dashboard
+from supervisor.sinks import SinkName, check_sinks
 from supervisor.supervisor import supervise
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -55,6 +56,9 @@ class ExecutionConfig:
     """Seconds without any progress after which an actor is taken to hang, and is replaced."""
     quiet: bool = False
     """Print warnings, errors and how the run ended, and nothing else."""
+    sink: tuple[SinkName, ...] = ()
+    """Where the metrics go besides metrics.jsonl and metrics.csv, such as `tensorboard wandb trackio`; each needs the
+    extra of its name."""
     trace: Path | None = None
     """Write a timeline of every process to this file, for ui.perfetto.dev or chrome://tracing."""
     dashboard: bool = False
@@ -111,6 +115,7 @@ def main(arguments: list[str]) -> int:
     config.check()
     check_registered(config.experiment.env)
     check_network(config.experiment)
+    check_sinks(execution.sink)
     remote = _remote_access(execution)
     if execution.actors is not None and execution.actors < (0 if remote else 1):
         raise UserError("--actors must be at least 1, or 0 with --listen")
@@ -136,6 +141,7 @@ def main(arguments: list[str]) -> int:
             remote,
             execution.in_process,
             execution.step_timeout,
+            execution.sink,
             execution.quiet,
         )
 

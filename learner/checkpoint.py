@@ -24,6 +24,7 @@ from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 3
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
+EVALUATIONS = "evaluations"  # in a run directory, beside `checkpoints`: those that wait to be evaluated
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 
 
@@ -37,7 +38,14 @@ class Checkpoint:
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` below `directory`, all or nothing, and remove those no longer kept. Raises `OSError`."""
+    """Add `checkpoint` to those below `directory`, and remove those no longer kept. Raises `OSError`."""
+    path = add_checkpoint(directory, checkpoint)
+    _remove_old(directory, checkpoint.policy_version)
+    return path
+
+
+def add_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` below `directory`, all or nothing. Raises `OSError`."""
     directory.mkdir(exist_ok=True)
     target = directory / f"{checkpoint.policy_version:08d}"
     temporary = directory / f".{target.name}.{os.getpid()}"
@@ -56,13 +64,12 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         digest = hashlib.sha256(text.encode()).hexdigest()
         write_durably(temporary / MANIFEST, f"{text}\n{digest}\n".encode())
         sync_directory(temporary)
-        _discard(target)  # an equal version, from before a resume
+        discard_checkpoint(target)  # an equal version, from before a resume
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(directory)
-    _remove_old(directory, checkpoint.policy_version)
     return target
 
 
@@ -120,6 +127,21 @@ def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
     return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())
 
 
+def discard_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if it is there: under a leftover's name first, lest a kill leave a part of it listed."""
+    doomed = path.with_name(f".{path.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.exists():
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a writer that was killed has left below `directory`, where nobody else is writing."""
+    for leftover in directory.glob(".[0-9]*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What actors need of a checkpoint's arrays, by parameter name: all weights but the critic's."""
     return {name: array for name, array in part_of(arrays, "model.").items() if not name.startswith("value_")}
@@ -156,18 +178,8 @@ def _remove_old(directory: Path, newest: int) -> None:
     best = max(paths, key=_return)
     for path in paths[:-KEEP]:
         if path != best:
-            _discard(path)
-    for leftover in directory.glob(".[0-9]*"):  # of a writer that was killed
-        shutil.rmtree(leftover)
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint, if it is there: under a leftover's name first, lest a kill leave a part of it listed."""
-    doomed = path.with_name(f".{path.name}.discarded")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if path.exists():
-        path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+            discard_checkpoint(path)
+    remove_leftovers(directory)
 
 
 def _return(path: Path) -> float:

@@ -105,6 +105,11 @@ class TrainingConfig:
     """End once the mean return of the last 100 episodes reaches this; None trains to the end."""
     checkpoint_every: int = 50
     """Iterations from one checkpoint to the next; the first and the last version are always saved."""
+    eval_every: int | None = None
+    """Iterations from one evaluation to the next, which other processes do meanwhile; the last version is evaluated as
+    well. RUN_DIR/best keeps the best policy. None evaluates none."""
+    eval_episodes: int = 20
+    """Episodes of each evaluation: deterministic actions, and seeds that training never uses."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the learner computes; `auto` takes the GPU where there is one. Only `cpu` is bit-reproducible."""
     learner_threads: int = 1
@@ -112,9 +117,11 @@ class TrainingConfig:
 
     def check(self) -> None:
         """Raise `UserError` on a setting that cannot work."""
-        for name in ("total_steps", "checkpoint_every", "learner_threads"):
+        for name in ("total_steps", "checkpoint_every", "eval_episodes", "learner_threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise UserError(f"--eval-every must be at least 1, or None, not {self.eval_every}")
         if self.stop_return is not None and not math.isfinite(self.stop_return):
             raise UserError(f"--stop-return must be a number, or None, not {self.stop_return}")
 

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from learner.batch import Batch
-from learner.checkpoint import Checkpoint, load_newest_checkpoint, policy_weights, understood, write_checkpoint
+from learner.checkpoint import (
+    EVALUATIONS,
+    Checkpoint,
+    add_checkpoint,
+    load_newest_checkpoint,
+    policy_weights,
+    remove_leftovers,
+    understood,
+    write_checkpoint,
+)
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.lanes import LaneBorder
@@ -154,6 +163,7 @@ class Learner:
         """From nothing, or from the newest checkpoint, to the point where actors can act."""
         experiment = self._config.experiment
         checkpoint = load_newest_checkpoint(self._run_dir / "checkpoints", self._warn)
+        remove_leftovers(self._run_dir / EVALUATIONS)
         if checkpoint is not None:
             with understood(checkpoint):
                 self._restore_facts(checkpoint)
@@ -218,6 +228,9 @@ class Learner:
         self._last_update = time.monotonic()
         self._coordinator.trained_on()
         self._border = self._capture(arrays)
+        every = self._config.training.eval_every
+        if every is not None and (self._version % every == 0 or self._is_finished()):
+            self._queue_evaluation()  # before it is saved: a learner that goes on from there would not come back to it
         if self._version % self._config.training.checkpoint_every == 0:
             self._save()
         env_steps = self._version * self._config.experiment.env_steps_per_iteration
@@ -324,6 +337,17 @@ class Learner:
             return
         self._saved_version = border.checkpoint.policy_version
         self._report({"event": "checkpoint", "path": str(path), "policy_version": self._saved_version})
+
+    def _queue_evaluation(self) -> None:
+        """Leave the version just completed to be evaluated, unless it was before a restart and still waits."""
+        assert self._border is not None
+        if (self._run_dir / EVALUATIONS / f"{self._version:08d}").exists():
+            return
+        try:
+            with trace.span("queue evaluation", policy_version=self._version):
+                add_checkpoint(self._run_dir / EVALUATIONS, self._border.whole())
+        except OSError as error:
+            self._warn(f"VERSION {self._version} WILL NOT BE EVALUATED: {error}; training continues")
 
     def _check_finite(self, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
         lost = metrics["train/policy_loss"] is None or metrics["train/value_loss"] is None

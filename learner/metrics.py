@@ -1,5 +1,7 @@
-"""Numbers for people: the window of finished episodes, and the file of metrics."""
+"""Numbers for people: the window of finished episodes, and the files of metrics."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -41,32 +43,51 @@ class EpisodeWindow:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, one line an iteration."""
+    """`metrics.jsonl`, one JSON object a line, one line an iteration; and its scalars in `metrics.csv`, in step."""
 
     def __init__(self, path: Path, policy_version: int, warn: Callable[[str], None]) -> None:
         """Continue the file at `path` after the row of `policy_version`; later rows will be written again."""
         self._path = path
+        self._csv_path = path.with_suffix(".csv")
+        self._columns: list[str] = []  # of the first row, which has those of every row
         self._warn = warn
         self._failed = False
         try:
             lines = path.read_text().splitlines() if path.exists() else []
-            replace_file(path, "".join(line + "\n" for line in lines if _version(line) <= policy_version))
+            lines = [line for line in lines if _version(line) <= policy_version]
+            replace_file(path, "".join(line + "\n" for line in lines))
+            replace_file(self._csv_path, "".join(self._csv(json.loads(line)) for line in lines))
         except OSError as error:
             self._complain(error)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; where the disk will not have it, say so once and go on."""
-        size = None
+        columns = self._columns
+        texts = {self._path: json.dumps(row, allow_nan=False) + "\n", self._csv_path: self._csv(row)}
+        sizes = {}
         try:
-            size = self._path.stat().st_size if self._path.exists() else 0
-            with open(self._path, "a") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            for path, text in texts.items():
+                sizes[path] = path.stat().st_size if path.exists() else 0
+                with open(path, "a") as file:
+                    file.write(text)
             self._failed = False
         except OSError as error:
             self._complain(error)
-            if size is not None:
+            self._columns = columns
+            for path, size in sizes.items():
                 with suppress(OSError):
-                    os.truncate(self._path, size)  # no torn line
+                    os.truncate(path, size)  # no torn line, and no row in one of the files alone
+
+    def _csv(self, row: dict[str, Any]) -> str:
+        """The row's scalars as a line, after that of the columns' names where this is the first row."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        if not self._columns:
+            self._columns = [name for name, value in row.items() if not isinstance(value, list | dict)]
+            writer.writerow(self._columns)
+        values = [row.get(name) for name in self._columns]
+        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in values)
+        return buffer.getvalue()
 
     def _complain(self, error: OSError) -> None:
         if not self._failed:

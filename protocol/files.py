@@ -1,8 +1,10 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and files of JSON objects, one a line."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def replace_file(path: Path, data: str | bytes, durable: bool = True) -> None:
@@ -33,3 +35,17 @@ def append_line(path: Path, text: str) -> None:
             with suppress(OSError):
                 file.truncate(end)
             raise
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines, but for what is half written, or was torn by a kill or a full disk.
+
+    Empty where there is no file; raises another `OSError`.
+    """
+    rows = []
+    with suppress(FileNotFoundError):
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            with suppress(ValueError):
+                row = json.loads(line) if line.endswith("\n") else None
+                rows += [row] if isinstance(row, dict) else []
+    return rows

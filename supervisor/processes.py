@@ -68,11 +68,11 @@ class ProcessWorkers:
     def kill_actor(self, index: int, pid: int) -> bool:
         process = self._actors.get(index)
         if process is not None and process.pid == pid:
-            _kill(process)
+            kill(process)
         return True
 
     def restart_actor(self, index: int) -> None:
-        _kill(self._actors[index])
+        kill(self._actors[index])
 
     def end_actor(self, index: int) -> None:
         process = self._actors.pop(index, None)
@@ -88,7 +88,7 @@ class ProcessWorkers:
     def end(self, seconds: float) -> None:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
-            _close_stdin(process)
+            close_stdin(process)
         deadline = time.monotonic() + seconds  # for all of them together
         for process in processes:
             end_child(process, max(0.0, deadline - time.monotonic()))
@@ -102,7 +102,7 @@ class ProcessWorkers:
 
     def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
         code = process.wait()
-        _close_stdin(process)
+        close_stdin(process)
         exit_event = {"event": "actor_exit", "actor": index, "pid": process.pid}
         self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
 
@@ -117,7 +117,7 @@ class ProcessWorkers:
                 if isinstance(event, dict) and "event" in event:
                     self._events.put(event)
         code = process.wait()
-        _close_stdin(process)
+        close_stdin(process)
         self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
 
     def _log(self, name: str) -> Path:
@@ -141,22 +141,22 @@ def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> su
 
 def end_child(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Let go of a child, and kill it if it has not ended within so many seconds."""
-    _close_stdin(process)
+    close_stdin(process)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        _kill(process)
+        kill(process)
         process.wait()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a child and whatever it started: each leads a session of its own."""
     if process.poll() is None:
         with suppress(ProcessLookupError):  # it has just ended, and the thread that awaits it has not said so yet
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+def close_stdin(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         with suppress(BrokenPipeError):  # it has ended before it read everything
             process.stdin.close()

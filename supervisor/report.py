@@ -60,8 +60,7 @@ class Report:
                 del facts["path"]
                 self.tell("checkpoint", event["path"], aloud=False, **facts)
             case "evaluation":
-                version, mean = event["policy_version"], event["return_mean"]
-                self.tell("evaluation", f"evaluation of version {version}: return {mean:.1f}", **facts)
+                self.tell("evaluation", event["text"], **facts)
             case "note" | "warning":
                 self.tell(event["event"], event["text"], **facts)
 
@@ -111,10 +110,15 @@ class Report:
 
 def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
     """What is said of a run that has ended."""
+    evaluations = ", ".join(
+        f"{which} {one['return_mean']:.2f} ± {one['return_std']:.2f} (version {one['policy_version']})"
+        for which, one in summary.get("evaluations", {}).items()
+    )
     return [
         f"{summary['status']}: {summary['env_steps']:,} env-steps in {summary['seconds']:.1f} s"
         f" ({number(summary['env_steps_per_second'], ',.0f')}/s),"
         f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
+        *([f"evaluations: {evaluations}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
         f"evaluate it: python launch.py eval {run_dir}",
     ]

@@ -20,15 +20,16 @@ from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
+from supervisor.crashes import CRASHES_ALLOWED, Crashes
+from supervisor.evaluation import Evaluation
 from supervisor.report import Report
+from supervisor.sinks import SinkName, Sinks
 from supervisor.status import RunStatus
 from supervisor.terminal import Terminal
 from supervisor.workers import END_SECONDS, Events, Workers
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor has to join the learner
-FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before a process is started again
-CRASHES_ALLOWED = 5  # in a row, without any progress
 WANTED_ACTORS = "wanted-actors"  # in the run directory: how many actors to run from now on
 
 
@@ -44,15 +45,17 @@ def supervise(
     remote: RemoteAccess | None,
     in_process: bool,
     step_timeout: float,
-    quiet: bool = False,
+    sink_names: tuple[SinkName, ...],
+    quiet: bool,
 ) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     summary_path = run_dir / "summary.json"
     earlier = _read_summary(summary_path)
-    if earlier.get("status") == "finished":
+    events: Events = queue.SimpleQueue()
+    evaluation = Evaluation(run_dir, events)
+    if earlier.get("status") == "finished" and not evaluation.pending():
         print(f"{run_dir} is finished already: {earlier['weights_digest']}")
         return SUCCESS
-    events: Events = queue.SimpleQueue()
     title = _title(config, num_actors, "in-process" if in_process else transport, remote)
     status = RunStatus(title, config.total_iterations * config.experiment.env_steps_per_iteration)
     terminal = Terminal(status, quiet)
@@ -70,7 +73,8 @@ def supervise(
             from supervisor.processes import ProcessWorkers
 
             workers = ProcessWorkers(run_dir, address, remote, num_actors, step_timeout, events)
-        supervisor = Supervisor(workers, run_dir, events, report, can_restart=not in_process)
+        sinks = Sinks(sink_names, config, run_dir, lambda text: events.put({"event": "warning", "text": text}))
+        supervisor = Supervisor(workers, run_dir, events, report, evaluation, sinks, can_restart=not in_process)
         error = None
         try:
             supervisor.start(num_actors)
@@ -82,6 +86,7 @@ def supervise(
             raise
         finally:
             workers.end(END_SECONDS)
+            supervisor.conclude()
             summary = supervisor.summary
             if summary is not None:
                 restarts = {
@@ -89,7 +94,7 @@ def supervise(
                     "learner_restarts": supervisor.learner_restarts,
                 }
                 restarts = {name: earlier.get(name, 0) + count for name, count in restarts.items()}
-                summary |= restarts
+                summary |= restarts | evaluation.summary()
                 try:
                     replace_file(summary_path, json.dumps(summary, indent=2) + "\n")
                 except OSError as failure:
@@ -126,24 +131,19 @@ def _tell_at_once(
         report.tell("note", f"{num_actors} actors are more than the {num_lanes} lanes; {idle} will idle")
 
 
-class Crashes:
-    """Counts a process's crashes since it last made progress, and says how long to wait before the next start."""
-
-    def __init__(self) -> None:
-        self.in_a_row = 0
-
-    def next_backoff(self) -> float | None:
-        """Seconds to wait after one more crash; None where it is one too many."""
-        self.in_a_row += 1
-        if self.in_a_row >= CRASHES_ALLOWED:
-            return None
-        return min(FIRST_BACKOFF * 2 ** (self.in_a_row - 1), LAST_BACKOFF)
-
-
 class Supervisor:
     """Watches over the workers of one run."""
 
-    def __init__(self, workers: Workers, run_dir: Path, events: Events, report: Report, can_restart: bool) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        run_dir: Path,
+        events: Events,
+        report: Report,
+        evaluation: Evaluation,
+        sinks: Sinks,
+        can_restart: bool,
+    ) -> None:
         self.summary: dict[str, Any] | None = None
         self.actor_restarts = 0
         self.learner_restarts = 0
@@ -152,6 +152,8 @@ class Supervisor:
         self._events = events
         self._report = report
         self._status = report.status
+        self._evaluation = evaluation
+        self._sinks = sinks
         self._can_restart = can_restart
         self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
         self._learner_crashes = Crashes()
@@ -187,13 +189,29 @@ class Supervisor:
                 self._report.tell("warning", f"actor {index} has not joined within {START_SECONDS:.0f} s")
                 self._workers.restart_actor(index)
             self._adjust_actors()
+            self._evaluation.poll()
             self._report.tick()
             with suppress(queue.Empty):
                 self._handle(self._events.get(timeout=0.1))
         if self._failure or self.summary["status"] == "failed":
             raise RunFailed(self._failure or self.summary["error"])
 
+    def conclude(self) -> None:
+        """After the workers: evaluate what is pending, if the run is finished, and let the sinks take the rest."""
+        if self.summary and self.summary["status"] == "finished":
+            self._evaluation.finish(self._handle)
+        self._evaluation.end()
+        self._handle_the_rest()
+        self._sinks.close()
+        self._handle_the_rest()
+
+    def _handle_the_rest(self) -> None:
+        while not self._events.empty():
+            if (event := self._events.get())["event"] in ("evaluation", "warning"):
+                self._handle(event)
+
     def _handle(self, event: dict[str, Any]) -> None:
+        self._sinks.feed(event)
         match event["event"]:
             case "summary":
                 self.summary = {key: value for key, value in event.items() if key != "event"}

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 # Warnings are errors, but for the one of SWIG, under which Box2D crashes when it is an error.
@@ -50,6 +52,15 @@ def running(run_dir: Path, *flags: object, **options: Any) -> Iterator[subproces
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=30)
+
+
+def children(process: psutil.Process, module: str) -> list[psutil.Process]:
+    """The child processes of a launcher that run `module`."""
+    found = []
+    for child in process.children():
+        with suppress(psutil.Error):  # it has just ended
+            found += [child] if module in child.cmdline() else []
+    return found
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:

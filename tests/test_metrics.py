@@ -1,5 +1,6 @@
-"""The window of finished episodes, and the file of metrics that outlives its process."""
+"""The window of finished episodes, and the files of metrics that outlive their process."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,56 @@ def test_a_torn_line_in_the_middle_costs_no_other_row(tmp_path: Path) -> None:
     path.write_text("\n".join([first, second[:5], second, ""]))
     write(path, 2, 3)
     assert [row["policy_version"] for row in rows(path)] == [1, 2, 3]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path.with_suffix(".csv"), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_holds_the_scalars_in_the_order_of_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = open_file(path)
+    row = {"policy_version": 1, "return": None, "lags": [1, 2], "samples": {"a": 1}, "loss": 0.1 + 0.2, "exact": True}
+    file.append(row)
+    file.append(row | {"policy_version": 2, "return": -1e-300, "exact": False})
+    assert path.with_suffix(".csv").read_text() == (
+        "policy_version,return,loss,exact\n1,,0.30000000000000004,true\n2,-1e-300,0.30000000000000004,false\n"
+    )
+
+
+def test_a_continued_table_has_the_rows_of_the_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2, 3, 4)
+    write(path, 2, 3, note='a, "second"')
+    assert table(path) == [{name: str(value) for name, value in row.items()} for row in rows(path)]
+    assert len(table(path)) == 3
+
+
+def test_a_table_that_is_missing_or_torn_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2)
+    for damage in (b"policy_ver", None):
+        path.with_suffix(".csv").unlink()
+        if damage is not None:
+            path.with_suffix(".csv").write_bytes(damage)
+        write(path, 2)
+        assert [row["policy_version"] for row in table(path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_row_that_one_file_refuses_is_in_neither(tmp_path: Path, suffix: str) -> None:
+    warnings: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0, warnings.append)
+    file.append({"policy_version": 1})
+    refusing = path.with_suffix(suffix)
+    kept = refusing.rename(tmp_path / "kept")
+    refusing.mkdir()  # which nothing can be appended to
+    file.append({"policy_version": 2})
+    refusing.rmdir()
+    kept.rename(refusing)
+    assert len(warnings) == 1
+    file.append({"policy_version": 3})
+    assert [row["policy_version"] for row in rows(path)] == [1, 3]
+    assert [row["policy_version"] for row in table(path)] == ["1", "3"]

@@ -1,0 +1,137 @@
+"""Evaluation during training: one child at a time plays with the versions that the learner leaves for it.
+
+What comes out depends on version and seed alone, so neither the child's speed nor a kill changes it.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from learner.checkpoint import EVALUATIONS, list_checkpoints
+from protocol.files import read_rows
+from protocol.lifeline import SUCCESS, USER_ERROR
+from supervisor.crashes import CRASHES_ALLOWED, Crashes
+from supervisor.processes import close_stdin, kill, last_line, start_child
+from supervisor.workers import Events
+
+RESULTS, BEST = "evaluations.jsonl", "best"  # in the run directory
+LOOK_SECONDS = 0.2  # from one look at the child to the next
+END_SECONDS = 2.0
+
+
+def best_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The evaluation with the highest mean return; of equal ones that of the older version."""
+    return max(results, key=lambda result: (result["return_mean"], -result["policy_version"]))
+
+
+class Evaluation:
+    """The evaluations of one run; each one that is new is put into `events`."""
+
+    def __init__(self, run_dir: Path, events: Events) -> None:
+        self._run_dir = run_dir
+        self._events = events
+        self._log = run_dir / "logs" / "evaluator.log"
+        self._child: subprocess.Popen[bytes] | None = None
+        self._crashes = Crashes()
+        self._given_up = False
+        self._due = 0.0  # time.monotonic() of the next look
+        self._reported = len(self._results())
+        self._size = 0  # of the file of results when it was last read
+
+    def poll(self) -> None:
+        """Report what is new, and have a child evaluate whatever waits; to be called often."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + LOOK_SECONDS
+        code = self._child.poll() if self._child else None
+        self._report()
+        if code is not None:
+            self._end_child()
+            if code != SUCCESS:
+                self._failed(code, now)
+        elif self._child is None and not self._given_up and self.pending():
+            self._child = start_child(
+                "supervisor.evaluator", ["--run-dir", str(self._run_dir)], self._log, stdout=subprocess.DEVNULL
+            )
+
+    def pending(self) -> int:
+        """How many versions wait to be evaluated."""
+        return len(list_checkpoints(self._run_dir / EVALUATIONS))
+
+    def finish(self, show: Callable[[dict[str, Any]], None]) -> None:
+        """Wait for what is pending; a signal leaves it for --resume."""
+        if count := self.pending():
+            text = f"evaluations to go: {count}; Ctrl-C leaves them for --resume"
+            show({"event": "note", "text": text})
+        while (self.pending() or self._child) and not self._given_up:
+            self.poll()
+            try:
+                event = self._events.get(timeout=0.1)
+            except Empty:
+                continue
+            if event["event"] == "signal":
+                show({"event": "note", "text": f"{event['name']}: ending without {self.pending()} evaluations"})
+                return
+            if event["event"] in ("evaluation", "warning"):
+                show(event)
+
+    def end(self) -> None:
+        """End the child; what it was at is left to be done again."""
+        if self._child is not None:
+            self._end_child()
+
+    def summary(self) -> dict[str, Any]:
+        """The best and the last evaluation, for the run's summary; empty where there was none."""
+        results = self._results()
+        if not results:
+            return {}
+        names = ("policy_version", "episodes", "return_mean", "return_std")
+        chosen = {"best": best_of(results), "last": max(results, key=lambda result: result["policy_version"])}
+        return {"evaluations": {which: {name: result[name] for name in names} for which, result in chosen.items()}}
+
+    def _results(self) -> list[dict[str, Any]]:
+        return read_rows(self._run_dir / RESULTS)
+
+    def _report(self) -> None:
+        path = self._run_dir / RESULTS
+        size = path.stat().st_size if path.exists() else 0
+        if size == self._size:
+            return
+        self._size = size
+        results = self._results()
+        for i in range(self._reported, len(results)):
+            result = results[i]
+            self._crashes = Crashes()
+            praise = ", the best so far" if best_of(results[: i + 1]) is result else ""
+            text = (
+                f"evaluation of version {result['policy_version']}: return {result['return_mean']:.2f}"
+                f" ± {result['return_std']:.2f} over {result['episodes']} episodes{praise}"
+            )
+            self._events.put({"event": "evaluation", "text": text, **result})
+        self._reported = len(results)
+
+    def _failed(self, code: int, now: float) -> None:
+        cause = f"an evaluation ended with code {code}: {last_line(self._log)}"
+        backoff = self._crashes.next_backoff() if code != USER_ERROR else None
+        if backoff is not None:
+            self._due = now + backoff
+            text = f"{cause}; it starts again in {backoff:.1f} s"
+        else:
+            self._given_up = True
+            times = f" {CRASHES_ALLOWED} times in a row" if code != USER_ERROR else ""
+            text = f"{cause}{times}; training continues WITHOUT EVALUATIONS, which are left for --resume"
+        self._events.put({"event": "warning", "text": text})
+
+    def _end_child(self) -> None:
+        assert self._child is not None
+        close_stdin(self._child)
+        try:
+            self._child.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            kill(self._child)
+            self._child.wait()
+        self._child = None

@@ -1,0 +1,83 @@
+"""`python -m supervisor.evaluator --run-dir DIR`: evaluates what waits in DIR/evaluations, the oldest first, and ends.
+
+It may be killed at any moment: what was not entered in evaluations.jsonl is evaluated again, and comes out the same.
+"""
+
+import os
+
+from protocol.threads import use_one_thread
+
+use_one_thread(os.environ)  # before NumPy is imported
+
+import argparse  # noqa: E402
+import fcntl  # noqa: E402
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from actors.episodes import play_episodes  # noqa: E402
+from learner.checkpoint import (  # noqa: E402
+    EVALUATIONS,
+    add_checkpoint,
+    discard_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    policy_snapshot,
+    remove_leftovers,
+)
+from learner.config import RunConfig  # noqa: E402
+from protocol.files import read_rows, replace_file  # noqa: E402
+from protocol.lifeline import SUCCESS, run_child  # noqa: E402
+from supervisor.evaluation import BEST, RESULTS, best_of  # noqa: E402
+
+NICENESS = 10  # learner and actors come first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m supervisor.evaluator", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run")
+    run_dir: Path = parser.parse_args().run_dir
+    os.nice(NICENESS)
+
+    def work() -> None:
+        with open(run_dir / ".evaluator-lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one whose launcher was killed may still be about to end
+            evaluate_pending(run_dir)
+
+    run_child("evaluator", work, on_word=lambda _: os._exit(SUCCESS))
+
+
+def evaluate_pending(run_dir: Path) -> None:
+    """Evaluate each version that waits, enter it in evaluations.jsonl, and keep it in best/ if it is the best."""
+    config = RunConfig.load(run_dir / "config.toml")
+    remove_leftovers(run_dir / BEST)
+    while pending := list_checkpoints(run_dir / EVALUATIONS):
+        path = pending[0]
+        results = read_rows(run_dir / RESULTS)
+        if int(path.name) not in {result["policy_version"] for result in results}:
+            checkpoint = load_checkpoint(path)
+            episodes = config.training.eval_episodes
+            scores = play_episodes(config.experiment, policy_snapshot(checkpoint), episodes)
+            returns = [score.episode_return for score in scores]
+            result = {
+                "policy_version": checkpoint.policy_version,
+                "env_steps": checkpoint.policy_version * config.experiment.env_steps_per_iteration,
+                "episodes": episodes,
+                "return_mean": float(np.mean(returns)),
+                "return_std": float(np.std(returns)),
+                "returns": returns,
+            }
+            results.append(result)
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in results)
+            if best_of(results) is result:
+                kept = add_checkpoint(run_dir / BEST, checkpoint)
+                for other in list_checkpoints(run_dir / BEST):
+                    if other != kept:
+                        discard_checkpoint(other)
+            replace_file(run_dir / RESULTS, text)  # last but for the removal: entered is what needs no more doing
+        discard_checkpoint(path)
+
+
+if __name__ == "__main__":
+    main()

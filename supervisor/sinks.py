@@ -1,0 +1,289 @@
+"""Where else the metrics go: TensorBoard, Weights & Biases, trackio; each is fed by a thread of its own.
+
+metrics.jsonl and evaluations.jsonl are the truth. A launch first gives a sink what it lacks of them, then each
+iteration and evaluation as it comes, and each version once.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import netrc
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from learner.config import RunConfig
+from protocol.errors import UserError
+from protocol.files import read_rows, replace_file
+from supervisor.evaluation import RESULTS
+
+SinkName = Literal["tensorboard", "wandb", "trackio"]
+PROJECT = "mlx-distributed-ppo"
+CLOSE_SECONDS = 10.0  # that the sinks have, together, to take the rest
+KINDS = {"iteration": "metrics.jsonl", "evaluation": RESULTS}  # events, and the files that hold them
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a sink calls a run, the same in every launch."""
+
+    name: str
+    id: str  # unique, where several directories have the same name
+    run_dir: Path
+    settings: dict[str, Any]  # hyperparameters
+
+
+class Sink(Protocol):
+    """One place that takes numbers by policy version. Whatever it raises ends its feeding, and nothing else."""
+
+    def log(self, policy_version: int, numbers: dict[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardSink:
+    """RUN_DIR/tensorboard, through the tensorboard package's own writer: no TensorFlow, no PyTorch."""
+
+    def __init__(self, identity: Identity, fresh: bool) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        messages: Any = event_pb2  # generated as it is loaded, so that no type checker knows what is in it
+        self._event = messages.Event
+        self._writer = EventFileWriter(str(identity.run_dir / "tensorboard"))
+        if fresh:
+            self._writer.add_event(self._settings(identity.settings))
+
+    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
+        event = self._event(wall_time=time.time(), step=policy_version)  # one for all: a kill cannot tear a row
+        for name, number in numbers.items():
+            event.summary.value.add(tag=name, simple_value=number)
+        self._writer.add_event(event)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _settings(self, settings: dict[str, Any]) -> Any:
+        """What the HParams page reads."""
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+        messages: Any = plugin_data_pb2
+        info = messages.SessionStartInfo()
+        for name, value in settings.items():
+            kind = {bool: "bool_value", int: "number_value", float: "number_value"}.get(type(value), "string_value")
+            setattr(info.hparams[name], kind, str(value) if kind == "string_value" else value)
+        data = messages.HParamsPluginData(session_start_info=info, version=metadata.PLUGIN_DATA_VERSION)
+        event = self._event(wall_time=time.time())
+        summary = event.summary.value.add(tag=metadata.SESSION_START_INFO_TAG)
+        summary.metadata.plugin_data.plugin_name = metadata.PLUGIN_NAME
+        summary.metadata.plugin_data.content = data.SerializeToString()
+        return event
+
+
+class WandbSink:
+    """Weights & Biases, online or as WANDB_MODE says; its files are in RUN_DIR/wandb."""
+
+    def __init__(self, identity: Identity, fresh: bool) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=identity.name,
+            id=identity.id,
+            resume="allow",
+            dir=str(identity.run_dir),
+            config=identity.settings,
+            settings=wandb.Settings(silent=True, console="off"),  # silent: it asks the terminal for nothing, either
+        )
+        # Its own steps may only grow, and an evaluation comes when its version is history.
+        self._run.define_metric("*", step_metric="policy_version")
+
+    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
+        self._run.log({"policy_version": policy_version, **numbers})
+
+    def flush(self) -> None:
+        pass  # it sends when it can, from a process of its own
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TrackioSink:
+    """trackio, in its own folder or, with TRACKIO_SPACE_ID, in a Space; `trackio show` shows it."""
+
+    def __init__(self, identity: Identity, fresh: bool) -> None:
+        import trackio
+
+        self._run = trackio.init(
+            PROJECT,
+            name=f"{identity.name}-{identity.id}",
+            resume="allow",
+            config={name: list(v) if isinstance(v, tuple) else v for name, v in identity.settings.items()},
+            embed=False,
+            auto_log_cpu=False,
+            auto_log_gpu=False,
+        )
+
+    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
+        self._run.log(numbers, step=policy_version)
+
+    def flush(self) -> None:
+        pass  # it stores twice a second, from a thread of its own
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+OPEN: dict[str, Callable[[Identity, bool], Sink]] = {
+    "tensorboard": TensorBoardSink,
+    "wandb": WandbSink,
+    "trackio": TrackioSink,
+}
+
+
+def check_sinks(names: tuple[SinkName, ...]) -> None:
+    """Raise `UserError` on a sink that cannot work here."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'--sink {name} needs a package that is not installed: pip install -e ".[{name}]"')
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online" and not _has_wandb_key():
+        raise UserError("--sink wandb: no account is known here; `wandb login`, or set WANDB_MODE=offline")
+
+
+def _has_wandb_key() -> bool:
+    """Whether a key for Weights & Biases is where it looks for one; its own answer would wait for the network."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC") or None).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(login == "user" for login, _, _ in hosts.values())  # what `wandb login` enters, for any host
+
+
+class Sinks:
+    """The sinks of one launch. What is wrong with one is put into `events` as a warning, once."""
+
+    def __init__(
+        self,
+        names: tuple[SinkName, ...],
+        config: RunConfig,
+        run_dir: Path,
+        warn: Callable[[str], None],
+        open_sink: dict[str, Callable[[Identity, bool], Sink]] = OPEN,
+    ) -> None:
+        self._warn = warn
+        self._queues: dict[str, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._threads: dict[str, threading.Thread] = {}
+        for name in dict.fromkeys(names):
+            feeder = _Feeder(name, config, run_dir, warn, open_sink[name])
+            self._queues[name] = feeder.events
+            self._threads[name] = threading.Thread(target=feeder.run, daemon=True, name=f"sink {name}")
+            self._threads[name].start()
+
+    def feed(self, event: dict[str, Any]) -> None:
+        """Pass on an event, if it is of interest; never waits."""
+        if event["event"] in KINDS:
+            for events in self._queues.values():
+                events.put(event)
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Let the sinks take the rest."""
+        for events in self._queues.values():
+            events.put(None)
+        deadline = time.monotonic() + seconds
+        for name, thread in self._threads.items():
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                self._warn(f"{name} HAS NOT TAKEN EVERYTHING within {seconds:.0f} s; metrics.jsonl has it")
+
+
+class _Feeder:
+    """Gives one sink each version once, across launches: sinks/NAME.json says how far it is."""
+
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        run_dir: Path,
+        warn: Callable[[str], None],
+        open_sink: Callable[[Identity, bool], Sink],
+    ) -> None:
+        self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._name = name
+        self._settings = {k: v for part in vars(config).values() for k, v in dataclasses.asdict(part).items()}
+        self._run_dir = run_dir
+        self._warn = warn
+        self._open = open_sink
+        self._path = run_dir / "sinks" / f"{name}.json"
+
+    def run(self) -> None:
+        """Feed the sink until None comes, or until it fails."""
+        try:
+            self._feed()
+        except Exception as error:  # whatever a library, a network or a disk comes up with
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._warn(f"{self._name} GETS NO MORE METRICS: {reason}; training continues, and --resume makes up for it")
+
+    def _feed(self) -> None:
+        self._path.parent.mkdir(exist_ok=True)
+        state = self._load()
+        fresh = state is None
+        self._state = state or {"id": uuid.uuid4().hex[:8], **dict.fromkeys(KINDS, 0)}
+        identity = Identity(self._run_dir.resolve().name, self._state["id"], self._run_dir, self._settings)
+        sink = self._open(identity, fresh)
+        replace_file(self._path, json.dumps(self._state))
+        try:
+            for kind, file in KINDS.items():
+                for row in read_rows(self._run_dir / file):
+                    self._log(sink, kind, row)
+            self._enter(sink)
+            while (event := self.events.get()) is not None:
+                self._log(sink, event["event"], event)
+                if self.events.empty():
+                    self._enter(sink)
+        finally:
+            self._enter(sink)
+        sink.close()
+
+    def _log(self, sink: Sink, kind: str, row: dict[str, Any]) -> None:
+        version = row["policy_version"]
+        if version > self._state[kind]:
+            sink.log(version, numbers_of(kind, row))
+            self._state[kind] = version
+
+    def _enter(self, sink: Sink) -> None:
+        """Note what the sink has; not synced, since this is done as often as an iteration ends."""
+        sink.flush()
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps(self._state))
+        temporary.replace(self._path)
+
+    def _load(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:
+    """What a sink gets of an iteration or an evaluation."""
+    if kind == "evaluation":
+        return {f"evaluation/{name}": row[name] for name in ("return_mean", "return_std")}
+    numbers: dict[str, float] = {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "policy_version"
+    }
+    samples = row["samples"] | {"dropped": sum(row["samples"]["dropped"].values())}
+    return numbers | {f"samples/{name}": count for name, count in samples.items()}

@@ -1,0 +1,180 @@
+"""Evaluation during training: what comes out is the same however the run went, and changes nothing of it."""
+
+import json
+import queue
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from launching import children, launch, running, summary_of, train
+
+from learner.checkpoint import list_checkpoints
+from protocol.files import read_rows
+from supervisor.evaluation import Evaluation, best_of
+
+EXPERIMENT = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 14336 --minibatches 4 --epochs 2".split()  # noqa: SIM905
+EVERY: list[object] = [*EXPERIMENT, "--eval-every", 8, "--eval-episodes", 3]
+VERSIONS = [8, 16, 24, 28]  # the last one is evaluated, too
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    return read_rows(run_dir / "evaluations.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train(run_dir, *EVERY, "--actors", 1)
+    return run_dir
+
+
+def assert_same_as(whole: Path, run_dir: Path) -> None:
+    assert evaluations(run_dir) == evaluations(whole)
+    assert [path.name for path in list_checkpoints(run_dir / "best")] == [
+        path.name for path in list_checkpoints(whole / "best")
+    ]
+    assert list_checkpoints(run_dir / "evaluations") == []
+    assert summary_of(run_dir)["evaluations"] == summary_of(whole)["evaluations"]
+    assert summary_of(run_dir)["weights_digest"] == summary_of(whole)["weights_digest"]
+
+
+def test_every_nth_version_and_the_last_are_evaluated(whole: Path) -> None:
+    results = evaluations(whole)
+    assert [result["policy_version"] for result in results] == VERSIONS
+    assert [result["env_steps"] for result in results] == [512 * version for version in VERSIONS]
+    assert all(len(result["returns"]) == result["episodes"] == 3 for result in results)
+    assert len({tuple(result["returns"]) for result in results}) > 1
+
+
+def test_evaluations_are_equal_with_three_actors(tmp_path: Path, whole: Path) -> None:
+    train(tmp_path / "run", *EVERY, "--actors", 3)
+    assert_same_as(whole, tmp_path / "run")
+
+
+def test_evaluating_does_not_change_the_weights(tmp_path: Path, whole: Path) -> None:
+    summary = train(tmp_path / "run", *EXPERIMENT, "--in-process")
+    assert summary["weights_digest"] == summary_of(whole)["weights_digest"]
+    assert "evaluations" not in summary
+    assert not (tmp_path / "run" / "evaluations").exists()
+
+
+def test_the_best_is_kept_and_is_really_the_best(whole: Path) -> None:
+    best = max(evaluations(whole), key=lambda result: (result["return_mean"], -result["policy_version"]))
+    assert [int(path.name) for path in list_checkpoints(whole / "best")] == [best["policy_version"]]
+    summary = summary_of(whole)["evaluations"]
+    assert summary["best"]["policy_version"] == best["policy_version"]
+    assert summary["last"]["policy_version"] == VERSIONS[-1]
+    done = launch("eval", whole, "--best", "--episodes", 3)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((whole / "eval.json").read_text())
+    assert (result["policy_version"], result["returns"]) == (best["policy_version"], best["returns"])
+
+
+def test_of_equal_evaluations_the_older_is_the_best() -> None:
+    results = [{"policy_version": version, "return_mean": mean} for version, mean in [(1, 3.0), (3, 5.0), (2, 5.0)]]
+    assert best_of(results)["policy_version"] == 2
+
+
+def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, *EVERY, "--actors", 2) as process:
+        launcher, killed = psutil.Process(process.pid), set()
+        while len(killed) < 3:
+            for evaluator in children(launcher, "supervisor.evaluator"):
+                if evaluator.pid not in killed:
+                    assert evaluator.nice() >= 0
+                    evaluator.kill()
+                    killed.add(evaluator.pid)
+            time.sleep(0.01)
+            assert process.poll() is None, "the run ended before its faults"
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert len(re.findall("warning: an evaluation ended with code -9", out)) == 3
+    assert_same_as(whole, run_dir)
+
+
+def test_a_killed_learner_a_stop_and_a_resume_change_nothing(tmp_path: Path, whole: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, *EVERY, "--actors", 2, "--checkpoint-every", 10) as process:
+        wait_for(lambda: list_checkpoints(run_dir / "evaluations"))
+        (learner,) = children(psutil.Process(process.pid), "learner")
+        learner.kill()
+        wait_for(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 12)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert summary_of(run_dir)["status"] == "stopped", "the run ended before its faults"
+    done = launch("--resume", run_dir, "--actors", 3)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_as(whole, run_dir)
+
+
+def test_a_finished_run_makes_up_for_evaluations_that_were_left(tmp_path: Path, whole: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    lines = (whole / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "evaluations.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])  # torn by a full disk
+    last = f"{VERSIONS[-1]:08d}"
+    shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
+    done = launch("--resume", run_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"evaluation of version {VERSIONS[-1]}" in done.stdout
+    assert_same_as(whole, run_dir)
+
+
+def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    told = [{**result, "return_mean": -1.0} for result in evaluations(whole)]
+    (run_dir / "evaluations.jsonl").write_text("".join(json.dumps(result) + "\n" for result in told))
+    last = f"{VERSIONS[-1]:08d}"
+    shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
+    events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    Evaluation(run_dir, events).finish(lambda _: None)
+    assert evaluations(run_dir) == told
+    assert list_checkpoints(run_dir / "evaluations") == []
+
+
+def test_an_evaluator_that_keeps_failing_is_given_up_and_said(tmp_path: Path, whole: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    (run_dir / "evaluations" / "00000099").mkdir()  # no checkpoint
+    said: list[str] = []
+    events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    evaluation = Evaluation(run_dir, events)
+    evaluation.finish(lambda event: said.append(event["text"]))
+    evaluation.end()
+    while not events.empty():
+        said.append(events.get()["text"])
+    assert sum("manifest.json" in text for text in said) == 5
+    assert "WITHOUT EVALUATIONS" in said[-1]
+    assert evaluation.pending() == 1
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--eval-every", 0), ("--eval-episodes", 0)])
+def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, flag: str, value: int) -> None:
+    done = launch("--run-dir", tmp_path / "run", flag, value)
+    assert done.returncode == 2
+    assert flag in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_of_a_run_that_was_not_evaluated_is_refused(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "best")
+    done = launch("eval", tmp_path / "run", "--best")
+    assert done.returncode == 2
+    assert "--eval-every" in done.stderr

@@ -1,0 +1,259 @@
+"""Sinks: each gets every version once, whatever becomes of the run, and none can harm it."""
+
+import importlib.util
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from launching import ROOT, children, launch, metrics_of, running, summary_of
+
+from learner.config import PPOConfig, RunConfig, TrainingConfig
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.files import read_rows
+from supervisor import sinks
+from supervisor.sinks import Identity, SinkName, Sinks, check_sinks, numbers_of
+
+NAMES: list[SinkName] = ["tensorboard", "wandb", "trackio"]
+INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]
+RUN = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 15360 --minibatches 4 --epochs 2".split()  # noqa: SIM905
+CONFIG = RunConfig(Experiment(), PPOConfig(), TrainingConfig())
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every sink that is installed, whose learner was killed, and which was stopped and resumed."""
+    if not INSTALLED:
+        pytest.skip("none of the extras tensorboard, wandb and trackio is installed")
+    path = tmp_path_factory.mktemp("sinks")
+    run_dir = path / "run"
+    environ = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(path / "trackio"), "HF_HOME": str(path / "hf")}
+    flags = ["--actors", "2", "--checkpoint-every", "5", "--sink", *INSTALLED]
+    with running(run_dir, *RUN, "--eval-every", 10, "--eval-episodes", 2, *flags, env=os.environ | environ) as process:
+        wait(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 8)
+        (learner,) = children(psutil.Process(process.pid), "learner")
+        learner.kill()
+        wait(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 12)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert summary_of(run_dir)["status"] == "stopped", "the run ended before its faults"
+    done = launch("--resume", run_dir, "--sink", *INSTALLED, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "GETS NO MORE" not in out + done.stdout
+    return run_dir
+
+
+def wait(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def expected(run_dir: Path) -> dict[str, dict[int, float]]:
+    """By name and version: what the files of metrics and evaluations hold, but for times, which a replay repeats."""
+    numbers: dict[str, dict[int, float]] = {}
+    for kind, rows in (("iteration", metrics_of(run_dir)), ("evaluation", read_rows(run_dir / "evaluations.jsonl"))):
+        for row in rows:
+            for name, number in numbers_of(kind, row).items():
+                if not name.startswith(("time/", "samples/")):
+                    numbers.setdefault(name, {})[row["policy_version"]] = number
+    assert len(numbers["train/policy_loss"]) == 30
+    assert list(numbers["evaluation/return_mean"]) == [10, 20, 30]
+    return numbers
+
+
+def assert_holds(found: list[tuple[int, str, float]], run_dir: Path) -> None:
+    """Every number of the run is in `found`, as (version, name, number), and none is there twice."""
+    for name, numbers in expected(run_dir).items():
+        mine = [(version, number) for version, one, number in found if one == name]
+        assert sorted(mine) == sorted(numbers.items()), name
+    for name in ("time/seconds", "samples/trained"):
+        assert sorted(version for version, one, _ in found if one == name) == list(range(1, 31))
+
+
+def test_tensorboard_reads_what_the_metrics_say(disturbed: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(disturbed / "tensorboard"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    found = [(e.step, tag, e.value) for tag in accumulator.Tags()["scalars"] for e in accumulator.Scalars(tag)]
+    for name, numbers in expected(disturbed).items():
+        mine = sorted((version, number) for version, one, number in found if one == name)
+        assert mine == [(version, float(np.float32(number))) for version, number in sorted(numbers.items())], name
+    assert len(list((disturbed / "tensorboard").iterdir())) == 2  # a file a launch
+    assert "_hparams_/session_start_info" in accumulator.summary_metadata
+
+
+def test_wandb_offline_holds_what_the_metrics_say(disturbed: Path) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    found, ids, messages = [], set(), wandb_internal_pb2.__dict__
+    for path in sorted(disturbed.glob("wandb/offline-run-*/*.wandb")):
+        for data in wandb_records(path.read_bytes()):
+            record = messages["Record"].FromString(data)
+            if record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+                settings = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                assert settings["env"] == "CartPole-v1"
+            if record.WhichOneof("record_type") == "history":
+                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                found += [(row["policy_version"], name, number) for name, number in row.items()]
+    assert len(ids) == 1
+    assert_holds(found, disturbed)
+
+
+def wandb_records(log: bytes) -> Iterator[bytes]:
+    """What a file of W&B's holds: after a header of 7 bytes, LevelDB's log format in blocks of 32 KiB."""
+    at, record = 7, b""
+    while at + 7 <= len(log):
+        left = 32768 - at % 32768
+        if left < 7:  # too little for the head of a piece
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", log, at)
+        record += log[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield record
+            record = b""
+
+
+def test_trackio_holds_what_the_metrics_say(disturbed: Path) -> None:
+    pytest.importorskip("trackio")
+    name = f"run-{json.loads((disturbed / 'sinks' / 'trackio.json').read_text())['id']}"
+    # In a process of its own: trackio looks for its folder when it is imported.
+    read = "import json, sys; from trackio.sqlite_storage import SQLiteStorage as storage;"
+    read += f"print(json.dumps(storage.get_logs({sinks.PROJECT!r}, {name!r})))"
+    environ = os.environ | {"TRACKIO_DIR": str(disturbed.parent / "trackio"), "HF_HOME": str(disturbed.parent / "hf")}
+    done = subprocess.run([sys.executable, "-c", read], env=environ, capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    assert_holds([(row["step"], name, number) for row in rows for name, number in row.items()], disturbed)
+
+
+class Recorder:
+    """A sink for tests: what it was told, and a fault at one version."""
+
+    def __init__(self, fault: int = -1) -> None:
+        self.fault = fault
+        self.fresh: list[bool] = []
+        self.ids: list[str] = []
+        self.versions: list[tuple[int, list[str]]] = []
+        self.closed = 0
+
+    def open(self, identity: Identity, fresh: bool) -> "Recorder":
+        self.fresh.append(fresh)
+        self.ids.append(identity.id)
+        return self
+
+    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
+        if policy_version == self.fault:
+            raise OSError("no space left")
+        self.versions.append((policy_version, list(numbers)))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def row(version: int) -> dict[str, Any]:
+    samples = {"produced": 8, "trained": 4, "dropped": {"stale": 3, "late": 1}, "in_flight": 0}
+    return {"event": "iteration", "policy_version": version, "train/entropy": 0.5, "none": None, "samples": samples}
+
+
+def feed(run_dir: Path, sink: Recorder, *versions: int, recorded: tuple[int, ...] = ()) -> list[str]:
+    """One launch, which finds `recorded` in the file of metrics; returns what it warned of."""
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row(version)) + "\n" for version in recorded))
+    warnings: list[str] = []
+    fed = Sinks(("wandb",), CONFIG, run_dir, warnings.append, {"wandb": sink.open})
+    for version in versions:
+        fed.feed(row(version))
+    fed.close()
+    return warnings
+
+
+def test_a_version_is_logged_once_however_often_it_comes(tmp_path: Path) -> None:
+    sink = Recorder()
+    assert feed(tmp_path, sink, 1, 2, 3, 2, 3, 4) == []
+    assert [version for version, _ in sink.versions] == [1, 2, 3, 4]
+    assert sink.closed == 1
+
+
+def test_a_resumed_run_goes_on_in_the_same_place_and_makes_up_for_what_is_missing(tmp_path: Path) -> None:
+    sink = Recorder()
+    feed(tmp_path, sink, 1, 2)
+    feed(tmp_path, sink, 4, 5, recorded=(1, 2, 3, 4))
+    assert [version for version, _ in sink.versions] == [1, 2, 3, 4, 5]
+    assert sink.fresh == [True, False]
+    assert sink.ids[0] == sink.ids[1]
+
+
+def test_a_sink_that_fails_is_said_once_and_made_up_for_later(tmp_path: Path) -> None:
+    sink = Recorder(fault=2)
+    (warning,) = feed(tmp_path, sink, 1, 2, 3)
+    assert "wandb" in warning
+    assert "no space left" in warning
+    sink.fault = -1
+    assert feed(tmp_path, sink, recorded=(1, 2, 3)) == []
+    assert [version for version, _ in sink.versions] == [1, 2, 3]
+
+
+def test_a_sink_that_hangs_is_left_behind(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def hang(identity: Identity, fresh: bool) -> Recorder:
+        release.wait()
+        return Recorder()
+
+    warnings: list[str] = []
+    other = Recorder()
+    fed = Sinks(("wandb", "trackio"), CONFIG, tmp_path, warnings.append, {"wandb": hang, "trackio": other.open})
+    fed.feed(row(1))
+    fed.close(seconds=1)
+    release.set()
+    assert len(warnings) == 1
+    assert warnings[0].startswith("wandb HAS NOT TAKEN EVERYTHING")
+    assert [version for version, _ in other.versions] == [1]
+
+
+def test_only_numbers_are_logged_and_samples_by_their_name() -> None:
+    assert numbers_of("iteration", row(1)) == {
+        "train/entropy": 0.5,
+        "samples/produced": 8,
+        "samples/trained": 4,
+        "samples/dropped": 4,
+        "samples/in_flight": 0,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_package_is_named_with_its_extra(name: SinkName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf'pip install -e "\.\[{name}\]"'):
+        check_sinks((name,))
+    assert f"{name} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_wandb_without_an_account_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    home = {"HOME": str(tmp_path), "WANDB_MODE": "online", "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
+    done = launch("--run-dir", tmp_path / "run", "--sink", "wandb", **home)
+    assert done.returncode == 2
+    assert "WANDB_MODE=offline" in done.stderr
+    assert not (tmp_path / "run").exists()
