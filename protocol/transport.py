@@ -116,8 +116,10 @@ class LearnerSocket:
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, round(1000 * HANDSHAKE_SECONDS))
         if remote.keys is not None:
             pair = read_learner(remote.keys)
-            self._allowed = AllowedKeys(remote.keys, warn)
-            self._authenticate(self._allowed)
+            allowed = AllowedKeys(remote.keys, warn)
+            self._authenticate(allowed)
+            if not remote.supervised:  # else all have one key, and no user stands behind it
+                self._allowed = allowed
             self._socket.setsockopt(zmq.CURVE_SERVER, 1)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
             self._socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())

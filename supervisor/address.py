@@ -22,15 +22,16 @@ def listening_address(transport: str) -> Iterator[str]:
     if transport == "inproc":
         yield f"inproc://{uuid.uuid4().hex}"
     elif transport == "tcp":
-        yield f"tcp://{LOOPBACK}:{_free_port()}"
+        yield f"tcp://{LOOPBACK}:{free_port(LOOPBACK)}"
     else:
         with _socket_folder() as folder:
             yield f"ipc://{folder}/learner"
 
 
-def _free_port() -> int:
+def free_port(host: str) -> int:
+    """A TCP port that nobody on this machine uses."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 

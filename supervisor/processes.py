@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class ProcessWorkers:
         if self._remote is not None:
             arguments += ["--listen-remote", self._remote.address]
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
+            arguments += ["--supervised"] if self._remote.supervised else []
         self._learner = self._start("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
 
@@ -59,46 +60,40 @@ class ProcessWorkers:
         return process.pid
 
     def stop_learner(self) -> None:
-        self._tell_learner(STOP)
+        self._tell(self._learner, STOP)
 
     def tell_lost(self, pid: int) -> None:
-        self._tell_learner(f"{LOST} {pid}")
+        self._tell(self._learner, f"{LOST} {pid}")
 
     def kill_actor(self, index: int, pid: int) -> bool:
         process = self._actors.get(index)
         if process is not None and process.pid == pid:
-            _kill(process)
+            kill(process)
         return True
 
     def restart_actor(self, index: int) -> None:
-        _kill(self._actors[index])
+        kill(self._actors[index])
 
     def end_actor(self, index: int) -> None:
         process = self._actors.pop(index, None)
         if process is None:
             return
-        _close_stdin(process)
+        close_stdin(process)
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            _kill(process)
-
-    def _tell_learner(self, line: str) -> None:
-        if self._learner is not None and self._learner.stdin is not None:
-            with suppress(BrokenPipeError, ValueError):  # it has ended, and its exit is on the way or was handled
-                self._learner.stdin.write(f"{line}\n".encode())
-                self._learner.stdin.flush()
+            kill(process)
 
     def end(self, seconds: float) -> None:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
-            _close_stdin(process)
+            close_stdin(process)
         deadline = time.monotonic() + seconds  # for all of them together
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _kill(process)
+                kill(process)
                 process.wait()
         for watcher in self._watchers:
             watcher.join()
@@ -116,6 +111,12 @@ class ProcessWorkers:
                 start_new_session=True,  # a terminal's signals are for the supervisor alone
             )
 
+    def _tell(self, process: subprocess.Popen[bytes] | None, line: str) -> None:
+        if process is not None and process.stdin is not None:
+            with suppress(BrokenPipeError, ValueError):  # it has ended, and its exit is on the way or was handled
+                process.stdin.write(f"{line}\n".encode())
+                process.stdin.flush()
+
     def _watch(self, work: Callable[..., None], *arguments: Any) -> None:
         watcher = threading.Thread(target=work, args=arguments, daemon=True)
         self._watchers.append(watcher)
@@ -123,11 +124,19 @@ class ProcessWorkers:
 
     def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
         code = process.wait()
-        _close_stdin(process)
+        close_stdin(process)
         exit_event = {"event": "actor_exit", "actor": index, "pid": process.pid}
         self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
 
     def _read_learner(self, process: subprocess.Popen[bytes]) -> None:
+        for event in self._read_events(process):
+            self._events.put(event)
+        code = process.wait()
+        close_stdin(process)
+        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
+
+    def _read_events(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+        """What a child reports, until it ends."""
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
@@ -136,22 +145,20 @@ class ProcessWorkers:
                 except ValueError:
                     continue  # a library's own words, or a line torn by a kill
                 if isinstance(event, dict) and "event" in event:
-                    self._events.put(event)
-        code = process.wait()
-        _close_stdin(process)
-        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
+                    yield event
 
     def _log(self, name: str) -> Path:
         return self._run_dir / "logs" / f"{name}.log"
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a child and whatever it started: each leads a session of its own."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+def close_stdin(process: subprocess.Popen[bytes]) -> None:
+    """Let a child know that it is to end."""
     if process.stdin is not None:
         with suppress(BrokenPipeError):  # it has ended before it read everything
             process.stdin.close()

@@ -21,7 +21,7 @@ from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
 from supervisor.terminal import Terminal
-from supervisor.workers import END_SECONDS, Events, Workers
+from supervisor.workers import END_SECONDS, Events, RayCluster, Workers
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor has to join the learner
@@ -40,6 +40,7 @@ def supervise(
     num_actors: int,
     transport: str,
     remote: RemoteAccess | None,
+    cluster: RayCluster | None,
     in_process: bool,
     step_timeout: float,
 ) -> int:
@@ -50,13 +51,18 @@ def supervise(
         print(f"{run_dir} is finished already: {earlier['weights_digest']}")
         return SUCCESS
     events: Events = queue.SimpleQueue()
-    terminal = Terminal(config, run_dir, num_actors, "in-process" if in_process else transport, remote)
+    way = "in-process" if in_process else "Ray" if cluster else transport
+    terminal = Terminal(config, run_dir, num_actors, way, remote)
     with _signals(events), listening_address("inproc" if in_process else transport) as address, terminal:
         workers: Workers
         if in_process:
             from supervisor.threads import ThreadWorkers
 
             workers = ThreadWorkers(config, run_dir, address, remote, num_actors, step_timeout, events)
+        elif cluster is not None:
+            from supervisor.cluster import RayWorkers
+
+            workers = RayWorkers(run_dir, address, cluster, num_actors, step_timeout, events)
         else:
             from supervisor.processes import ProcessWorkers
 
