@@ -5,6 +5,7 @@ habit of ending a process whose cluster is gone. Ray places processes; what acto
 """
 
 import subprocess
+import threading
 from pathlib import Path
 
 from protocol.keys import make_keys
@@ -36,15 +37,16 @@ class RayWorkers(ProcessWorkers):
         remote = RemoteAccess(f"tcp://{ANY_HOST}:{self._port}", keys, supervised=True)
         super().__init__(run_dir, address, remote, num_actors, step_timeout, events)
         self._cluster = cluster
+        self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
         self._driver: subprocess.Popen[bytes] | None = None
         self._placed: dict[int, int] = {}  # the driver's actors that have not ended: indices by number
         self._started = 0
 
     def start_actor(self, index: int) -> int:
-        if self._driver is None or self._driver.poll() is not None:
-            self._driver = self._start_driver()
-        self._started += 1
-        self._placed[self._started] = index
+        with self._lock:
+            self._driver = self._driver or self._start_driver()
+            self._started += 1
+            self._placed[self._started] = index
         self._tell_driver(f"start {index} {self._started}")
         return self._started
 
@@ -61,12 +63,13 @@ class RayWorkers(ProcessWorkers):
             self._tell_driver(f"kill {number}")
 
     def end(self, seconds: float) -> None:
-        if self._driver is not None:
-            close_stdin(self._driver)
+        driver = self._driver
+        if driver is not None:
+            close_stdin(driver)
             try:
-                self._driver.wait(SHUTDOWN_SECONDS)
+                driver.wait(SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
-                kill(self._driver)
+                kill(driver)
         super().end(seconds)
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
@@ -91,6 +94,8 @@ class RayWorkers(ProcessWorkers):
             self._events.put(event)
         code = driver.wait()
         close_stdin(driver)
+        with self._lock:  # from here on, the next actor has a new driver started, and none is added to these
+            self._driver = None
         reason = last_line(self._log("ray")).removeprefix("ray: ")
         for number, index in list(placed.items()):  # a cluster's actors end with their driver
             exit_event = {"event": "actor_exit", "actor": index, "pid": number}

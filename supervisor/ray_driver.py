@@ -11,6 +11,7 @@ import os
 import queue
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,8 @@ from supervisor.ray_actor import ActorHost
 
 CONNECT_SECONDS = 5.0  # that the head of a cluster has to answer
 OBJECT_STORE = 100 * 2**20  # bytes, of a cluster of our own: nothing of a run goes through it
-MAX_REASON = 500  # characters of what Ray says about an actor's end
+SUSPICION_SECONDS = 60.0  # that a node is avoided which does not answer; Ray takes up to 30 to call it dead
+MAX_REASON = 300  # characters of what Ray says about an actor's end
 
 Words = queue.SimpleQueue[list[Any]]  # the supervisor's, and what happens to actors, which Ray tells in other threads
 
@@ -35,6 +37,7 @@ class Placed:
 
     index: int
     handle: Any  # Ray's
+    careful: bool  # whether it may run on some nodes only
     node: str | None = None  # once it runs
 
 
@@ -49,11 +52,16 @@ class Driver:
         self._words = words
         self._events = events
         self._placed: dict[int, Placed] = {}  # by number
-        self._homes: dict[int, str] = {}  # the node on which an actor of that index was last
+        self._suspects: dict[str, float] = {}  # nodes that did not answer, and when
         environ = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         use_one_thread(environ)
-        # What to do about an actor that ends, the supervisor decides: Ray starts none again.
-        self._host = ray.remote(num_cpus=1, max_restarts=0, runtime_env={"env_vars": environ})(ActorHost)
+        self._options = {
+            "num_cpus": 1,
+            "max_restarts": 0,  # what to do about an actor that ends, the supervisor decides
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": environ},
+        }
+        self._host = ray.remote(ActorHost)
 
     def serve(self) -> None:
         """Do as the supervisor says, until it says stop or is gone."""
@@ -65,14 +73,13 @@ class Driver:
                     self._kill(int(number))
                 case ["restart", number]:
                     placed = self._placed.get(int(number))
-                    if placed is not None and placed.node is not None:  # else it waits for a CPU, and may go on to
+                    if placed is not None and (placed.node or placed.careful):  # else it goes on waiting for a CPU
                         self._kill(int(number))
                 case ["runs", int(number), str(node)]:
                     if number in self._placed:
-                        placed = self._placed[number]
-                        placed.node = self._homes[placed.index] = node
-                case ["ended", int(number), int(code), str(said)]:
-                    self._end(number, code, said)
+                        self._placed[number].node = node
+                case ["ended", int(number), int(code), str(said), bool(answered)]:
+                    self._end(number, code, said, answered)
                 case _:
                     return
 
@@ -80,19 +87,22 @@ class Driver:
         os.write(self._events, f"{json.dumps(event)}\n".encode())
 
     def _start(self, index: int, number: int) -> None:
-        handle = self._host.options(scheduling_strategy=self._strategy(index)).remote()
-        self._placed[number] = Placed(index, handle)
+        suspects = self._silent_nodes()
+        # Ray still counts a node as alive that has just been lost, and would let the actor wait for it.
+        avoid = {"label_selector": {"ray.io/node-id": f"!in({','.join(suspects)})"}} if suspects else {}
+        handle = self._host.options(**self._options, **avoid).remote()
+        self._placed[number] = Placed(index, handle, careful=bool(suspects))
         handle.node.remote().future().add_done_callback(partial(self._note_start, number))
         run = handle.run.remote(index, number, self._address, self._key, str(Path.cwd()))
         run.future().add_done_callback(partial(self._note_end, number))
 
-    def _strategy(self, index: int) -> Any:
-        """Back to its node, if that is there, so that the others keep their share; else wherever there is room."""
-        home = self._homes.get(index)
-        if home in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}:
-            strategies = importlib.import_module("ray.util.scheduling_strategies")
-            return strategies.NodeAffinitySchedulingStrategy(home, soft=True)
-        return "SPREAD"
+    def _silent_nodes(self) -> list[str]:
+        """Nodes on which an actor did not answer of late, and where no other does."""
+        now = time.monotonic()
+        at_work = {placed.node for placed in self._placed.values()}
+        return [
+            node for node, since in self._suspects.items() if now - since < SUSPICION_SECONDS and node not in at_work
+        ]
 
     def _note_start(self, number: int, future: Any) -> None:
         if future.exception() is None:  # else it has ended, and the other future tells
@@ -101,10 +111,13 @@ class Driver:
     def _note_end(self, number: int, future: Any) -> None:
         error = future.exception()
         code, said = future.result() if error is None else (FAILURE, " ".join(str(error).split())[:MAX_REASON])
-        self._words.put(["ended", number, code, said])
+        answered = not isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        self._words.put(["ended", number, code, said, answered])
 
-    def _end(self, number: int, code: int, said: str) -> None:
+    def _end(self, number: int, code: int, said: str, answered: bool) -> None:
         placed = self._placed.pop(number)
+        if placed.node is not None and not answered:
+            self._suspects[placed.node] = time.monotonic()
         self._ray.kill(placed.handle)  # its process, which is still there if it has only lost touch
         if said:
             with open(self._logs / f"actor-{placed.index}.log", "a") as log:
@@ -136,7 +149,10 @@ def main() -> None:
         driver = Driver(ray, address, read_actor(arguments.key), arguments.logs, words, events)
         nodes, cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
         driver.report(
-            {"event": "note", "text": f"Ray has {cpus:g} CPUs on {nodes} node{"s" * (nodes > 1)}; the learner is at {address}"}
+            {
+                "event": "note",
+                "text": f"Ray has {cpus:g} CPUs on {nodes} node{'s' * (nodes > 1)}; the learner is at {address}",
+            }
         )
         if cpus < arguments.actors:
             waiting = arguments.actors - int(cpus)
