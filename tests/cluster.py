@@ -76,14 +76,14 @@ class Output:
     def found(self, pattern: re.Pattern[str], since: float = 0.0) -> list[tuple[float, re.Match[str]]]:
         return [(at, match) for at, line in list(self.lines) if at >= since and (match := pattern.search(line))]
 
-    def wait_for(self, pattern: re.Pattern[str], since: float = 0.0, count: int = 1, seconds: float = 120) -> None:
+    def wait_for(self, pattern: re.Pattern[str], since: float = 0.0, count: int = 1, seconds: float = 400) -> None:
         deadline = time.monotonic() + seconds
         while len(self.found(pattern, since)) < count:
             assert time.monotonic() < deadline and self.process.poll() is None, self.text()
             time.sleep(0.05)
 
     def end(self) -> int:
-        code = self.process.wait(timeout=300)
+        code = self.process.wait(timeout=600)
         self._reader.join()
         return code
 
