@@ -36,7 +36,8 @@ def test_a_killed_actor_and_a_killed_learner_change_nothing_on_a_cluster_of_the_
         actor.kill()
         learner.kill()
         assert output.end() == 0, output.text()
-    assert not any(child.is_running() for child in children), "Ray has left something running"
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     assert "raylet" not in output.text()
     summary = summary_of(tmp_path / "run")
     assert summary["learner_restarts"] == 1
