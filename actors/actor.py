@@ -28,10 +28,16 @@ class Actor:
     """One actor, alone in a process or as a thread among others."""
 
     def __init__(
-        self, name: str, address: str, key: ActorKey | None = None, say: Callable[[str], None] = lambda _: None
+        self,
+        name: str,
+        address: str,
+        key: ActorKey | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        pid: int | None = None,
     ) -> None:
-        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand."""
-        self._hello = Hello(name, os.getpid(), fingerprint())
+        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand, and `pid` is the
+        number by which its supervisor knows it, where that is not this process's."""
+        self._hello = Hello(name, os.getpid() if pid is None else pid, fingerprint())
         self._address = address
         self._say = say
         self._socket = ActorSocket(address, key)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from protocol.remote import RemoteAccess
 from supervisor.dashboard import dashboard
 from supervisor.sinks import SinkName, check_sinks
 from supervisor.supervisor import supervise
+from supervisor.workers import RayCluster
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -50,6 +52,12 @@ class ExecutionConfig:
     """Directory of the keys that those need, which `launch.py keys DIR` makes."""
     insecure: bool = False
     """Listen without keys: whoever reaches the address can take part."""
+    cluster: Literal["ray"] | None = None
+    """Let Ray place the actors, a CPU for each, on the nodes of a cluster. Run this on one of them, with the extra
+    `ray`; every node needs this clone and its environment at the same paths."""
+    address: str | None = None
+    """HOST:PORT of that cluster, or `auto` for the one that this machine belongs to; by default $RAY_ADDRESS, or
+    without it a cluster of this machine alone."""
     in_process: bool = False
     """Run the learner and the actors as threads of this process."""
     step_timeout: float = 60.0
@@ -117,6 +125,7 @@ def main(arguments: list[str]) -> int:
     check_network(config.experiment)
     check_sinks(execution.sink)
     remote = _remote_access(execution)
+    cluster = _cluster(execution)
     if execution.actors is not None and execution.actors < (0 if remote else 1):
         raise UserError("--actors must be at least 1, or 0 with --listen")
     if not execution.step_timeout > 0:
@@ -139,6 +148,7 @@ def main(arguments: list[str]) -> int:
             num_actors,
             execution.transport,
             remote,
+            cluster,
             execution.in_process,
             execution.step_timeout,
             execution.sink,
@@ -154,6 +164,23 @@ def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
     remote = RemoteAccess(execution.listen, execution.keys)
     remote.check(execution.insecure)
     return remote
+
+
+def _cluster(execution: ExecutionConfig) -> RayCluster | None:
+    if execution.cluster is None:
+        if execution.address is not None:
+            raise UserError("--address is for --cluster, which is missing")
+        return None
+    if execution.listen is not None or execution.in_process or execution.transport != "ipc":
+        raise UserError("--cluster excludes --listen, --in-process and --transport: Ray places all actors, over TCP")
+    if execution.actors is None:
+        raise UserError("--cluster needs --actors: how many of its CPUs to use")
+    if find_spec("ray") is None:
+        raise UserError('--cluster ray needs Ray, which is not installed: pip install -c constraints.txt -e ".[ray]"')
+    address = execution.address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None and "://" in address:
+        raise UserError(f"--address {address} must be HOST:PORT, or auto: run launch.py on a node of the cluster")
+    return RayCluster(address)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--listen", required=True, help="address to bind for the actors of this machine")
     parser.add_argument("--listen-remote", help="address to bind for others")
     parser.add_argument("--keys", type=Path, help="directory of the keys that those need; without it, they need none")
+    parser.add_argument("--supervised", action="store_true", help="those others are started by launch.py, too")
     parser.add_argument("--peers", type=int, required=True, help="how many will connect to share the lanes")
     parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are too many")
     arguments = parser.parse_args()
@@ -48,7 +49,9 @@ def main() -> None:
 
     def work() -> None:
         config = RunConfig.load(arguments.run_dir / "config.toml")
-        remote = RemoteAccess(arguments.listen_remote, arguments.keys) if arguments.listen_remote else None
+        remote = None
+        if arguments.listen_remote:
+            remote = RemoteAccess(arguments.listen_remote, arguments.keys, arguments.supervised)
         timeout = arguments.step_timeout
         run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision)
 

@@ -20,7 +20,7 @@ class Hello:
     """Actor to learner, until it is answered: I am here."""
 
     actor: str  # its name, a number if the launcher started it; a newer process of that name replaces the older one
-    pid: int
+    pid: int  # of its process, or the number that its supervisor gave it on another machine
     fingerprint: dict[str, str]  # library versions, and a digest of a fixed forward pass: equal where results are
 
 

@@ -16,6 +16,7 @@ class RemoteAccess:
 
     address: str  # tcp://HOST:PORT
     keys: Path | None  # the directory with the learner's key and those it allows; None lets anyone in
+    supervised: bool = False  # whether only the launcher starts such actors, as it does those of this machine
 
     def check(self, insecure: bool) -> None:
         """Raise `UserError` on an address that is none, or that would be open to others though nobody asked for it."""

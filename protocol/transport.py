@@ -108,6 +108,9 @@ class LearnerSocket:
         """Listen on `address` for the actors of this machine, and for remote ones where `remote` says."""
         self._allowed: AllowedKeys | None = None
         self._authenticator: Any = None
+        self._supervised = (
+            remote is not None and remote.supervised
+        )  # all then have one key
         self._monitor: zmq.Socket | None = None
         self._sockets: dict[bytes, zmq.Socket] = {}
         self._poller = zmq.Poller()
@@ -172,7 +175,7 @@ class LearnerSocket:
             return None
         prefix = _LOCAL if self._sockets[_LOCAL] in ready else _REMOTE
         identity, *frames = self._sockets[prefix].recv_multipart(copy=False)
-        local = prefix == _LOCAL
+        local = prefix == _LOCAL or self._supervised
         user = None if local or self._allowed is None else str(frames[0].get("User-Id"))
         try:
             message = from_frames([frame.buffer for frame in frames])

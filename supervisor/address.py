@@ -22,7 +22,7 @@ def listening_address(transport: str) -> Iterator[str]:
     if transport == "inproc":
         yield f"inproc://{uuid.uuid4().hex}"
     elif transport == "tcp":
-        yield f"tcp://{LOOPBACK}:{_free_port()}"
+        yield f"tcp://{LOOPBACK}:{free_port(LOOPBACK)}"
     else:
         with _socket_folder() as folder:
             yield f"ipc://{folder}/learner"
@@ -35,9 +35,10 @@ def socket_parent() -> Path:
     return parent if fits else Path("/tmp")
 
 
-def _free_port() -> int:
+def free_port(host: str) -> int:
+    """A TCP port that nobody on this machine uses."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class ProcessWorkers:
         if self._remote is not None:
             arguments += ["--listen-remote", self._remote.address]
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
+            arguments += ["--supervised"] if self._remote.supervised else []
         self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
         self._watch(self._read_learner, self._learner)
         return self._learner.pid
@@ -60,10 +61,10 @@ class ProcessWorkers:
         return process.pid
 
     def stop_learner(self) -> None:
-        self._tell_learner(STOP)
+        self._tell(self._learner, STOP)
 
     def tell_lost(self, pid: int) -> None:
-        self._tell_learner(f"{LOST} {pid}")
+        self._tell(self._learner, f"{LOST} {pid}")
 
     def kill_actor(self, index: int, pid: int) -> bool:
         process = self._actors.get(index)
@@ -79,12 +80,6 @@ class ProcessWorkers:
         if process is not None:
             end_child(process, END_SECONDS)
 
-    def _tell_learner(self, line: str) -> None:
-        if self._learner is not None and self._learner.stdin is not None:
-            with suppress(BrokenPipeError, ValueError):  # it has ended, and its exit is on the way or was handled
-                self._learner.stdin.write(f"{line}\n".encode())
-                self._learner.stdin.flush()
-
     def end(self, seconds: float) -> None:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
@@ -94,6 +89,12 @@ class ProcessWorkers:
             end_child(process, max(0.0, deadline - time.monotonic()))
         for watcher in self._watchers:
             watcher.join()
+
+    def _tell(self, process: subprocess.Popen[bytes] | None, line: str) -> None:
+        if process is not None and process.stdin is not None:
+            with suppress(BrokenPipeError, ValueError):  # it has ended, and its exit is on the way or was handled
+                process.stdin.write(f"{line}\n".encode())
+                process.stdin.flush()
 
     def _watch(self, work: Callable[..., None], *arguments: Any) -> None:
         watcher = threading.Thread(target=work, args=arguments, daemon=True)
@@ -107,6 +108,14 @@ class ProcessWorkers:
         self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
 
     def _read_learner(self, process: subprocess.Popen[bytes]) -> None:
+        for event in self._read_events(process):
+            self._events.put(event)
+        code = process.wait()
+        close_stdin(process)
+        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
+
+    def _read_events(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+        """What a child reports, until it ends."""
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
@@ -115,10 +124,7 @@ class ProcessWorkers:
                 except ValueError:
                     continue  # a library's own words, or a line torn by a kill
                 if isinstance(event, dict) and "event" in event:
-                    self._events.put(event)
-        code = process.wait()
-        close_stdin(process)
-        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
+                    yield event
 
     def _log(self, name: str) -> Path:
         return self._run_dir / "logs" / f"{name}.log"
@@ -157,6 +163,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def close_stdin(process: subprocess.Popen[bytes]) -> None:
+    """Let a child know that it is to end."""
     if process.stdin is not None:
         with suppress(BrokenPipeError):  # it has ended before it read everything
             process.stdin.close()

@@ -93,7 +93,11 @@ class Happening:
 class RunStatus:
     """One run, from its launcher's point of view. Fed with facts about processes, and with events."""
 
-    def __init__(self, title: str, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, title: str, total_steps: int, clock: Callable[[], float] = time.monotonic, elsewhere: bool = False
+    ) -> None:
+        """`elsewhere` says that the actors' pids are none of this machine's."""
+        self._elsewhere = elsewhere
         self.title = title
         self.total_steps = total_steps
         self.state = "starting"  # then training, stopping, and finished, stopped or failed
@@ -175,7 +179,7 @@ class RunStatus:
         for actor in list(self._actors.values()):
             since = now - self._traces[actor.name].since
             if actor.local:
-                actor.memory = memory_of(actor.pid)
+                actor.memory = None if self._elsewhere else memory_of(actor.pid)
             elif actor.state == "lost" and since > KEEP_GONE_SECONDS:
                 self.actor_removed(actor.name)
             if actor.state in ("starting", "lost"):

@@ -26,7 +26,7 @@ from supervisor.report import Report
 from supervisor.sinks import SinkName, Sinks
 from supervisor.status import RunStatus
 from supervisor.terminal import Terminal
-from supervisor.workers import END_SECONDS, Events, Workers
+from supervisor.workers import END_SECONDS, Events, RayCluster, Workers
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor has to join the learner
@@ -43,6 +43,7 @@ def supervise(
     num_actors: int,
     transport: str,
     remote: RemoteAccess | None,
+    cluster: RayCluster | None,
     in_process: bool,
     step_timeout: float,
     sink_names: tuple[SinkName, ...],
@@ -56,8 +57,9 @@ def supervise(
     if earlier.get("status") == "finished" and not evaluation.pending():
         print(f"{run_dir} is finished already: {earlier['weights_digest']}")
         return SUCCESS
-    title = _title(config, num_actors, "in-process" if in_process else transport, remote)
-    status = RunStatus(title, config.total_iterations * config.experiment.env_steps_per_iteration)
+    title = _title(config, num_actors, "in-process" if in_process else "Ray" if cluster else transport, remote)
+    total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
+    status = RunStatus(title, total_steps, elsewhere=cluster is not None)
     terminal = Terminal(status, quiet)
     report = Report(run_dir, status, terminal)
     if not quiet:
@@ -69,6 +71,10 @@ def supervise(
             from supervisor.threads import ThreadWorkers
 
             workers = ThreadWorkers(config, run_dir, address, remote, num_actors, step_timeout, events)
+        elif cluster is not None:
+            from supervisor.cluster import RayWorkers
+
+            workers = RayWorkers(run_dir, address, cluster, num_actors, step_timeout, events)
         else:
             from supervisor.processes import ProcessWorkers
 

@@ -1,14 +1,22 @@
-"""The learner and the actors as the supervisor sees them: processes, or the threads of `--in-process`.
+"""The learner and the actors as the supervisor sees them: processes, here or all over a Ray cluster, or threads.
 
-Both kinds put what happens into one queue: the learner's events as it reports them, and `learner_exit` and
+All kinds put what happens into one queue: the learner's events as it reports them, and `learner_exit` and
 `actor_exit` with the exit code and the last line of what was said.
 """
 
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 Events = SimpleQueue[dict[str, Any]]
 END_SECONDS = 0.5  # that a process has to end by itself
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """The cluster that is to run the actors."""
+
+    address: str | None  # HOST:PORT or `auto`; None starts one on this machine, for this run alone
 
 
 class Workers(Protocol):
@@ -21,7 +29,7 @@ class Workers(Protocol):
         ...
 
     def start_actor(self, index: int) -> int:
-        """Start an actor; returns its pid, 0 for a thread."""
+        """Start an actor; returns its pid, 0 for a thread, or another number that none before it had."""
         ...
 
     def stop_learner(self) -> None:

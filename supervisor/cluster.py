@@ -1,0 +1,98 @@
+"""The learner as a child process, and the actors wherever Ray finds a CPU for them.
+
+Another child, `supervisor/ray_driver.py`, talks to Ray: so this process has neither Ray's threads and words, nor its
+habit of ending a process whose cluster is gone. Ray places processes; what actors and learner say goes over ZeroMQ.
+"""
+
+import subprocess
+import threading
+from pathlib import Path
+
+from protocol.keys import make_keys
+from protocol.remote import RemoteAccess
+from supervisor.address import free_port
+from supervisor.processes import ProcessWorkers, close_stdin, end_child, last_line, start_child
+from supervisor.workers import Events, RayCluster
+
+ANY_HOST = "0.0.0.0"
+SHUTDOWN_SECONDS = 5.0  # that Ray has to end what it has started
+
+
+class RayWorkers(ProcessWorkers):
+    """Actors on the nodes of a Ray cluster. In place of a pid, which two nodes may both have, each has a number."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        address: str,
+        cluster: RayCluster,
+        num_actors: int,
+        step_timeout: float,
+        events: Events,
+    ) -> None:
+        """`address` is a socket file's; the run's keys are made beside it, and go when it goes."""
+        keys = Path(address.removeprefix("ipc://")).parent / "keys"
+        (self._key,) = make_keys(keys, ["actor"])
+        self._port = free_port(ANY_HOST)
+        remote = RemoteAccess(f"tcp://{ANY_HOST}:{self._port}", keys, supervised=True)
+        super().__init__(run_dir, address, remote, num_actors, step_timeout, events)
+        self._cluster = cluster
+        self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._placed: dict[int, int] = {}  # the driver's actors that have not ended: indices by number
+        self._started = 0
+
+    def start_actor(self, index: int) -> int:
+        with self._lock:
+            self._driver = self._driver or self._start_driver()
+            self._started += 1
+            self._placed[self._started] = index
+        self._tell_driver(f"start {index} {self._started}")
+        return self._started
+
+    def kill_actor(self, index: int, pid: int) -> bool:
+        self._tell_driver(f"kill {pid}")
+        return True
+
+    def restart_actor(self, index: int) -> None:
+        for number in self._numbers_of(index):
+            self._tell_driver(f"restart {number}")
+
+    def end_actor(self, index: int) -> None:
+        for number in self._numbers_of(index):
+            self._tell_driver(f"kill {number}")
+
+    def end(self, seconds: float) -> None:
+        driver = self._driver
+        if driver is not None:
+            end_child(driver, SHUTDOWN_SECONDS)
+        super().end(seconds)
+
+    def _start_driver(self) -> subprocess.Popen[bytes]:
+        arguments = ["--port", str(self._port), "--key", str(self._key), "--actors", str(self.num_actors)]
+        arguments += ["--logs", str(self._run_dir / "logs")]
+        arguments += ["--address", self._cluster.address] if self._cluster.address else []
+        driver = start_child("supervisor.ray_driver", arguments, self._log("ray"), stdout=subprocess.PIPE)
+        self._placed = {}
+        self._watch(self._read_driver, driver, self._placed)
+        return driver
+
+    def _numbers_of(self, index: int) -> list[int]:
+        return [number for number, placed in list(self._placed.items()) if placed == index]
+
+    def _tell_driver(self, line: str) -> None:
+        self._tell(self._driver, line)
+
+    def _read_driver(self, driver: subprocess.Popen[bytes], placed: dict[int, int]) -> None:
+        for event in self._read_events(driver):
+            if event["event"] == "actor_exit":
+                placed.pop(event["pid"], None)
+            self._events.put(event)
+        code = driver.wait()
+        close_stdin(driver)
+        with self._lock:  # from here on, the next actor has a new driver started, and none is added to these
+            self._driver = None
+        reason = last_line(self._log("ray")).removeprefix("ray: ")
+        for number, index in list(placed.items()):  # a cluster's actors end with their driver
+            exit_event = {"event": "actor_exit", "actor": index, "pid": number}
+            self._events.put(exit_event | {"code": code, "last_line": reason})

@@ -1,0 +1,183 @@
+"""`python -m supervisor.ray_driver`: places actors on the nodes of a Ray cluster and tells how they end.
+
+A child of launch.py, which decides when: a line says `start INDEX NUMBER`, `kill NUMBER` or `restart NUMBER`, where a
+number names one start of one actor. What becomes of them goes to standard output, one JSON object a line.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import queue
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import UserError
+from protocol.keys import ActorKey, read_actor
+from protocol.lifeline import FAILURE, run_child
+from protocol.threads import use_one_thread
+from supervisor.ray_actor import ActorHost
+
+CONNECT_SECONDS = 5.0  # that the head of a cluster has to answer
+OBJECT_STORE = 100 * 2**20  # bytes, of a cluster of our own: nothing of a run goes through it
+SUSPICION_SECONDS = 60.0  # that a node is avoided which does not answer; Ray takes up to 30 to call it dead
+MAX_REASON = 300  # characters of what Ray says about an actor's end
+
+Words = queue.SimpleQueue[list[Any]]  # the supervisor's, and what happens to actors, which Ray tells in other threads
+
+
+@dataclass
+class Placed:
+    """An actor that has not ended."""
+
+    index: int
+    handle: Any  # Ray's
+    careful: bool  # whether it may run on some nodes only
+    node: str | None = None  # once it runs
+
+
+class Driver:
+    """Ray's side of the actors of one run."""
+
+    def __init__(self, ray: Any, address: str, key: ActorKey, logs: Path, words: Words, events: int) -> None:
+        self._ray = ray
+        self._address = address
+        self._key = key
+        self._logs = logs
+        self._words = words
+        self._events = events
+        self._placed: dict[int, Placed] = {}  # by number
+        self._suspects: dict[str, float] = {}  # nodes that did not answer, and when
+        environ = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        use_one_thread(environ)
+        self._options = {
+            "num_cpus": 1,
+            "max_restarts": 0,  # what to do about an actor that ends, the supervisor decides
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": environ},
+        }
+        self._host = ray.remote(ActorHost)
+
+    def serve(self) -> None:
+        """Do as the supervisor says, until it says stop or is gone."""
+        while True:
+            match self._words.get():
+                case ["start", index, number]:
+                    self._start(int(index), int(number))
+                case ["kill", number]:
+                    self._kill(int(number))
+                case ["restart", number]:
+                    placed = self._placed.get(int(number))
+                    if placed is not None and (placed.node or placed.careful):  # else it goes on waiting for a CPU
+                        self._kill(int(number))
+                case ["runs", int(number), str(node)]:
+                    if number in self._placed:
+                        self._placed[number].node = node
+                case ["ended", int(number), int(code), str(said), bool(answered)]:
+                    self._end(number, code, said, answered)
+                case _:
+                    return
+
+    def report(self, event: dict[str, Any]) -> None:
+        os.write(self._events, f"{json.dumps(event)}\n".encode())
+
+    def _start(self, index: int, number: int) -> None:
+        suspects = self._silent_nodes()
+        # Ray still counts a node as alive that has just been lost, and would let the actor wait for it.
+        avoid = {"label_selector": {"ray.io/node-id": f"!in({','.join(suspects)})"}} if suspects else {}
+        handle = self._host.options(**self._options, **avoid).remote()
+        self._placed[number] = Placed(index, handle, careful=bool(suspects))
+        handle.node.remote().future().add_done_callback(partial(self._note_start, number))
+        run = handle.run.remote(index, number, self._address, self._key, str(Path.cwd()))
+        run.future().add_done_callback(partial(self._note_end, number))
+
+    def _silent_nodes(self) -> list[str]:
+        """Nodes on which an actor did not answer of late, and where no other does."""
+        now = time.monotonic()
+        at_work = {placed.node for placed in self._placed.values()}
+        return [
+            node for node, since in self._suspects.items() if now - since < SUSPICION_SECONDS and node not in at_work
+        ]
+
+    def _note_start(self, number: int, future: Any) -> None:
+        if future.exception() is None:  # else it has ended, and the other future tells
+            self._words.put(["runs", number, future.result()])
+
+    def _note_end(self, number: int, future: Any) -> None:
+        error = future.exception()
+        code, said = future.result() if error is None else (FAILURE, " ".join(str(error).split())[:MAX_REASON])
+        answered = not isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        self._words.put(["ended", number, code, said, answered])
+
+    def _end(self, number: int, code: int, said: str, answered: bool) -> None:
+        placed = self._placed.pop(number)
+        if placed.node is not None and not answered:
+            self._suspects[placed.node] = time.monotonic()
+        self._ray.kill(placed.handle)  # its process, which is still there if it has only lost touch
+        if said:
+            with open(self._logs / f"actor-{placed.index}.log", "a") as log:
+                log.write(f"{said}\n")
+        exit_event = {"event": "actor_exit", "actor": placed.index, "pid": number}
+        self.report(exit_event | {"code": code, "last_line": said.splitlines()[-1] if said else ""})
+
+    def _kill(self, number: int) -> None:
+        if number in self._placed:
+            self._ray.kill(self._placed[number].handle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m supervisor.ray_driver", description=__doc__)
+    parser.add_argument("--address", help="of a cluster that runs; without it, one is started")
+    parser.add_argument("--port", type=int, required=True, help="where the learner listens on this machine")
+    parser.add_argument("--key", type=Path, required=True, help="file of the key that the learner allows")
+    parser.add_argument("--actors", type=int, required=True, help="how many there will be")
+    parser.add_argument("--logs", type=Path, required=True, help="directory for what actors say when they end")
+    arguments = parser.parse_args()
+    events = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's own words go to the log, and tear no event
+    words: Words = queue.SimpleQueue()
+
+    def work() -> None:
+        ray = _connect(arguments.address, arguments.actors)
+        host = ray.util.get_node_ip_address()
+        address = f"tcp://[{host}]:{arguments.port}" if ":" in host else f"tcp://{host}:{arguments.port}"
+        driver = Driver(ray, address, read_actor(arguments.key), arguments.logs, words, events)
+        nodes, cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
+        driver.report(
+            {
+                "event": "note",
+                "text": f"Ray has {cpus:g} CPUs on {nodes} node{'s' * (nodes > 1)}; the learner is at {address}",
+            }
+        )
+        if cpus < arguments.actors:
+            waiting = arguments.actors - int(cpus)
+            driver.report({"event": "note", "text": f"{waiting} of the actors wait until Ray has a CPU for each"})
+        driver.serve()
+        ray.shutdown()
+
+    run_child("ray", work, on_word=words.put)
+
+
+def _connect(address: str | None, num_actors: int) -> Any:
+    """Ray, connected to the cluster at `address`, or to a new one that has a CPU for each actor."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = importlib.import_module("ray")
+    own = {"num_cpus": num_actors, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    try:
+        if address not in (None, "auto"):
+            host, _, port = address.rpartition(":")  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        ray.init(address or "local", log_to_driver=False, **({} if address else own))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise UserError(f"no Ray cluster can be joined at --address {address}: {reason}") from None
+    return ray
+
+
+if __name__ == "__main__":
+    main()
