@@ -285,7 +285,8 @@ class ActorSocket:
                 f"an array of {largest:,} bytes is more than the {MAX_FRAME:,} that a message may hold;"
                 " choose a smaller --rollout-length or --lane-size"
             )
-        self._socket.send_multipart(frames, copy=False)
+        with suppress(zmq.Again):  # refused since the last `receive`, as the next will say; waiting would be for ever
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
     def close(self) -> None:
         if self._monitor is not None:
