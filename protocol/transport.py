@@ -7,6 +7,7 @@ need no high-water mark. Those of remote actors have one that only a peer which 
 import errno
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,9 +109,7 @@ class LearnerSocket:
         """Listen on `address` for the actors of this machine, and for remote ones where `remote` says."""
         self._allowed: AllowedKeys | None = None
         self._authenticator: Any = None
-        self._supervised = (
-            remote is not None and remote.supervised
-        )  # all then have one key
+        self._supervised = remote is not None and remote.supervised  # all then have one key
         self._monitor: zmq.Socket | None = None
         self._sockets: dict[bytes, zmq.Socket] = {}
         self._poller = zmq.Poller()
