@@ -319,7 +319,9 @@ def test_the_script_of_the_readme_plays_the_first_episode_of_an_exported_policy(
     done = launch("export", run_dir, tmp_path / "policy.safetensors")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'policy.safetensors'}: policy version 4 for CartPole-v1\n"
-    (script,) = re.findall(r"```python\n(import gymnasium\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (script,) = re.findall(
+        r"```python\n(import gymnasium\n.*?)```", (ROOT / "docs/exporting.md").read_text(), re.DOTALL
+    )
     assert len(script.splitlines()) <= 12
     seed = environment_seed(0, Purpose.EVALUATION_SEED, 0, 0)
     script = script.replace("seed=0", f"seed={seed}")

@@ -1,4 +1,4 @@
-"""The README's example of a network of the user's own."""
+"""The example in docs/your-network.md of a network of the user's own."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,9 @@ NETWORK = ["--network", "my_network:Residual"]
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The example's package, in the present folder."""
-    blocks = re.findall(r"```python\n# (my_network/\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```python\n# (my_network/\w+\.py)\n(.*?)```", (ROOT / "docs/your-network.md").read_text(), re.DOTALL
+    )
     assert [name for name, _ in blocks] == ["my_network/learner.py", "my_network/actor.py"]
     (tmp_path / "my_network").mkdir()
     for name, code in blocks:

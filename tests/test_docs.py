@@ -1,0 +1,83 @@
+"""The documentation: its commands work as printed, in the order of each page, and its links lead somewhere."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from launching import LAUNCH, ROOT, TIMEOUT
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+SHORT = ["--total-steps", "2048"]  # in place of an hour of training
+ELSEWHERE = {  # commands that take a machine, a window or minutes, and the tests that run them
+    "keys": "test_remote.py",
+    "--listen": "test_remote.py",
+    "--cluster": "test_cluster.py",
+}
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of every `python launch.py …` in a page's shell blocks that can be run here."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    ours = [words[2:] for words in lines if words[:2] == ["python", "launch.py"]]
+    return [words for words in ours if not ELSEWHERE.keys() & set(words)]
+
+
+def write_files_of(page: Path, folder: Path) -> None:
+    """Every Python block that begins with a file's name."""
+    for name, text in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page.read_text(), re.DOTALL):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> None:
+    write_files_of(page, tmp_path)
+    for words in commands_of(page):
+        trains = words[0].startswith("--") and "--config" not in words
+        done = subprocess.run(
+            [*LAUNCH, *words, *(SHORT if trains else [])],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+
+
+def test_reproducibility_ends_with_equal_weights_as_it_says(tmp_path: Path) -> None:
+    (first, second, compare) = commands_of(ROOT / "docs/reproducibility.md")[:3]
+    for words in ([*first, *SHORT], [*second, *SHORT], compare):
+        done = subprocess.run([*LAUNCH, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "the weights are equal, bit for bit" in done.stdout  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_every_flag_and_command_named_exists(page: Path) -> None:
+    text = page.read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    inline = re.findall(r"`python launch\.py ([^`]+)`", text)
+    named = [line for block in blocks for line in re.findall(r"python launch\.py ?(.*)", block)] + inline
+    from commands import COMMANDS
+    from commands.completion import flags_of
+
+    for line in named:
+        words = shlex.split(line, comments=True)
+        command = words[0] if words and not words[0].startswith("--") else "train"
+        if command.isupper():  # FLAGS
+            continue
+        assert command in COMMANDS, line
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+        assert flags <= set(flags_of(command)), line
