@@ -141,7 +141,8 @@ class TwoMachines:
         assert self.learner is not None
         deadline = time.monotonic() + END_SECONDS
         while True:
-            assert self.learner.poll() is None and time.monotonic() < deadline, self._log("learner").read_text()
+            said = f"too short a run for this fault, or a stuck one:\n{self._log('learner').read_text()}"
+            assert self.learner.poll() is None and time.monotonic() < deadline, said
             done = len(metrics_of(self.run_dir)) if (self.run_dir / "metrics.jsonl").exists() else 0
             if done >= count:
                 return done
