@@ -301,8 +301,6 @@ class Coordinator:
             self._refuse(identity, "wrong user", f"another key has said hello as {hello.actor}")
             return
         if self.fingerprint is None:
-            if self._num_actors and not hello.actor.isdecimal():
-                return  # this machine's own actors decide what is computed; it will say hello again
             self.fingerprint = hello.fingerprint
         elif hello.fingerprint != self.fingerprint and not self._asynchronous:
             theirs = _differences(hello.fingerprint, self.fingerprint)

@@ -91,7 +91,7 @@ class Conversation:
     def say(
         self, identity: bytes, message: Message | ProtocolError, user: str | None = None, local: bool = True
     ) -> None:
-        self.socket.inbox.append(Received(identity, user, message, local))
+        self.socket.inbox.append(Received(identity, user, message, local and user is None))
         self.serve()
 
     def serve(self) -> None:
@@ -397,16 +397,16 @@ def test_in_async_where_no_bits_are_promised_it_is_welcome() -> None:
 def test_a_remote_actor_that_is_first_does_not_put_out_the_runs_own() -> None:
     talk = Conversation(num_actors=1)
     remote = Hello("laptop", 1, {"arithmetic": "b"})
-    talk.say(b"remote", remote)
+    talk.say(b"remote", remote, local=False)
     own = talk.join(0, fingerprint={"arithmetic": "a"})
     assert talk.socket.take(Welcome, own)
-    talk.say(b"remote", remote)
+    talk.say(b"remote", remote, local=False)
     assert "arithmetic b instead of a" in talk.socket.take(Refusal, b"remote")[0].reason
 
 
 def test_where_all_actors_are_remote_the_first_of_them_decides() -> None:
     talk = Conversation(num_actors=0)
-    talk.say(b"remote", Hello("laptop", 1, {"arithmetic": "b"}))
+    talk.say(b"remote", Hello("laptop", 1, {"arithmetic": "b"}), local=False)
     assert talk.socket.take(Welcome, b"remote")
 
 
