@@ -28,6 +28,7 @@ from protocol.transport import LearnerSocket, Received
 POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
 SERVING_SECONDS = 0.05  # at once, while there is something to learn from
 GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
+FAREWELL_SECONDS = 1.0  # that remote actors have to hear that the run is over; who acts meanwhile hears it later
 PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds out whose
 MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
 MAX_REMOTE = 1024  # actors of other machines that take part; every one is looked at several times a second
@@ -181,11 +182,16 @@ class Coordinator:
             lane.granted = border.rollout_index
 
     def finish(self, reason: str) -> None:
-        """Tell every actor to stop."""
+        """Tell every actor to stop, and give remote ones, whom nobody else tells, the time to hear it."""
         self._next_report = 0.0
         self._report_actors()
         for identity in self._actors:
             self._socket.send(identity, Stop(reason))
+        staying = [identity for identity, record in self._actors.items() if not record.local]
+        until = time.monotonic() + FAREWELL_SECONDS
+        while staying and time.monotonic() < until:
+            time.sleep(0.01)
+            staying = [identity for identity in staying if self._socket.reaches(identity)]
 
     @property
     def reproducible(self) -> bool:

@@ -18,7 +18,7 @@ from learner.refusals import AT_ONCE
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Welcome
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace
 from protocol.trajectory import DIGEST_SIZE, Trajectory
@@ -462,6 +462,28 @@ def test_what_a_revoked_key_sends_is_refused_and_its_lanes_go_to_the_others() ->
     assert "no longer allowed" in talk.socket.take(Refusal, actor)[0].reason
     assert {grant.lane for grant in talk.socket.take(Grant, other)} == {0, 1, 2, 3}
     assert not talk.coordinator.ledger.produced
+
+
+def test_a_run_that_is_over_waits_until_remote_actors_have_heard_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Conversation(num_actors=0)
+    remote_actor(talk, "laptop", "key")
+    asked: list[bytes] = []
+
+    def reaches(identity: bytes) -> bool:
+        asked.append(identity)
+        return len(asked) < 3  # then it has gone
+
+    monkeypatch.setattr(talk.socket, "reaches", reaches)
+    talk.coordinator.finish("the run is over")
+    assert len(talk.socket.take(Stop)) == 1
+    assert len(asked) == 3
+
+
+def test_a_run_that_is_over_does_not_wait_for_ever() -> None:
+    talk = Conversation(num_actors=0)
+    remote_actor(talk, "laptop", "key")
+    talk.coordinator.finish("the run is over")
+    assert len(talk.socket.take(Stop)) == 1
 
 
 def test_an_actor_with_other_spaces_is_refused() -> None:

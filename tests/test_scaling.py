@@ -197,7 +197,7 @@ def test_the_check_compares_runs_with_what_was_foretold_from_inputs_measured_apa
 
 
 def test_the_command_line_reaches_every_input(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `bench`")
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `plot`")
     words = "--actors 2 8 --step-seconds 0.01 --num-envs 8 --lane-size 2 --rollout-length 10 --observation-bytes 12"
     words += " --action-bytes 4 --parameters 100 --gigabits 0.8 --learner-rate 160 --forward-seconds 0.001"
     words += " --message-seconds 0.002 --schedule sync"
