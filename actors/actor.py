@@ -13,7 +13,7 @@ from protocol import trace
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.keys import ActorKey
-from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
@@ -71,6 +71,8 @@ class Actor:
                     self._receive_policy(message)
                 elif isinstance(message, Grant):
                     self._grants.append(message)
+                elif isinstance(message, Release):
+                    self._release(message)
                 elif self._grants:
                     grant = min(self._grants, key=lambda grant: (grant.policy_version, grant.rollout_index, grant.lane))
                     self._grants.remove(grant)
@@ -132,6 +134,12 @@ class Actor:
         self._policies = {v: policy for v, policy in self._policies.items() if v >= version - 1}
         self._policies[version] = Policy(snapshot, self._spaces, self._experiment)
 
+    def _release(self, release: Release) -> None:
+        self._grants = [grant for grant in self._grants if grant.lane != release.lane or grant.serial > release.serial]
+        if self._serials.get(release.lane, release.serial + 1) <= release.serial:
+            self._lanes.pop(release.lane).close()
+            del self._serials[release.lane]
+
     def _fulfil(self, grant: Grant) -> Trajectory:
         assert self._experiment is not None and self._spaces is not None
         lane = self._lanes.get(grant.lane)
@@ -173,3 +181,4 @@ class Actor:
         for lane in self._lanes.values():
             lane.close()
         self._lanes.clear()
+        self._serials.clear()

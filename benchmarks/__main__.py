@@ -16,7 +16,7 @@ INTERRUPTED = 130  # as a shell says of SIGINT
 
 def main(words: list[str]) -> int:
     """Run as the command line says; returns the exit code."""
-    parser = Parser(prog="python -m benchmarks", description=__doc__)
+    parser = Parser(prog="python -m benchmarks", description=__doc__, epilog="Example: python -m benchmarks compare")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name in NAMES:
         module = importlib.import_module(f"benchmarks.{name}")

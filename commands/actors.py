@@ -25,7 +25,7 @@ class ActorsCommand:
       python launch.py actors runs/CartPole-v1-seed0 --count 8
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of the run."""
     count: int
     """Actor processes from now on."""

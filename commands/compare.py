@@ -24,7 +24,7 @@ class CompareCommand:
       python launch.py compare runs/CartPole-v1-seed0 runs/CartPole-v1-seed1
     """
 
-    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
     """Directories of runs, two at least."""
 
 

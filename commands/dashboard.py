@@ -21,7 +21,7 @@ class DashboardCommand:
       python launch.py dashboard runs/CartPole-v1-seed*     # compared with each other
     """
 
-    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
     """Directories of the runs."""
     port: int = 0
     """Port to listen on, of 127.0.0.1; 0 takes any free one."""

@@ -53,7 +53,7 @@ class DoctorCommand:
       python launch.py doctor my_package:MyEnv-v0 --env-kwargs difficulty=3
     """
 
-    env: Annotated[str | None, tyro.conf.Positional] = None
+    env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[ENV]")] = None
     """Environment to check, as `--env` takes it."""
     env_kwargs: tuple[str, ...] | None = None
     """Its keyword arguments, `name=value` each; None takes the preset's."""

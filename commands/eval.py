@@ -25,7 +25,7 @@ class EvalCommand:
       python launch.py eval policy.safetensors
     """
 
-    policy: Annotated[Path, tyro.conf.Positional]
+    policy: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
     """Directory of a run, or a file that `export` or `import-sb3` wrote."""
     episodes: int = 20
     """Episodes to play."""

@@ -28,9 +28,9 @@ class ExportCommand:
       python launch.py export runs/CartPole-v1-seed0 policy.onnx --format onnx
     """
 
-    policy: Annotated[Path, tyro.conf.Positional]
+    policy: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
     """Directory of a run, or a file that `export` or `import-sb3` wrote."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """File to write; one that is there is replaced."""
     format: Literal["numpy", "onnx"] = "numpy"
     """`numpy`: safetensors, for `actors.exported.load_policy`. `onnx`: a graph, for any ONNX runtime."""

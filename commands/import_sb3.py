@@ -35,9 +35,9 @@ class ImportCommand:
       python launch.py import-sb3 ppo_cartpole.zip policy.safetensors --env CartPole-v1
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The zip file that model.save wrote."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """File to write; one that is there is replaced."""
     env: str
     """Gymnasium environment id that it was trained in, or `module:EnvId` of a module that registers it."""

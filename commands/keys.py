@@ -20,7 +20,7 @@ class KeysCommand:
       python launch.py keys keys --names laptop workstation
     """
 
-    directory: Annotated[Path, tyro.conf.Positional]
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Directory of the keys, on the learner's machine."""
     names: tuple[str, ...] = ("actor",)
     """A key is made for each; machines may share one, but are then revoked together."""

@@ -34,7 +34,7 @@ class PlayCommand:
       python launch.py play policy.safetensors --episodes 3 --video videos
     """
 
-    policy: Annotated[Path, tyro.conf.Positional]
+    policy: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
     """Directory of a run, or a file that `export` or `import-sb3` wrote."""
     episodes: int = 1
     """Episodes to play."""

@@ -28,7 +28,7 @@ class PlotCommand:
       python launch.py plot runs/* --metric train/entropy --out entropy
     """
 
-    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
     """Directories of runs."""
     metric: str = "rollout/episode_return_mean"
     """What to draw, by its name in metrics.jsonl."""

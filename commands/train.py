@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
         TrainCommand,
         "launch.py",
         arguments,
-        description=f"{TrainCommand.__doc__}\nOther commands, each with --help: {', '.join(COMMANDS[1:])}.",
+        more_help=f"Other commands, each with --help: {', '.join(COMMANDS[1:])}.",
         default=TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo),
     )
     config = RunConfig(command.experiment, command.ppo, command.training)

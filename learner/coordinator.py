@@ -19,7 +19,7 @@ from learner.refusals import Quota, Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
@@ -376,6 +376,8 @@ class Coordinator:
             record.working = True
             self._announce(record, "actor_working", seconds=time.monotonic() - record.joined)
         self._note_environments(trajectory)
+        if lane.moving_to is not None:
+            self._move(trajectory.lane, lane.moving_to)
         self._offer(trajectory.lane)
 
     def _note_environments(self, trajectory: Trajectory) -> None:
@@ -415,12 +417,10 @@ class Coordinator:
             self._offer(index)
 
     def _offer(self, index: int) -> None:
-        """Grant a lane all that can be granted; hand it over first, if it is to move and nothing is outstanding."""
+        """Grant a lane all that can be granted."""
         lane = self._lanes[index]
         if not lane.outstanding:
             self._fresh.discard(index)
-            if lane.moving_to is not None:
-                lane.hand_over(lane.moving_to)
         if lane.owner is None or lane.moving_to is not None:
             return
         record = self._actors[lane.owner]
@@ -468,11 +468,29 @@ class Coordinator:
             lane = self._lanes[index]
             if wanted == lane.owner:
                 lane.moving_to = None
-            elif lane.owner is None:
-                lane.hand_over(wanted)
+            elif lane.owner is None or not self._is_at_work_on(index):
+                self._move(index, wanted)
             else:
                 lane.moving_to = wanted
             self._offer(index)
+
+    def _move(self, index: int, owner: bytes | None) -> None:
+        """Give a lane another host, and let the one it had forget it."""
+        lane = self._lanes[index]
+        if lane.owner is not None and lane.hosted:
+            self._send(lane.owner, Release(self._run_id, index, lane.serial))
+        lane.hand_over(owner)
+
+    def _is_at_work_on(self, index: int) -> bool:
+        """Whether the lane is the one that its host is stepping, as far as can be told from the order in which actors
+        take their grants; the others wait for their turn."""
+        owner = self._lanes[index].owner
+        waiting = [
+            (lane.newest.rollout_index, i)
+            for i, lane in enumerate(self._lanes)
+            if lane.owner == owner and lane.outstanding
+        ]
+        return min(waiting, default=None) == (self._lanes[index].newest.rollout_index, index)
 
     def _look_after_actors(self, silence_counts: bool) -> None:
         """Find actors that hang, and lanes that nobody hosts; a few times a second is enough."""

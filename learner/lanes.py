@@ -79,7 +79,7 @@ class LaneRecord:
     borders: dict[int, LaneBorder]  # by rollout index, from the trained border to the newest accepted
     accepted: dict[int, Trajectory] = field(default_factory=dict)  # by rollout index
     owner: bytes | None = None  # identity of the actor that hosts it
-    moving_to: bytes | None = None  # who will host it once nothing that was granted is outstanding
+    moving_to: bytes | None = None  # who will host it from its next border on
     serial: int = 0  # rises each time the lane changes hands
     hosted: bool = False  # whether its owner was granted it before, and so needs no state to begin from
     losses: int = 0  # of its hosts, since it last delivered

@@ -12,7 +12,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class Release:
+    """Learner to actor: this lane has another host now; forget it, and what of it was granted and has not begun."""
+
+    run_id: str
+    lane: int
+    serial: int  # of the grants that are void
+
+
+@dataclass(frozen=True)
 class Progress:
     """Actor to learner, about twice a second: I am not hung, and this is how I spend my time."""
 
@@ -75,7 +84,7 @@ class Stop:
     reason: str
 
 
-Message = Hello | Welcome | Refusal | Ready | PolicySnapshot | Grant | Trajectory | Progress | Stop
+Message = Hello | Welcome | Refusal | Ready | PolicySnapshot | Grant | Release | Trajectory | Progress | Stop
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 

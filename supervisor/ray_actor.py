@@ -9,6 +9,7 @@ from contextlib import suppress
 from protocol.errors import UserError
 from protocol.keys import ActorKey
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.threads import use_one_thread
 
 
 class ActorHost:
@@ -22,8 +23,9 @@ class ActorHost:
         """Act until the run is over; returns the exit code, and what there is to say about it."""
         with suppress(OSError):  # where a relative path of the user's means what it does there
             os.chdir(folder)
+        use_one_thread(os.environ)
         try:
-            from actors.actor import Actor
+            from actors.actor import Actor  # which loads NumPy: not before that is set
 
             Actor(str(index), address, key, pid=number).run()
         except UserError as error:

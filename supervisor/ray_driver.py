@@ -20,12 +20,12 @@ from typing import Any
 from protocol.errors import UserError
 from protocol.keys import ActorKey, read_actor
 from protocol.lifeline import FAILURE, run_child
-from protocol.threads import use_one_thread
 from supervisor.ray_actor import ActorHost
 
 CONNECT_SECONDS = 5.0  # that the head of a cluster has to answer
 OBJECT_STORE = 100 * 2**20  # bytes, of a cluster of our own: nothing of a run goes through it
-SUSPICION_SECONDS = 60.0  # that a node is avoided which does not answer; Ray takes up to 30 to call it dead
+ANSWER_SECONDS = 1.0  # that a node has to answer
+AVOID_SECONDS = 60.0  # that a node is avoided which does not; Ray takes up to 30 to call it dead
 MAX_REASON = 300  # characters of what Ray says about an actor's end
 
 Words = queue.SimpleQueue[list[Any]]  # the supervisor's, and what happens to actors, which Ray tells in other threads
@@ -52,14 +52,13 @@ class Driver:
         self._words = words
         self._events = events
         self._placed: dict[int, Placed] = {}  # by number
-        self._suspects: dict[str, float] = {}  # nodes that did not answer, and when
-        environ = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-        use_one_thread(environ)
+        self._suspects: set[str] = set()  # nodes that did not answer for an actor, and may be gone
+        self._avoided: dict[str, float] = {}  # nodes that cannot be reached, and since when that is known
+        # Without a `runtime_env`, for which Ray cannot use the workers it has ready, and starts each twice.
         self._options = {
             "num_cpus": 1,
             "max_restarts": 0,  # what to do about an actor that ends, the supervisor decides
             "scheduling_strategy": "SPREAD",
-            "runtime_env": {"env_vars": environ},
         }
         self._host = ray.remote(ActorHost)
 
@@ -87,22 +86,25 @@ class Driver:
         os.write(self._events, f"{json.dumps(event)}\n".encode())
 
     def _start(self, index: int, number: int) -> None:
-        suspects = self._silent_nodes()
+        unreachable = self._unreachable_nodes()
         # Ray still counts a node as alive that has just been lost, and would let the actor wait for it.
-        avoid = {"label_selector": {"ray.io/node-id": f"!in({','.join(suspects)})"}} if suspects else {}
+        avoid = {"label_selector": {"ray.io/node-id": f"!in({','.join(unreachable)})"}} if unreachable else {}
         handle = self._host.options(**self._options, **avoid).remote()
-        self._placed[number] = Placed(index, handle, careful=bool(suspects))
+        self._placed[number] = Placed(index, handle, careful=bool(unreachable))
         handle.node.remote().future().add_done_callback(partial(self._note_start, number))
         run = handle.run.remote(index, number, self._address, self._key, str(Path.cwd()))
         run.future().add_done_callback(partial(self._note_end, number))
 
-    def _silent_nodes(self) -> list[str]:
-        """Nodes on which an actor did not answer of late, and where no other does."""
+    def _unreachable_nodes(self) -> list[str]:
+        """Nodes that neither answered for an actor of late nor do so when they are asked."""
         now = time.monotonic()
-        at_work = {placed.node for placed in self._placed.values()}
-        return [
-            node for node, since in self._suspects.items() if now - since < SUSPICION_SECONDS and node not in at_work
-        ]
+        if self._suspects:
+            hosts = {
+                node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in self._ray.nodes()
+            }
+            self._avoided |= {node: now for node in self._suspects if not _answers(hosts.get(node))}
+            self._suspects.clear()
+        return [node for node, since in self._avoided.items() if now - since < AVOID_SECONDS]
 
     def _note_start(self, number: int, future: Any) -> None:
         if future.exception() is None:  # else it has ended, and the other future tells
@@ -117,7 +119,7 @@ class Driver:
     def _end(self, number: int, code: int, said: str, answered: bool) -> None:
         placed = self._placed.pop(number)
         if placed.node is not None and not answered:
-            self._suspects[placed.node] = time.monotonic()
+            self._suspects.add(placed.node)
         self._ray.kill(placed.handle)  # its process, which is still there if it has only lost touch
         if said:
             with open(self._logs / f"actor-{placed.index}.log", "a") as log:
@@ -128,6 +130,17 @@ class Driver:
     def _kill(self, number: int) -> None:
         if number in self._placed:
             self._ray.kill(self._placed[number].handle)
+
+
+def _answers(host: tuple[str, int] | None) -> bool:
+    """Whether a node is there, at the address and port of its part of Ray."""
+    if host is None:
+        return False
+    try:
+        socket.create_connection(host, ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from learner.refusals import AT_ONCE
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Stop, Welcome
+from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace
 from protocol.trajectory import DIGEST_SIZE, Trajectory
@@ -261,19 +261,49 @@ def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_
     assert talk.coordinator.ledger.dropped == {"stale": STEPS}
 
 
-def test_a_lane_moves_to_a_newcomer_only_when_nothing_is_outstanding() -> None:
-    talk = Conversation(num_actors=1, schedule="sync")
+def test_lanes_that_wait_for_their_turn_move_to_a_newcomer_at_once() -> None:
+    talk = Conversation(num_actors=1)
     talk.publish(0)
     first = talk.join(0)
     grants = talk.socket.take(Grant, first)
     second = talk.join(1)
-    assert not talk.socket.take(Grant, second)
-    for grant in grants:
-        talk.say(first, fulfil(grant))
-    talk.publish(1)
-    assert {g.lane for g in talk.socket.take(Grant, first)} == {0, 1}
-    assert {g.lane for g in talk.socket.take(Grant, second)} == {2, 3}
+    moved = talk.socket.take(Grant, second)
+    assert {(g.lane, g.rollout_index) for g in moved} == {(2, 0), (2, 1), (3, 0), (3, 1)}
+    assert [(r.lane, r.serial) for r in talk.socket.take(Release, first)] == [
+        (2, grants[4].serial),
+        (3, grants[6].serial),
+    ]
+    assert all(grant.serial > grants[4].serial for grant in moved)
+    for grant in [*grants[:4], *moved]:
+        talk.say(second if grant in moved else first, fulfil(grant))
     assert not talk.coordinator.ledger.dropped
+
+
+def test_a_lane_that_is_being_stepped_moves_at_its_next_border() -> None:
+    talk = Conversation(num_actors=1)
+    talk.publish(0)
+    first = talk.join(0)
+    grants = talk.socket.take(Grant, first)
+    for grant in grants[:6]:
+        talk.say(first, fulfil(grant))
+    second = talk.join(1)  # while the last lane alone has something to deliver
+    assert {release.lane for release in talk.socket.take(Release, first)} == {2}
+    assert not talk.socket.take(Grant, second)
+    talk.say(first, fulfil(grants[6]))
+    assert [release.lane for release in talk.socket.take(Release, first)] == [3]
+    (moved,) = talk.socket.take(Grant, second)
+    assert (moved.lane, moved.rollout_index) == (3, 1)
+    assert moved.state is not None
+    talk.say(first, fulfil(grants[7]))  # which it had begun before it was told
+    assert talk.coordinator.ledger.dropped == {"stale": STEPS}
+
+
+def test_nobody_is_told_to_forget_a_lane_that_was_never_granted() -> None:
+    talk = Conversation(num_actors=1)
+    talk.join(0)
+    talk.join(1)
+    talk.publish(0)
+    assert not talk.socket.take(Release)
 
 
 def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_not() -> None:
@@ -303,10 +333,12 @@ def test_the_supervisor_is_told_what_every_actor_is_about() -> None:
     assert (reports(talk)["0"]["state"], reports(talk)["0"]["lanes"]) == ("ready", [0, 1, 2, 3])
     talk.say(first, fulfil(talk.socket.take(Grant, first)[0]))
     talk.say(first, Progress(10, acting=2.0, waiting=1.0))
-    talk.join(1)
+    for index in range(1, 5):
+        talk.join(index)
     told = reports(talk)
     assert (told["0"]["state"], told["0"]["env_steps"], told["0"]["pid"]) == ("working", STEPS, 1000)
-    assert (told["1"]["state"], told["1"]["lanes"], told["1"]["env_steps"]) == ("idle", [], 0)
+    assert (told["1"]["state"], told["1"]["lanes"], told["1"]["env_steps"]) == ("ready", [2], 0)
+    assert (told["4"]["state"], told["4"]["lanes"], told["4"]["env_steps"]) == ("idle", [], 0)
     assert told["0"]["acting"] is None  # it takes two messages to know
     talk.say(first, Progress(20, acting=5.0, waiting=2.0))
     assert reports(talk)["0"]["acting"] == talk.coordinator.acting_share == 0.75

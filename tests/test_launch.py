@@ -1,6 +1,7 @@
 """launch.py as its users meet it: what it prints and writes, how it ends, and what it says of mistakes."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import LAUNCH, SMALL, launch, metrics_of, running, summary_of, train
+
+from commands import COMMANDS
 
 EVERY = "tests.environments:EverySpace-v0"
 LONG = ["--total-steps", 10_000_000, "--checkpoint-every", 1000]
@@ -338,6 +341,14 @@ def test_every_flag_has_a_sentence_in_the_help() -> None:
         " --normalize-rewards --value-clip-range --desired-kl --clip-range-schedule --entropy-coef-schedule"
     )
     assert all(flag in done.stdout for flag in named.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example(command: str) -> None:
+    done = launch(command, "--help")
+    assert done.returncode == 0, done.stderr
+    _, _, examples = done.stdout.partition("Example")
+    assert re.search(rf"launch\.py {command} \S|-m benchmarks \S|launch\.py --", examples), done.stdout
 
 
 @pytest.mark.parametrize(
