@@ -1,6 +1,6 @@
 """When a process that keeps ending is started again, and when no more."""
 
-FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before a process is started again
+BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before a process that has crashed twice, or too often, is started again
 CRASHES_ALLOWED = 5  # in a row, without any progress
 
 
@@ -11,8 +11,13 @@ class Crashes:
         self.in_a_row = 0
 
     def next_backoff(self) -> float | None:
-        """Seconds to wait after one more crash; None where it is one too many."""
+        """Seconds to wait after one more crash, none after the first; None where it is one too many."""
         self.in_a_row += 1
         if self.in_a_row >= CRASHES_ALLOWED:
             return None
-        return min(FIRST_BACKOFF * 2 ** (self.in_a_row - 1), LAST_BACKOFF)
+        return 0.0 if self.in_a_row == 1 else min(BACKOFF * 2 ** (self.in_a_row - 2), LAST_BACKOFF)
+
+
+def when(backoff: float) -> str:
+    """A word for people."""
+    return f"in {backoff:.1f} s" if backoff else "at once"

@@ -13,7 +13,7 @@ from typing import Any
 from learner.checkpoint import EVALUATIONS, list_checkpoints
 from protocol.files import read_rows
 from protocol.lifeline import SUCCESS, USER_ERROR
-from supervisor.crashes import CRASHES_ALLOWED, Crashes
+from supervisor.crashes import CRASHES_ALLOWED, Crashes, when
 from supervisor.processes import close_stdin, kill, last_line, start_child
 from supervisor.workers import Events
 
@@ -119,7 +119,7 @@ class Evaluation:
         backoff = self._crashes.next_backoff() if code != USER_ERROR else None
         if backoff is not None:
             self._due = now + backoff
-            text = f"{cause}; it starts again in {backoff:.1f} s"
+            text = f"{cause}; it starts again {when(backoff)}"
         else:
             self._given_up = True
             times = f" {CRASHES_ALLOWED} times in a row" if code != USER_ERROR else ""

@@ -20,7 +20,7 @@ from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
-from supervisor.crashes import CRASHES_ALLOWED, Crashes
+from supervisor.crashes import CRASHES_ALLOWED, Crashes, when
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
 from supervisor.sinks import SinkName, Sinks
@@ -287,7 +287,7 @@ class Supervisor:
             raise RunFailed(self._failure or cause)
         self._due[None] = time.monotonic() + backoff
         self.learner_restarts += 1
-        text = f"{cause}; it starts again from its newest checkpoint in {backoff:.1f} s"
+        text = f"{cause}; it starts again from its newest checkpoint {when(backoff)}"
         self._report.tell("learner_lost", text, code=code)
 
     def _lost_actor(self, actor: int, pid: int, code: int, last_line: str) -> None:
@@ -312,7 +312,7 @@ class Supervisor:
             self._due[actor] = time.monotonic() + backoff
             self._lost_at.setdefault(actor, time.monotonic())
             self.actor_restarts += 1
-            text = f"{cause}; it starts again in {backoff:.1f} s"
+            text = f"{cause}; it starts again {when(backoff)}"
             self._report.tell("actor_lost", text, actor=str(actor), pid=pid, code=code)
             return
         del self._slots[actor]
