@@ -15,6 +15,8 @@ from commands import COMMANDS  # noqa: E402
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
+NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
+
 sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
 
 
@@ -38,6 +40,15 @@ def main(arguments: list[str]) -> int:
         return train(arguments)
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        print(
+            f"launch.py: {sys.executable} has no {error.name}: activate the environment that this project is installed"
+            " in (source .venv/bin/activate), or install it, as README.md says",
+            file=sys.stderr,
+        )
         return USER_ERROR
 
 

@@ -16,7 +16,7 @@ from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
 
 REGISTERED_BY_IMPORT = {"ALE/": "ale_py", "MiniGrid-": "minigrid"}  # the package that an id's beginning asks for
-EXTRAS = {"atari": "ale_py", "minigrid": "minigrid"}  # of this project, and what each brings
+EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}  # by module
 SMALLEST_FLAT_IMAGE = 36  # pixels a side from which a uint8 [height, width] is an image, and no table of numbers
 
 
@@ -30,11 +30,8 @@ def check_registered(env_id: str) -> None:
             if name.startswith(prefix):
                 importlib.import_module(package)
         gymnasium.spec(name)
-    except ModuleNotFoundError as error:
-        extra = next((f" (extra `{extra}`)" for extra, package in EXTRAS.items() if package == error.name), "")
-        raise UserError(f"--env {env_id}: {error}{extra}") from None
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"--env {env_id}: {' '.join(str(error).split())}") from None
+        raise UserError(f"--env {env_id}: {_reason(error)}") from None
 
 
 def make_environment(experiment: Experiment) -> gymnasium.Env:
@@ -45,13 +42,24 @@ def make_environment(experiment: Experiment) -> gymnasium.Env:
     try:
         env = gymnasium.make(experiment.env, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise UserError(f"--env {experiment.env} cannot be made: {' '.join(str(error).split())}") from error
+        raise UserError(f"--env {experiment.env} cannot be made: {_reason(error)}") from error
     for text, wrapper, kwargs in wrappers:
         try:
             env = wrapper(env, **kwargs)
         except Exception as error:
             raise UserError(f"--wrapper {text} cannot be put on: {type(error).__name__}: {error}") from error
     return env
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, in a line; of a package that an extra of this project brings, how to install that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
+            remedy = f'pip install -e ".[{EXTRAS[cause.name]}]"'
+            return f"{cause.name} is not installed; in the folder of this project: {remedy}"
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())
 
 
 def parse_env_kwargs(items: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Everything that is told of a run passes here: to its status, to the terminal, to events.jsonl and status.json."""
 
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,8 +122,19 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
         *([f"evaluations: {evaluations}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
-        f"evaluate it: python launch.py eval {run_dir}",
+        *([f"go on:       {_launch()} --resume {run_dir}"] if summary["status"] == "stopped" else []),
+        f"evaluate it: {_launch()} eval {run_dir}",
     ]
+
+
+def _launch() -> str:
+    """What to type here for another command of the same Python."""
+    found, python = shutil.which("python"), Path(sys.executable)
+    if found is not None and Path(found).parent == python.parent:
+        python = "python"
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return f"{python} {'launch.py' if Path('launch.py').exists() else '-m launch'}"
 
 
 def _end_torn_line(path: Path) -> None:

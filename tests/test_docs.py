@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,12 +19,31 @@ ELSEWHERE = {  # commands that take a machine, a window or minutes, and the test
 }
 
 
-def commands_of(page: Path) -> list[list[str]]:
-    """The words of every `python launch.py …` in a page's shell blocks that can be run here."""
+def named_in(page: Path) -> list[list[str]]:
+    """The words after `python launch.py`, or `python -m launch`, of every line in a page's shell blocks."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    ours = [words[2:] for words in lines if words[:2] == ["python", "launch.py"]]
-    return [words for words in ours if not ELSEWHERE.keys() & set(words)]
+    lines = [line for block in blocks for line in re.findall(r"^python (?:launch\.py|-m launch)(.*)", block, re.M)]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Those that can be run here."""
+    return [words for words in named_in(page) if not ELSEWHERE.keys() & set(words)]
+
+
+def run(words: list[str], folder: Path) -> None:
+    """A command that has to work; one that trains does so for a moment."""
+    trains = words[:1] != ["--help"] and (not words or words[0].startswith("--"))
+    done = subprocess.run(
+        [*LAUNCH, *words, *(SHORT if trains and not {"--config", "--resume"} & set(words) else [])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
 
 
 def write_files_of(page: Path, folder: Path) -> None:
@@ -37,17 +57,18 @@ def write_files_of(page: Path, folder: Path) -> None:
 def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> None:
     write_files_of(page, tmp_path)
     for words in commands_of(page):
-        trains = words[0].startswith("--") and "--config" not in words
-        done = subprocess.run(
-            [*LAUNCH, *words, *(SHORT if trains else [])],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            check=False,
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        run(words, tmp_path)
+
+
+def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
+    for extra in ("Box2D", "matplotlib", "moviepy", "starlette", "tensorboard"):
+        pytest.importorskip(extra, reason=f"{extra} comes with an extra")
+    first, *others = commands_of(ROOT / "README.md")
+    run(first, tmp_path)
+    for name in ("one", "two"):  # which the README takes to be there
+        shutil.copytree(tmp_path / "runs/CartPole-v1-seed0", tmp_path / "runs" / name)
+    for words in others:
+        run(words, tmp_path)
 
 
 def test_reproducibility_ends_with_equal_weights_as_it_says(tmp_path: Path) -> None:
@@ -66,18 +87,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_every_flag_and_command_named_exists(page: Path) -> None:
-    text = page.read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    inline = re.findall(r"`python launch\.py ([^`]+)`", text)
-    named = [line for block in blocks for line in re.findall(r"python launch\.py ?(.*)", block)] + inline
+    inline = re.findall(r"`python launch\.py ([^`]+)`", page.read_text())
     from commands import COMMANDS
     from commands.completion import flags_of
 
-    for line in named:
-        words = shlex.split(line, comments=True)
+    for words in [*named_in(page), *(shlex.split(line) for line in inline)]:
         command = words[0] if words and not words[0].startswith("--") else "train"
         if command.isupper():  # FLAGS
             continue
-        assert command in COMMANDS, line
+        assert command in COMMANDS, words
         flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
-        assert flags <= set(flags_of(command)), line
+        assert flags <= set(flags_of(command)), words

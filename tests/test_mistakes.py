@@ -113,9 +113,25 @@ def test_a_configuration_that_was_edited_wrongly(trained: Path, tmp_path: Path) 
 
 
 def test_an_extra_that_is_missing_is_named(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ale_py'] = None\n")
-    line = refused("--env", "ALE/Pong-v5", "--run-dir", tmp_path / "run", PYTHONPATH=str(tmp_path))
-    assert "ale_py" in line
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('ale_py', 'mujoco', 'Box2D', 'minigrid'):\n    sys.modules[name] = None\n"
+    )
+    for env, module, extra in (
+        ("ALE/Pong-v5", "ale_py", "atari"),
+        ("HalfCheetah-v5", "mujoco", "mujoco"),
+        ("LunarLander-v3", "Box2D", "box2d"),
+        ("MiniGrid-Empty-5x5-v0", "minigrid", "minigrid"),
+    ):
+        line = refused("--env", env, "--run-dir", tmp_path / "run", PYTHONPATH=str(tmp_path))
+        assert f'{module} is not installed; in the folder of this project: pip install -e ".[{extra}]"' in line
+
+
+def test_a_python_without_this_project_is_told_which_has_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('tyro', 'psutil'):\n    sys.modules[name] = None\n"
+    )
+    for command in ("train", "eval", "doctor"):
+        assert "activate the environment" in refused(command, PYTHONPATH=str(tmp_path))
 
 
 def test_help_into_a_pipe_that_closes_is_quiet() -> None:
