@@ -32,7 +32,14 @@ EXTRAS = {  # of this project, by the module that each brings
     "atari": "ale_py",
     "minigrid": "minigrid",
     "plot": "matplotlib",
+    "play": "pygame",
+    "video": "moviepy",
+    "dashboard": "starlette",
+    "onnx": "onnx",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "ray": "ray",
 }
 FILES_PER_ACTOR = 4  # that a launcher and a learner hold open for each
 FREE_BYTES_WANTED = 2**30
@@ -112,7 +119,9 @@ def _check_mlx() -> Iterator[Finding]:
 
 def _check_cores() -> Iterator[Finding]:
     cores, fast = psutil.cpu_count() or 1, performance_cores()
-    yield ok(f"{cores} processors, {fast} of them performance cores: launch.py starts {default_actors(10**6)} actors")
+    actors = default_actors(10**6)
+    started = f"{actors} actor{'s' * (actors > 1)}"
+    yield ok(f"{cores} processors, {fast} of them performance cores: launch.py starts {started}")
 
 
 def _check_memory() -> Finding:
@@ -151,4 +160,4 @@ def _check_extras() -> Iterator[Finding]:
     missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
     yield ok(f"extras installed: {', '.join(extra for extra in EXTRAS if extra not in missing) or 'none'}")
     if missing:
-        yield ok(f"extras not installed: {', '.join(missing)}", f'pip install -c constraints.txt -e ".[{missing[0]}]"')
+        yield ok(f"extras not installed: {', '.join(missing)}", f'pip install -c constraints.txt -e ".[NAME]"')
