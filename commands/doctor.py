@@ -160,4 +160,4 @@ def _check_extras() -> Iterator[Finding]:
     missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
     yield ok(f"extras installed: {', '.join(extra for extra in EXTRAS if extra not in missing) or 'none'}")
     if missing:
-        yield ok(f"extras not installed: {', '.join(missing)}", f'pip install -c constraints.txt -e ".[NAME]"')
+        yield ok(f"extras not installed: {', '.join(missing)}", 'pip install -c constraints.txt -e ".[NAME]"')
