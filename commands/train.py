@@ -260,10 +260,19 @@ def _fresh_run_dir(experiment: Experiment) -> Path:
     return path
 
 
+def _refuse_links(run_dir: Path) -> None:
+    """Raise `UserError` where going on with a run, which may be a stranger's, would write elsewhere."""
+    link = next((path for path in [*run_dir.iterdir(), *run_dir.glob("logs/*")] if path.is_symlink()), None)
+    if link is not None:
+        raise UserError(f"{link} is a link; what a run writes must lie in its own directory")
+
+
 @contextmanager
 def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]:
     """Hold the run directory for this process alone; a new one that comes to nothing is removed again."""
     created = not run_dir.exists()
+    if not fresh:
+        _refuse_links(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = open(run_dir / ".lock", "a")  # noqa: SIM115 - held until the run is over

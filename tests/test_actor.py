@@ -3,7 +3,8 @@
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from making import snapshot_of, trained_model
 
 from actors.actor import Actor
 from actors.lane import Lane
+from actors.rollout import collect_rollout
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Release, Stop, Welcome
@@ -24,8 +26,9 @@ EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=64)
 class Learner:
     """One actor's, which has joined and has a policy."""
 
-    def __init__(self, socket: LearnerSocket) -> None:
+    def __init__(self, socket: LearnerSocket, may_act: Event) -> None:
         self._socket = socket
+        self._may_act = may_act
         received = socket.receive(SECONDS)
         assert received is not None and isinstance(received.message, Hello)
         self._actor = received.identity
@@ -35,8 +38,11 @@ class Learner:
         self.say(snapshot_of(trained_model(ready.spaces, EXPERIMENT, np.random.default_rng(0))))
 
     def say(self, *messages: Message) -> None:
+        """All of it while the actor is held up by the first grant among it."""
+        self._may_act.clear()
         for message in messages:
             assert self._socket.send(self._actor, message)
+        self._may_act.set()
 
     def hear(self) -> Message | ProtocolError:
         """The next message that says something new."""
@@ -54,13 +60,20 @@ class Learner:
 
 
 @pytest.fixture
-def learner() -> Iterator[Learner]:
+def learner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Learner]:
+    may_act = Event()
+
+    def collect_when_allowed(*arguments: Any) -> Trajectory:
+        assert may_act.wait(SECONDS)
+        return collect_rollout(*arguments)
+
+    monkeypatch.setattr("actors.actor.collect_rollout", collect_when_allowed)
     address = f"inproc://{uuid.uuid4().hex}"
     with closing(LearnerSocket(address)) as socket:
         actor = Actor("0", address)
         thread = Thread(target=actor.run)
         thread.start()
-        talk = Learner(socket)
+        talk = Learner(socket, may_act)
         yield talk
         talk.say(Stop("over"))
         thread.join(SECONDS)
@@ -72,8 +85,8 @@ def grant(lane: int, serial: int = 1) -> Grant:
 
 
 def test_grants_are_taken_in_the_order_of_version_rollout_and_lane(learner: Learner) -> None:
-    learner.say(grant(2), grant(3), grant(1))
-    assert [learner.hear_trajectory()[0] for _ in range(3)] == [1, 2, 3]
+    learner.say(grant(0), grant(3), grant(1), grant(2))
+    assert [learner.hear_trajectory()[0] for _ in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_released_lane_is_left_out_until_it_is_granted_again(learner: Learner) -> None:

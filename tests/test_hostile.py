@@ -101,3 +101,15 @@ def test_checkpoints_that_lie_elsewhere_are_one_line(finished: Path, tmp_path: P
     is_one_line("--resume", run_dir, says="is a link")
     is_one_line("eval", run_dir, says="is a link")
     assert sorted((tmp_path / "elsewhere").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "events.jsonl", "logs/learner.log", ".lock"])
+def test_a_run_whose_files_lie_elsewhere_is_not_gone_on_with(finished: Path, tmp_path: Path, name: str) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    (run_dir / "summary.json").unlink()
+    mine = tmp_path / "mine"
+    mine.write_text("precious\n")
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).symlink_to(mine)
+    is_one_line("--resume", run_dir, says=f"{run_dir / name} is a link")
+    assert mine.read_text() == "precious\n"
