@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from actors.environment import describe_spaces, make_environment
-from actors.fingerprint import fingerprint
+from actors.fingerprint import fingerprint, libraries_of
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
@@ -124,8 +124,9 @@ class Actor:
         self._experiment = experiment
         env = make_environment(experiment)
         self._spaces = describe_spaces(env, experiment)
+        libraries = libraries_of(env)
         env.close()
-        self._socket.send(Ready(self._spaces))
+        self._socket.send(Ready(self._spaces, libraries))
 
     def _receive_policy(self, snapshot: PolicySnapshot) -> None:
         assert self._experiment is not None and self._spaces is not None

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import sys
 
 import gymnasium
 import numpy as np
@@ -11,6 +12,25 @@ from actors.policy import Policy
 from protocol.experiment import Experiment
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
+
+NATIVE = {  # what parts of gymnasium compute with
+    "gymnasium.envs.box2d": "Box2D",
+    "gymnasium.envs.mujoco": "mujoco",
+    "gymnasium.wrappers.atari_preprocessing": "cv2",
+}
+
+
+def libraries_of(env: gymnasium.Env) -> dict[str, str]:
+    """The versions, where packages tell theirs, of what an environment and its wrappers are made of."""
+    layers, layer = [env], env
+    while isinstance(layer, gymnasium.Wrapper):
+        layer = layer.env
+        layers.append(layer)
+    modules = {kind.__module__ for layer in layers for kind in type(layer).__mro__}
+    packages = {module.partition(".")[0] for module in modules} - {"builtins", "gymnasium", "typing"}
+    packages |= {library for part, library in NATIVE.items() if any(module.startswith(part) for module in modules)}
+    loaded = {name: sys.modules[name] for name in sorted(packages) if name in sys.modules}
+    return {name: str(module.__version__) for name, module in loaded.items() if hasattr(module, "__version__")}
 
 
 def fingerprint() -> dict[str, str]:

@@ -22,7 +22,7 @@ from learner.normalization import RunningStatistics
 from protocol.errors import UserError
 from protocol.snapshot import PolicySnapshot, part_of
 
-FORMAT = 3
+FORMAT = 4
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
 EVALUATIONS = "evaluations"  # in a run directory, beside `checkpoints`: those that wait to be evaluated
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"

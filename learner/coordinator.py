@@ -93,7 +93,8 @@ class Coordinator:
         supervision: Supervision,
     ) -> None:
         self.spaces: Spaces | None = None
-        self.fingerprint: dict | None = None
+        self.fingerprint: dict[str, str] | None = None
+        self.libraries: dict[str, str] | None = None  # of the environment, and their versions
         self.ledger = SampleLedger()
         self.refusals = Refusals()
         self.first_grant_time: float | None = None  # time.monotonic()
@@ -337,6 +338,14 @@ class Coordinator:
         elif ready.spaces != self.spaces:
             theirs = _differences(vars(ready.spaces), vars(self.spaces))
             self._refuse(identity, "spaces", f"its environment is not the one of the run's first actor: {theirs}")
+            return
+        if self.libraries is None:
+            self.libraries = ready.libraries
+        elif ready.libraries != self.libraries and not self._asynchronous:
+            theirs = _differences(ready.libraries, self.libraries)
+            self._refuse(
+                identity, "fingerprint", f"its environment is of other versions than the run's first: {theirs}"
+            )
             return
         record.ready = True
         self._announce(record, "actor_ready")

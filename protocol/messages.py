@@ -41,9 +41,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Ready:
-    """Actor to learner: my environments are made, and these are their spaces."""
+    """Actor to learner: my environments are made, these are their spaces, and this is what they are made of."""
 
     spaces: Spaces
+    libraries: dict[str, str]  # versions of packages, beside those that the fingerprint names
 
 
 @dataclass(frozen=True)

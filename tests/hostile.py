@@ -459,12 +459,13 @@ def own_fingerprint() -> dict[str, str]:
 
 def own_ready() -> Ready:
     from actors.environment import describe_spaces, make_environment
+    from actors.fingerprint import libraries_of
     from protocol.experiment import Experiment
 
     experiment = Experiment(env=ENV)
     env = make_environment(experiment)
     with closing(env):
-        return Ready(describe_spaces(env, experiment))
+        return Ready(describe_spaces(env, experiment), libraries_of(env))
 
 
 def free_port() -> int:

@@ -101,13 +101,13 @@ class Conversation:
     def join(self, index: int, **hello: Any) -> bytes:
         identity = f"actor-{index}-{len(self.socket.sent)}".encode()
         self.say(identity, Hello(str(index), hello.get("pid", 1000 + index), hello.get("fingerprint", {"numpy": "2"})))
-        self.say(identity, Ready(SPACES))
+        self.say(identity, Ready(SPACES, hello.get("libraries", {})))
         return identity
 
     def join_remotely(self, name: str) -> bytes:
         identity = f"{name}-{len(self.socket.sent)}".encode()
         self.say(identity, Hello(name, 1, {"numpy": "2"}), local=False)
-        self.say(identity, Ready(SPACES), local=False)
+        self.say(identity, Ready(SPACES, {}), local=False)
         return identity
 
     def told(self, event: str) -> list[dict[str, Any]]:
@@ -419,10 +419,20 @@ def test_an_actor_that_computes_otherwise_is_refused_and_told_why() -> None:
     assert "arithmetic" not in reason
 
 
+def test_an_actor_whose_environment_is_of_another_version_is_refused_and_told_why() -> None:
+    talk = Conversation()
+    talk.publish(0)
+    talk.join(0, libraries={"mujoco": "3.3.0", "my_robots": "1"})
+    other = talk.join(1, libraries={"mujoco": "3.2.1", "my_robots": "1"})
+    assert talk.socket.take(Refusal, other)[0].reason.endswith("than the run's first: mujoco 3.2.1 instead of 3.3.0")
+    assert not talk.socket.take(Grant, other)
+    assert talk.coordinator.refusals.counts["fingerprint"] == 1
+
+
 def test_in_async_where_no_bits_are_promised_it_is_welcome() -> None:
     talk = Conversation(schedule="async")
-    talk.join(0, fingerprint={"arithmetic": "a"})
-    other = talk.join(1, fingerprint={"arithmetic": "b"})
+    talk.join(0, fingerprint={"arithmetic": "a"}, libraries={"mujoco": "1"})
+    other = talk.join(1, fingerprint={"arithmetic": "b"}, libraries={"mujoco": "2"})
     assert talk.socket.take(Welcome, other) and not talk.socket.take(Refusal)
 
 
@@ -445,7 +455,7 @@ def test_where_all_actors_are_remote_the_first_of_them_decides() -> None:
 def remote_actor(talk: Conversation, name: str, user: str) -> bytes:
     identity = f"{name} of {user}".encode()
     talk.say(identity, Hello(name, 1, {"numpy": "2"}), user)
-    talk.say(identity, Ready(SPACES), user)
+    talk.say(identity, Ready(SPACES, {}), user)
     return identity
 
 
@@ -523,7 +533,7 @@ def test_an_actor_with_other_spaces_is_refused() -> None:
     talk.join(0)
     talk.say(b"other", Hello("1", 2, {"numpy": "2"}))
     assert len(talk.socket.take(Welcome, b"other")) == 1
-    talk.say(b"other", Ready(replace(SPACES, choices=(3,))))
+    talk.say(b"other", Ready(replace(SPACES, choices=(3,)), {}))
     assert talk.socket.take(Refusal, b"other")
 
 
@@ -544,7 +554,7 @@ def test_an_actor_with_other_spaces_is_refused() -> None:
 def test_spaces_that_no_environment_has_are_refused(change: dict[str, Any]) -> None:
     talk = Conversation()
     talk.say(b"first", Hello("0", 1, {"numpy": "2"}))
-    talk.say(b"first", Ready(replace(SPACES, **change)))
+    talk.say(b"first", Ready(replace(SPACES, **change), {}))
     assert talk.socket.take(Refusal, b"first")
     assert talk.coordinator.spaces is None
 

@@ -123,7 +123,7 @@ EXAMPLES: dict[type, Message] = {
     Hello: Hello("0", 1234, {"numpy": "2.0"}),
     Welcome: Welcome("run", EXPERIMENT),
     Refusal: Refusal("because"),
-    Ready: Ready(DISCRETE),
+    Ready: Ready(DISCRETE, {"mujoco": "3.3"}),
     PolicySnapshot: PolicySnapshot(3, {"policy_head.bias": np.ones(2, np.float32)}, np.zeros(4), np.ones(4)),
     Grant: Grant("run", 1, 2, 1, 3, lane_state()),
     Trajectory: trajectory(),

@@ -174,6 +174,45 @@ def test_an_actor_that_computes_otherwise_is_refused_naming_what_differs(
     assert summary_of(run_dir)["refused"].keys() == {"fingerprint"}
 
 
+ROBOTS = """\
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+__version__ = "{}"
+
+
+class Robot(CartPoleEnv):
+    pass
+
+
+gymnasium.register("Robot-v0", entry_point=Robot, max_episode_steps=100)
+"""
+
+
+def test_an_actor_with_another_version_of_the_environment_is_refused_naming_both(
+    tmp_path: Path, address: str, keys: Path
+) -> None:
+    paths = {}
+    for version in ("1.0", "1.1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "robots.py").write_text(ROBOTS.format(version))
+        paths[version] = f"{ROOT}:{tmp_path / version}"
+    run_dir = tmp_path / "run"
+    flags = [*listening(address, keys), "--env", "robots:Robot-v0", *LONG]
+    with (
+        running(run_dir, *flags, env=os.environ | {"PYTHONPATH": paths["1.0"]}) as process,
+        actor(address, keys / "one.key", PYTHONPATH=paths["1.0"]),
+    ):
+        wait_for(lambda: iterations(run_dir) >= 1)
+        with actor(address, keys / "two.key", PYTHONPATH=paths["1.1"]) as other:
+            code, said = ended(other)
+        assert (code, said.count("\n")) == (2, 2), said
+        assert "robots 1.1 instead of 1.0" in said
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert summary_of(run_dir)["refused"] == {"fingerprint": 1}
+
+
 @needs_other_core
 def test_in_async_it_takes_part(tmp_path: Path, address: str, keys: Path) -> None:
     core = core_that_computes_otherwise()
