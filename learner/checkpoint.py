@@ -22,7 +22,7 @@ from learner.normalization import RunningStatistics
 from protocol.errors import UserError
 from protocol.snapshot import PolicySnapshot, part_of
 
-FORMAT = 4
+FORMAT = 3
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
 EVALUATIONS = "evaluations"  # in a run directory, beside `checkpoints`: those that wait to be evaluated
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
@@ -74,7 +74,8 @@ def add_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the directory `path`; raises `ValueError` or `OSError` unless every byte is as written."""
+    """The checkpoint in the directory `path`; raises `ValueError` or `OSError` unless every byte is as written, and
+    `UserError` for one that another release has written."""
     text, _, digest = (path / MANIFEST).read_bytes().removesuffix(b"\n").rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError(f"{path / MANIFEST} is damaged")
@@ -84,7 +85,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if type(manifest["policy_version"]) is not int or not isinstance(manifest["sha256"], dict):
         raise ValueError(f"{path / MANIFEST} is no manifest")
     if manifest["format"] != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {manifest['format']}; this release reads {FORMAT}")
+        # Not one to pass over: going on from an older one, or from none, would in time remove what is not damaged.
+        raise UserError(
+            f"{path} has checkpoint format {manifest['format']!r:.20}, and this release reads {FORMAT}: use the release"
+            " that wrote it"
+        )
     arrays = (path / ARRAYS).read_bytes()
     if hashlib.sha256(arrays).hexdigest() != manifest["sha256"][ARRAYS]:
         raise ValueError(f"{path / ARRAYS} is damaged")

@@ -37,6 +37,7 @@ MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
 REPORT_SECONDS = 1.0  # between reports about the actors
 SHARE_WINDOW = 40  # messages of progress, twice a second, over which an actor's share of acting is taken
+MAX_DIFFERENCES = 8  # that a refusal names
 ACTOR_NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 
 
@@ -333,20 +334,18 @@ class Coordinator:
         except ProtocolError as error:
             self._refuse(identity, "spaces", str(error))
             return
-        if self.spaces is None:
-            self.spaces = ready.spaces
-        elif ready.spaces != self.spaces:
+        if self.libraries not in (None, ready.libraries) and not self._asynchronous:
+            theirs = _differences(ready.libraries, self.libraries)
+            reason = f"an actor whose environment is made of other versions than the run's first: {theirs}"
+            self._refuse(identity, "fingerprint", reason)
+            return
+        if self.spaces not in (None, ready.spaces):
             theirs = _differences(vars(ready.spaces), vars(self.spaces))
             self._refuse(identity, "spaces", f"its environment is not the one of the run's first actor: {theirs}")
             return
+        self.spaces = ready.spaces
         if self.libraries is None:
             self.libraries = ready.libraries
-        elif ready.libraries != self.libraries and not self._asynchronous:
-            theirs = _differences(ready.libraries, self.libraries)
-            self._refuse(
-                identity, "fingerprint", f"its environment is of other versions than the run's first: {theirs}"
-            )
-            return
         record.ready = True
         self._announce(record, "actor_ready")
         self._rebalance()
@@ -618,9 +617,9 @@ class Coordinator:
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Each item that differs, theirs and ours, in a length that can be read."""
-    names = sorted(name for name in ours if theirs.get(name) != ours[name]) or ["what it names"]
-    return ", ".join(f"{name} {_short(theirs.get(name))} instead of {_short(ours.get(name))}" for name in names)
+    """The items that differ, theirs and ours, in a length that can be read."""
+    names = sorted(name for name in ours | theirs if theirs.get(name) != ours.get(name))[:MAX_DIFFERENCES]
+    return ", ".join(f"{_short(name)} {_short(theirs.get(name))} instead of {_short(ours.get(name))}" for name in names)
 
 
 def _short(value: Any) -> str:

@@ -295,7 +295,7 @@ class Learner:
         self._border = Border(checkpoint, lanes=[])
         self._seconds = facts["seconds"]
         self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
-        self._coordinator.fingerprint, self._coordinator.libraries = facts["fingerprint"], facts["libraries"]
+        self._coordinator.fingerprint, self._coordinator.libraries = facts["fingerprint"], facts.get("libraries")
         self._continued_elsewhere = facts["continued_elsewhere"]
         if (facts["mlx"], facts["device"]) != (self._mlx_version, self._device):
             self._continued_elsewhere = True

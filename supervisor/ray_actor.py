@@ -3,6 +3,7 @@
 import importlib
 import os
 import socket
+import sys
 import traceback
 from contextlib import suppress
 
@@ -19,13 +20,24 @@ class ActorHost:
         """The id of the node."""
         return importlib.import_module("ray").get_runtime_context().get_node_id()
 
-    def run(self, index: int, number: int, address: str, key: ActorKey, folder: str) -> tuple[int, str]:
+    def run(
+        self, index: int, number: int, address: str, key: ActorKey, folder: str, path: list[str]
+    ) -> tuple[int, str]:
         """Act until the run is over; returns the exit code, and what there is to say about it."""
+        limits: dict[str, str] = {}
+        use_one_thread(limits)
+        if "numpy" in sys.modules and not limits.items() <= os.environ.items():
+            limited = " ".join(f"{name}={value}" for name, value in limits.items())
+            return (
+                USER_ERROR,
+                f"actor {index}: Ray loads NumPy before an actor can limit its threads: {limited} ray start",
+            )
+        os.environ |= limits
+        sys.path += [part for part in path if part not in sys.path]  # the user's modules, too
         with suppress(OSError):  # where a relative path of the user's means what it does there
             os.chdir(folder)
-        use_one_thread(os.environ)
         try:
-            from actors.actor import Actor  # which loads NumPy: not before that is set
+            from actors.actor import Actor
 
             Actor(str(index), address, key, pid=number).run()
         except UserError as error:

@@ -52,7 +52,6 @@ class Driver:
         self._words = words
         self._events = events
         self._placed: dict[int, Placed] = {}  # by number
-        self._suspects: set[str] = set()  # nodes that did not answer for an actor, and may be gone
         self._avoided: dict[str, float] = {}  # nodes that cannot be reached, and since when that is known
         # Without a `runtime_env`, for which Ray cannot use the workers it has ready, and starts each twice.
         self._options = {
@@ -92,19 +91,22 @@ class Driver:
         handle = self._host.options(**self._options, **avoid).remote()
         self._placed[number] = Placed(index, handle, careful=bool(unreachable))
         handle.node.remote().future().add_done_callback(partial(self._note_start, number))
-        run = handle.run.remote(index, number, self._address, self._key, str(Path.cwd()))
+        run = handle.run.remote(index, number, self._address, self._key, str(Path.cwd()), sys.path)
         run.future().add_done_callback(partial(self._note_end, number))
 
     def _unreachable_nodes(self) -> list[str]:
-        """Nodes that neither answered for an actor of late nor do so when they are asked."""
         now = time.monotonic()
-        if self._suspects:
-            hosts = {
-                node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in self._ray.nodes()
-            }
-            self._avoided |= {node: now for node in self._suspects if not _answers(hosts.get(node))}
-            self._suspects.clear()
         return [node for node, since in self._avoided.items() if now - since < AVOID_SECONDS]
+
+    def _answers(self, node: str) -> bool:
+        """Whether a node is there, at the address of its part of Ray."""
+        known = [each for each in self._ray.nodes() if each["NodeID"] == node]
+        try:
+            for each in known:
+                socket.create_connection((each["NodeManagerAddress"], each["NodeManagerPort"]), ANSWER_SECONDS).close()
+        except OSError:
+            return False
+        return bool(known)
 
     def _note_start(self, number: int, future: Any) -> None:
         if future.exception() is None:  # else it has ended, and the other future tells
@@ -118,8 +120,9 @@ class Driver:
 
     def _end(self, number: int, code: int, said: str, answered: bool) -> None:
         placed = self._placed.pop(number)
-        if placed.node is not None and not answered:
-            self._suspects.add(placed.node)
+        node = placed.node
+        if node is not None and not answered and node not in self._unreachable_nodes() and not self._answers(node):
+            self._avoided[node] = time.monotonic()
         self._ray.kill(placed.handle)  # its process, which is still there if it has only lost touch
         if said:
             with open(self._logs / f"actor-{placed.index}.log", "a") as log:
@@ -130,17 +133,6 @@ class Driver:
     def _kill(self, number: int) -> None:
         if number in self._placed:
             self._ray.kill(self._placed[number].handle)
-
-
-def _answers(host: tuple[str, int] | None) -> bool:
-    """Whether a node is there, at the address and port of its part of Ray."""
-    if host is None:
-        return False
-    try:
-        socket.create_connection(host, ANSWER_SECONDS).close()
-    except OSError:
-        return False
-    return True
 
 
 def main() -> None:

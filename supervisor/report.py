@@ -1,6 +1,7 @@
 """Everything that is told of a run passes here: to its status, to the terminal, to events.jsonl and status.json."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ from protocol.files import append_line, replace_file
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import DASH, Terminal, number
 
+LAUNCH = Path(__file__).parent.parent / "launch.py"
 EVENTS, STATUS = "events.jsonl", "status.json"  # in the run directory
 STATUS_SECONDS = 1.0  # between two status.json, and two looks at the memory
 SLOW_START_SECONDS = 3.0
@@ -134,7 +136,7 @@ def _launch() -> str:
         python = "python"
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return f"{python} {'launch.py' if Path('launch.py').exists() else '-m launch'}"
+    return f"{python} {os.path.relpath(LAUNCH)}"
 
 
 def _end_torn_line(path: Path) -> None:

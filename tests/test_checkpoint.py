@@ -158,15 +158,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert load_newest_checkpoint(tmp_path, warnings.append) is None
 
 
-def test_a_checkpoint_of_another_format_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed over, it would be removed once others have been written."""
     write_checkpoint(tmp_path, checkpoint(1))
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", 99)
         write_checkpoint(tmp_path, checkpoint(2))
-    warnings: list[str] = []
-    loaded = load_newest_checkpoint(tmp_path, warnings.append)
-    assert loaded is not None and loaded.policy_version == 1
-    assert "format 99" in warnings[0]
+    with pytest.raises(UserError, match=f"00000002 has checkpoint format 99, and this release reads {module.FORMAT}"):
+        load_newest_checkpoint(tmp_path, no_warning)
 
 
 def test_without_checkpoints_there_is_none_to_load(tmp_path: Path) -> None:

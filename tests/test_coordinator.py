@@ -429,6 +429,25 @@ def test_an_actor_whose_environment_is_of_another_version_is_refused_and_told_wh
     assert talk.coordinator.refusals.counts["fingerprint"] == 1
 
 
+def test_an_actor_that_is_refused_for_its_versions_says_nothing_about_spaces() -> None:
+    talk = Conversation(num_actors=0)
+    talk.coordinator.libraries = {"robots": "1.0"}  # of the checkpoint that a run goes on from
+    talk.say(b"other", Hello("a", 1, {"numpy": "2"}), local=False)
+    talk.say(b"other", Ready(replace(SPACES, choices=(3,)), {"robots": "1.1"}), local=False)
+    assert "robots 1.1 instead of 1.0" in talk.socket.take(Refusal, b"other")[0].reason
+    talk.say(b"right", Hello("b", 2, {"numpy": "2"}), local=False)
+    talk.say(b"right", Ready(SPACES, {"robots": "1.0"}), local=False)
+    assert talk.coordinator.spaces == SPACES
+    assert not talk.socket.take(Refusal)
+
+
+def test_a_version_that_only_the_newcomer_names_is_named() -> None:
+    talk = Conversation()
+    talk.join(0)
+    other = talk.join(1, libraries={"robots": "1.1"})
+    assert talk.socket.take(Refusal, other)[0].reason.endswith("first: robots 1.1 instead of None")
+
+
 def test_in_async_where_no_bits_are_promised_it_is_welcome() -> None:
     talk = Conversation(schedule="async")
     talk.join(0, fingerprint={"arithmetic": "a"}, libraries={"mujoco": "1"})

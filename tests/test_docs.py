@@ -20,9 +20,9 @@ ELSEWHERE = {  # commands that take a machine, a window or minutes, and the test
 
 
 def named_in(page: Path) -> list[list[str]]:
-    """The words after `python launch.py`, or `python -m launch`, of every line in a page's shell blocks."""
+    """The words after `python launch.py`, wherever that is, of every line in a page's shell blocks."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = [line for block in blocks for line in re.findall(r"^python (?:launch\.py|-m launch)(.*)", block, re.M)]
+    lines = [line for block in blocks for line in re.findall(r"^python \S*launch\.py(.*)", block, re.M)]
     return [shlex.split(line, comments=True) for line in lines]
 
 
