@@ -1,12 +1,13 @@
 """Actors that Ray places, on the nodes of a simulated cluster. All of this needs the extra `ray`."""
 
+import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster import ITERATION, Output, lose_a_node
+from cluster import ITERATION, Output, cluster_of, lose_a_node
 from launching import SMALL, launch, running, summary_of, train
 
 pytestmark = [
@@ -22,6 +23,20 @@ def test_a_lost_node_changes_nothing_and_its_actors_are_started_on_another(tmp_p
     assert loss.summary["actor_restarts"] == 2, loss.output
     assert loss.summary["learner_restarts"] == 0
     assert loss.summary["refused"] == {}
+
+
+def test_actors_of_a_cluster_find_the_users_modules(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/my_envs.py").write_text(
+        "from gymnasium import register\n"
+        "register('Mine-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=50)\n"
+    )
+    paths = os.environ | {"PYTHONPATH": str(tmp_path / "mine")}
+    with cluster_of(nodes=1, cpus=1) as cluster:
+        flags = ["--cluster", "ray", "--address", cluster.address, "--actors", 1, "--env", "my_envs:Mine-v0"]
+        with running(tmp_path / "run", *flags, *SMALL, "--total-steps", 512, env=paths) as process:
+            output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
 
 
 def words_of(process: psutil.Process) -> list[str]:
