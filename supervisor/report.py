@@ -136,7 +136,7 @@ def _launch() -> str:
         python = "python"
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return f"{python} {os.path.relpath(LAUNCH)}"
+    return f"{python} {min(os.path.relpath(LAUNCH), str(LAUNCH), key=len)}"
 
 
 def _end_torn_line(path: Path) -> None:
