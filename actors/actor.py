@@ -137,7 +137,7 @@ class Actor:
 
     def _release(self, release: Release) -> None:
         self._grants = [grant for grant in self._grants if grant.lane != release.lane or grant.serial > release.serial]
-        if self._serials.get(release.lane, release.serial + 1) <= release.serial:
+        if release.lane in self._lanes and self._serials[release.lane] <= release.serial:
             self._lanes.pop(release.lane).close()
             del self._serials[release.lane]
 

@@ -27,7 +27,7 @@ def libraries_of(env: gymnasium.Env) -> dict[str, str]:
         layer = layer.env
         layers.append(layer)
     modules = {kind.__module__ for layer in layers for kind in type(layer).__mro__}
-    packages = {module.partition(".")[0] for module in modules} - {"builtins", "gymnasium", "typing"}
+    packages = {module.partition(".")[0] for module in modules} - {"gymnasium"}
     packages |= {library for part, library in NATIVE.items() if any(module.startswith(part) for module in modules)}
     loaded = {name: sys.modules[name] for name in sorted(packages) if name in sys.modules}
     return {name: str(module.__version__) for name, module in loaded.items() if hasattr(module, "__version__")}

@@ -486,7 +486,7 @@ class Coordinator:
         """Give a lane another host, and let the one it had forget it."""
         lane = self._lanes[index]
         if lane.owner is not None and lane.hosted:
-            self._send(lane.owner, Release(self._run_id, index, lane.serial))
+            self._send(lane.owner, Release(index, lane.serial))
         lane.hand_over(owner)
 
     def _is_at_work_on(self, index: int) -> bool:

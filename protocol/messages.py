@@ -64,7 +64,6 @@ class Grant:
 class Release:
     """Learner to actor: this lane has another host now; forget it, and what of it was granted and has not begun."""
 
-    run_id: str
     lane: int
     serial: int  # of the grants that are void
 

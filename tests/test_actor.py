@@ -92,14 +92,14 @@ def test_grants_are_taken_in_the_order_of_version_rollout_and_lane(learner: Lear
 
 
 def test_a_released_lane_is_left_out_until_it_is_granted_again(learner: Learner) -> None:
-    learner.say(grant(0), grant(1), grant(2), Release("run", 1, 1))
+    learner.say(grant(0), grant(1), grant(2), Release(1, 1))
     assert [learner.hear_trajectory() for _ in range(2)] == [(0, 1), (2, 1)]
     learner.say(grant(1, serial=3))
     assert learner.hear_trajectory() == (1, 3)
 
 
 def test_a_release_that_came_late_voids_nothing_newer(learner: Learner) -> None:
-    learner.say(grant(0), grant(1, serial=4), Release("run", 1, 3))
+    learner.say(grant(0), grant(1, serial=4), Release(1, 3))
     assert [learner.hear_trajectory() for _ in range(2)] == [(0, 1), (1, 4)]
 
 
@@ -111,6 +111,6 @@ def test_a_lane_that_was_stepped_is_closed_when_it_is_released(
     monkeypatch.setattr(Lane, "close", lambda lane: (closed.append(lane.index), close(lane))[-1])
     learner.say(grant(0), grant(1))
     assert [learner.hear_trajectory()[0] for _ in range(2)] == [0, 1]
-    learner.say(Release("run", 1, 1), grant(2))
+    learner.say(Release(1, 1), grant(2))
     assert learner.hear_trajectory() == (2, 1)
     assert closed == [1]

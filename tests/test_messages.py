@@ -128,7 +128,7 @@ EXAMPLES: dict[type, Message] = {
     Grant: Grant("run", 1, 2, 1, 3, lane_state()),
     Trajectory: trajectory(),
     Progress: Progress(100, 1.5, 0.25),
-    Release: Release("run", 1, 2),
+    Release: Release(1, 2),
     Stop: Stop("over"),
 }
 
