@@ -99,13 +99,6 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 def reset_environment(env: gymnasium.Env, seed: int) -> Any:
     """The first observation of the episode with this seed; raises whatever the environment does."""
-    game = env.unwrapped
-    if type(game).__module__ == "ale_py.env" and game.ale.getFloat("repeat_action_probability") == 0:  # pyright: ignore
-        # ALE loads the game anew for a seed, which takes 90 ms. Without sticky actions the seed decides nothing but
-        # the number of no-ops, drawn from this generator.
-        number = int(np.random.SeedSequence(seed).generate_state(2)[0])  # as AtariEnv.reset makes it from the seed
-        game.np_random = np.random.Generator(np.random.PCG64(number))
-        return env.reset()[0]
     return env.reset(seed=seed)[0]
 
 
