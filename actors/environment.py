@@ -3,7 +3,7 @@
 import ast
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -14,10 +14,15 @@ from actors.interface import ActionForm, ObservationForm
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
+from protocol.text import one_line
 
 REGISTERED_BY_IMPORT = {"ALE/": "ale_py", "MiniGrid-": "minigrid"}  # the package that an id's beginning asks for
 EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}  # by module
 SMALLEST_FLAT_IMAGE = 36  # pixels a side from which a uint8 [height, width] is an image, and no table of numbers
+
+
+class Nonsense(ValueError):
+    """An environment returned what it should not; the text says what."""
 
 
 def check_registered(env_id: str) -> None:
@@ -98,7 +103,10 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def reset_environment(env: gymnasium.Env, seed: int) -> Any:
-    """The first observation of the episode with this seed; raises whatever the environment does."""
+    """The first observation of the episode with this seed.
+
+    Raises whatever the environment does, and `Nonsense` where it returns something else than (observation, info).
+    """
     game = env.unwrapped
     if type(game).__module__ == "ale_py.env" and game.ale.getFloat("repeat_action_probability") == 0:  # pyright: ignore
         # ALE loads the game anew for a seed, which takes 90 ms. Without sticky actions the seed decides nothing but
@@ -106,7 +114,26 @@ def reset_environment(env: gymnasium.Env, seed: int) -> Any:
         number = int(np.random.SeedSequence(seed).generate_state(2)[0])  # as AtariEnv.reset makes it from the seed
         game.np_random = np.random.Generator(np.random.PCG64(number))
         return env.reset()[0]
-    return env.reset(seed=seed)[0]
+    return _first_observation(env.reset(seed=seed))
+
+
+def _first_observation(result: Any) -> Any:
+    match result:
+        case [observation, Mapping() | None]:
+            return observation
+    raise Nonsense(f"it returned {kind_of(result)} instead of observation, info")
+
+
+def kind_of(value: object) -> str:
+    """What something is that should be something else, in a few words."""
+    match value:
+        case np.ndarray():
+            return f"an array of shape {value.shape}"
+        case tuple():
+            return f"{len(value)} values"
+        case None:
+            return "None"
+    return one_line(f"{type(value).__name__} {one_line(repr(value), 60)}", 100)
 
 
 def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
