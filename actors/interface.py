@@ -62,7 +62,10 @@ class ActionForm:
 
 
 class ObservationConverter:
-    """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space."""
+    """From an environment's observation to what a trajectory stores; raises `ValueError` on one not of its space.
+
+    What it returns may be the environment's own array, to be copied before the environment goes on.
+    """
 
     def __init__(self, form: ObservationForm, spaces: Spaces) -> None:
         self._leaves = [_Leaf(*leaf) for leaf in zip(form.paths, form.starts, spaces.parts, strict=True)]
@@ -88,26 +91,43 @@ class _Leaf:
 
     def __init__(self, path: tuple[str | int, ...], starts: tuple[int, ...], part: ObservationPart) -> None:
         self._path, self._part = path, part
+        self._name = f"the observation's part {'.'.join(map(str, path))}" if path else "the observation"
         self._shape, self._dtype = part.box.shape, np.dtype(part.box.dtype)
         if part.kind == "choices":
             self._start, self._choices = (np.reshape(x, self._shape) for x in (starts, part.choices))
 
     def convert(self, observation: Any) -> np.ndarray:
-        """The part as it is stored."""
+        """The part as it is stored; its memory may be the environment's."""
         for key in self._path:
-            observation = observation[key]
-        array = np.asarray(observation)
+            try:
+                observation = observation[key]
+            except (KeyError, IndexError, TypeError):
+                raise ValueError(f"{self._name} is missing") from None
+        array, stored = np.asarray(observation), self._dtype
         if array.shape != self._shape:  # an assignment would broadcast
-            raise ValueError(f"the observation has shape {array.shape}")
-        if self._dtype.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
-            raise ValueError(f"the observation is {array.dtype}, the space {self._dtype}")
+            raise ValueError(f"{self._name} has shape {array.shape} instead of {self._shape}")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{self._name} is no array of numbers, but of {array.dtype}")
+        if stored.kind in "iub" and array.dtype.kind == "f":  # it would be cut off
+            raise ValueError(f"{self._name} is {array.dtype}, the space {stored}")
         if self._part.kind == "choices":
             array = array.astype(np.int64) - self._start
             if not ((array >= 0) & (array < self._choices)).all():
-                raise ValueError(f"the observation {observation} is none of its space's choices")
+                raise ValueError(f"{self._name} {observation!s:.80} is none of its space's choices")
         elif self._part.kind == "binary" and not np.isin(array, (0, 1)).all():
-            raise ValueError(f"the observation {observation} is not binary, as its space is")
-        return array.astype(self._dtype, copy=False)
+            raise ValueError(f"{self._name} {observation!s:.80} is not binary, as its space is")
+        if array.dtype is not stored and stored.kind in "iub" and array.size:
+            _check_range(array, stored, self._name)
+        return array.astype(stored, copy=False)
+
+
+def _check_range(array: np.ndarray, dtype: np.dtype, name: str) -> None:
+    """Raise `ValueError` where numbers would be wrapped to fit `dtype`, an integer type or bool."""
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    least, most = array.min().item(), array.max().item()
+    if least < low or most > high:
+        wrong = least if least < low else most
+        raise ValueError(f"{name} holds {wrong}, which {dtype} cannot")
 
 
 class ActionConverter:
@@ -123,8 +143,12 @@ class ActionConverter:
 
     def __call__(self, actions: np.ndarray) -> list:
         """One entry for each environment, from actions [N, *action]."""
-        if self._distribution == "categorical":  # NumPy's integers, which gymnasium checks faster than an int
-            return list((actions + self._start).astype(self._dtype, copy=False))
-        if self._distribution == "bernoulli":
-            return list(actions)
-        return list(np.clip(actions, self._low, self._high).astype(self._dtype))
+        if self._distribution == "categorical":
+            taken = (actions + self._start).astype(self._dtype, copy=False)
+            if taken.ndim == 1:
+                return list(taken)  # NumPy's integers, which gymnasium checks faster than an int
+        elif self._distribution == "bernoulli":
+            taken = actions
+        else:
+            taken = np.clip(actions, self._low, self._high).astype(self._dtype)
+        return [action.copy() for action in taken]  # memory of its own: an environment may write into it, and keep it

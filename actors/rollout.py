@@ -1,11 +1,10 @@
 """Collecting a rollout: one lane stepped T times with one policy, into one trajectory."""
 
-import random
-
 import numpy as np
 
-from actors.lane import Lane
+from actors.lane import Lane, Notes
 from actors.policy import Policy
+from actors.simulation import global_random_state
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.randomness import Purpose, generator
@@ -27,16 +26,17 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     random_before = global_random_state()
     noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
     for step in range(t):
+        lane.time = step
         observations[step] = lane.observations
         actions[step], parameters[step], lane.memory = policy.act(lane.observations, lane.memory, noise[step])
         for env in lane.step(actions[step], rewards[step], terminated[step], truncated[step]):
             if truncated[step, env]:
                 final_observations.append(lane.observations[env].copy())
-            episode_returns.append(lane.episode_returns[env])
-            episode_lengths.append(lane.episode_lengths[env])
+            episode_return, length = lane.episode(env)
+            episode_returns.append(episode_return)
+            episode_lengths.append(length)
             lane.next_episode(env)
-    restarted, lane.restarted = lane.restarted, np.zeros(n, bool)
-    faults, lane.faults = lane.faults, []
+    notes, lane.notes = lane.notes, Notes(n)
     return Trajectory(
         run_id=grant.run_id,
         lane=lane.index,
@@ -56,16 +56,12 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
         episode_returns=np.array(episode_returns, np.float64),
         episode_lengths=np.array(episode_lengths, np.int64),
         episode_indices=lane.episode_indices.copy(),
-        restarted=restarted,
+        restarted=notes.restarted,
         digests=np.frombuffer(b"".join(lane.digest(i) for i in range(n)), np.uint8).reshape(n, -1),
         initial_memory=initial_memory,
         last_memory=lane.memory.copy(),
-        faults=tuple(faults),
-        moved_global_random=global_random_state() != random_before,
+        failed_resets=notes.failed_resets,
+        faults=tuple(notes.faults),
+        fault_count=notes.fault_count,
+        moved_global_random=notes.moved_global_random or global_random_state() != random_before,
     )
-
-
-def global_random_state() -> tuple:
-    """The state of the two generators that everything in a process shares."""
-    state: tuple = np.random.get_state(legacy=True)  # pyright: ignore[reportAssignmentType]  # noqa: NPY002
-    return random.getstate(), state[1].tobytes(), state[2]

@@ -87,9 +87,11 @@ def trajectory(spaces: Spaces, experiment: Experiment, lane: int, rollout_index:
         episode_lengths=np.full(episodes, EPISODE_LENGTH),
         episode_indices=np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
+        failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
         initial_memory=np.zeros((n, 0), np.float32),
         last_memory=np.zeros((n, 0), np.float32),
         faults=(),
+        fault_count=0,
         moved_global_random=False,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from queue import Empty
 from typing import Any
 
+from learner.faults import EnvironmentsFailed, Faults
 from learner.lanes import LaneBorder, LaneRecord, balance
 from learner.ledger import SampleLedger
 from learner.refusals import Quota, Refusals
@@ -32,17 +33,11 @@ FAREWELL_SECONDS = 1.0  # that remote actors have to hear that the run is over; 
 PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds out whose
 MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
 MAX_REMOTE = 1024  # actors of other machines that take part; every one is looked at several times a second
-MAX_FAULTS = 100  # of environments, before a run ends: something is wrong with the environment…
-MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
 REPORT_SECONDS = 1.0  # between reports about the actors
 SHARE_WINDOW = 40  # messages of progress, twice a second, over which an actor's share of acting is taken
 MAX_DIFFERENCES = 8  # that a refusal names
 ACTOR_NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
-
-
-class EnvironmentsFailed(Exception):
-    """Too many environments raised or returned nonsense, or one did and that was to end the run."""
 
 
 @dataclass
@@ -100,8 +95,7 @@ class Coordinator:
         self.refusals = Refusals()
         self.first_grant_time: float | None = None  # time.monotonic()
         self.lanes_not_replayable = 0
-        self.env_faults = 0
-        self.episodes = 0  # finished, and trained on
+        self.faults = Faults(experiment, supervision.warn)
         self.moved_global_random = False
         self._socket = socket
         self._experiment = experiment
@@ -404,21 +398,12 @@ class Coordinator:
                 f"{env} draws from the global `random` or `np.random`, so this run is not reproducible; let it draw"
                 " from self.np_random, which reset(seed=…) seeds"
             )
-        for fault in trajectory.faults:
-            self._warn(f"{fault}; its episode was truncated there")
-        if trajectory.faults and self._experiment.on_env_error == "stop":
-            raise EnvironmentsFailed(trajectory.faults[-1])
+        self.faults.tell(trajectory, self._lanes[trajectory.lane].borders[trajectory.rollout_index])
 
     def _count_faults(self, trajectory: Trajectory) -> None:
         """Count what was trained on, and so once, whoever delivered it and however often."""
         self.lanes_not_replayable += bool(trajectory.restarted.any())
-        self.env_faults += len(trajectory.faults)
-        self.episodes += len(trajectory.episode_returns)
-        if self.env_faults > MAX_FAULTS and self.env_faults > MAX_FAULT_SHARE * self.episodes:
-            last = trajectory.faults[-1] if trajectory.faults else "see above"
-            raise EnvironmentsFailed(
-                f"{self.env_faults} of {self.episodes} episodes ended in a fault; the last: {last}"
-            )
+        self.faults.train(trajectory, self._lanes[trajectory.lane].borders[trajectory.rollout_index])
 
     def _offer_all(self) -> None:
         for index in range(len(self._lanes)):

@@ -23,7 +23,7 @@ class LaneBorder:
     def check_followed_by(self, trajectory: Trajectory) -> None:
         """Raise `ProtocolError` unless `trajectory` counts its episodes on from here: who takes the lane over relies on
         it."""
-        begun = np.count_nonzero(trajectory.done, axis=0) + trajectory.restarted
+        begun = np.count_nonzero(trajectory.done, axis=0) + trajectory.restarted + trajectory.failed_resets
         if not np.array_equal(trajectory.episode_indices, self.episode_indices + begun):
             raise ProtocolError("episode_indices do not go on from where the lane was")
 

@@ -25,6 +25,7 @@ from learner.checkpoint import (
 )
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
+from learner.faults import FAULTS
 from learner.lanes import LaneBorder
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
@@ -86,6 +87,7 @@ class Learner:
             step_timeout,
             supervision,
         )
+        self._coordinator.faults.folder = run_dir / FAULTS
         self._total_iterations = config.total_iterations
         self._version = 0
         self._window = EpisodeWindow()
@@ -147,7 +149,7 @@ class Learner:
             "samples": self._coordinator.ledger.as_dict(),
             "refused": dict(self._coordinator.refusals.counts),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
-            "env_faults": self._coordinator.env_faults,
+            "env_faults": self._coordinator.faults.count,
             "device": self._device,
             "schedule": self._config.experiment.schedule,
             "seed": self._config.experiment.seed,
@@ -276,8 +278,8 @@ class Learner:
             "episode_return_mean": self._window.return_mean,
             "samples": self._coordinator.ledger.settled(),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
-            "env_faults": self._coordinator.env_faults,
-            "episodes": self._coordinator.episodes,
+            "env_faults": self._coordinator.faults.count,
+            "episodes": self._coordinator.faults.episodes,
             "moved_global_random": self._coordinator.moved_global_random,
             "continued_elsewhere": self._continued_elsewhere,
             "seconds": self._elapsed(),
@@ -304,7 +306,8 @@ class Learner:
                 f" {self._mlx_version} on the {self._device}: it will not end with the same bits"
             )
         self._coordinator.ledger.restore(facts["samples"])
-        for name in ("lanes_not_replayable", "env_faults", "episodes", "moved_global_random"):
+        self._coordinator.faults.count, self._coordinator.faults.episodes = facts["env_faults"], facts["episodes"]
+        for name in ("lanes_not_replayable", "moved_global_random"):
             setattr(self._coordinator, name, facts[name])
 
     def _restore_arrays(self, checkpoint: Checkpoint) -> None:

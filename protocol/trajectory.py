@@ -7,8 +7,27 @@ import numpy as np
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.spaces import Spaces
+from protocol.text import MAX_TEXT
 
 DIGEST_SIZE = 8
+MAX_FAULTS_TOLD = 20  # of one trajectory: what comes after is counted
+MAX_FAILED_BEGINNINGS = 100  # resets and constructions of an environment in a row, before its actor gives it up
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An environment raised, or returned nonsense."""
+
+    environment: int  # its index among those of the run
+    episode: int  # index
+    seed: int  # of the episode
+    phase: str  # `constructor`, `reset` or `step`
+    step: int  # steps of the episode before it
+    time: int  # the step of the rollout in which it happened; -1 before the first
+    text: str  # what happened, on one line
+
+    def __str__(self) -> str:
+        return f"environment {self.environment} (episode seed {self.seed}, step {self.step}): {self.text}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,9 @@ class Trajectory:
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE], of (observation, return, length) at the rollout's end
     initial_memory: np.ndarray  # float32 [N, recurrent_size], of a recurrent policy at the rollout's start
     last_memory: np.ndarray  # float32 [N, recurrent_size], at its end; 0 where an episode begins
-    faults: tuple[str, ...]  # environments that raised or returned nonsense: which, its episode seed and step, and what
+    failed_resets: np.ndarray  # int64 [N], episodes that did not come about, since their resets failed
+    faults: tuple[Fault, ...]  # the first ones, at most MAX_FAULTS_TOLD
+    fault_count: int  # all of them
     moved_global_random: bool  # the environments drew from `random` or `np.random`, which no seed of theirs controls
 
     @property
@@ -62,6 +83,7 @@ class Trajectory:
             "episode_lengths": ((episodes,), "int64"),
             "episode_indices": ((n,), "int64"),
             "restarted": ((n,), "bool"),
+            "failed_resets": ((n,), "int64"),
             "digests": ((n, DIGEST_SIZE), "uint8"),
             "initial_memory": ((n, experiment.recurrent_size), "float32"),
             "last_memory": ((n, experiment.recurrent_size), "float32"),
@@ -78,7 +100,21 @@ class Trajectory:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
         if np.any(self.terminated & self.truncated):
             raise ProtocolError("a step is both terminated and truncated")
+        if self.failed_resets.min() < 0 or self.failed_resets.max() > (t + 2) * MAX_FAILED_BEGINNINGS:
+            raise ProtocolError("failed_resets holds a number that cannot be")
+        self._check_faults(t, n)
         spaces.check_actions(self.actions)
+
+    def _check_faults(self, t: int, n: int) -> None:
+        if len(self.faults) != min(self.fault_count, MAX_FAULTS_TOLD):
+            raise ProtocolError(f"{len(self.faults)} faults are told of {self.fault_count}")
+        if not 0 <= self.fault_count <= n * (t + 2) * MAX_FAILED_BEGINNINGS:
+            raise ProtocolError(f"{self.fault_count} faults cannot be")
+        first = self.lane * n
+        for fault in self.faults:
+            possible = first <= fault.environment < first + n and -1 <= fault.time < t and fault.step >= 0
+            if not possible or fault.phase not in ("constructor", "reset", "step") or len(fault.text) > MAX_TEXT:
+                raise ProtocolError("a fault that cannot be")
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,12 @@ def delivered(grant: Grant, welcome: Welcome, ready: Ready, **changes: Any) -> T
         episode_lengths=np.zeros(0, np.int64),
         episode_indices=grant.state.episode_indices if grant.state else np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
+        failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
         initial_memory=np.zeros((n, 0), np.float32),
         last_memory=np.zeros((n, 0), np.float32),
         faults=(),
+        fault_count=0,
         moved_global_random=False,
     )
     return replace(trajectory, **changes)

@@ -42,10 +42,12 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 episode_lengths=random.integers(1, 1000, episodes),
                 episode_indices=np.zeros(n, np.int64),
                 restarted=np.zeros(n, bool),
+                failed_resets=np.zeros(n, np.int64),
                 digests=np.zeros((n, DIGEST_SIZE), np.uint8),
                 initial_memory=random.standard_normal((n, memory), np.float32),
                 last_memory=random.standard_normal((n, memory), np.float32),
                 faults=(),
+                fault_count=0,
                 moved_global_random=False,
             )
         )

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import discrete, numbers
 
-from learner.coordinator import MAX_FAULTS, MAX_REMOTE, Coordinator, EnvironmentsFailed
+from learner.coordinator import MAX_REMOTE, Coordinator
+from learner.faults import MAX_FAULTS, EnvironmentsFailed
 from learner.lanes import balance
 from learner.ledger import SampleLedger
 from learner.refusals import AT_ONCE
@@ -21,7 +22,7 @@ from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace
-from protocol.trajectory import DIGEST_SIZE, Trajectory
+from protocol.trajectory import DIGEST_SIZE, MAX_FAULTS_TOLD, Fault, Trajectory
 from protocol.transport import Disturbances, Received
 
 EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=3)
@@ -138,10 +139,12 @@ def fulfil(grant: Grant, **changes: Any) -> Trajectory:
         episode_lengths=np.zeros(0, np.int64),
         episode_indices=np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
+        failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
         initial_memory=np.zeros((n, 0), np.float32),
         last_memory=np.zeros((n, 0), np.float32),
         faults=(),
+        fault_count=0,
         moved_global_random=False,
     )
     return replace(trajectory, **changes)
@@ -386,10 +389,12 @@ def test_an_environment_that_keeps_failing_ends_the_run_once_trained_on() -> Non
     talk.publish(0)
     actor = talk.join(0)
     for grant in talk.socket.take(Grant):
-        talk.say(actor, fulfil(grant, faults=(f"environment {grant.lane} broke",) * MAX_FAULTS))
-    assert talk.coordinator.env_faults == 0
+        fault = Fault(grant.lane * EXPERIMENT.lane_size, 0, 1, "step", 3, 2, f"lane {grant.lane} broke")
+        told = (fault,) * MAX_FAULTS_TOLD
+        talk.say(actor, fulfil(grant, faults=told, fault_count=MAX_FAULTS))
+    assert talk.coordinator.faults.count == 0
     talk.coordinator.gather(0)
-    with pytest.raises(EnvironmentsFailed, match="environment 1 broke"):
+    with pytest.raises(EnvironmentsFailed, match="lane 1 broke"):
         talk.coordinator.trained_on()
 
 

@@ -224,7 +224,7 @@ def test_a_part_that_is_missing_is_an_error() -> None:
     space = EverySpace.OBSERVATIONS["dict"]
     observation = space.sample()
     del observation["camera"]
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="part camera is missing"):
         ObservationConverter(observation_form(space), describe(space))(observation)
 
 

@@ -38,10 +38,12 @@ def trajectory(
         episode_lengths=np.zeros(int(done.sum()), np.int64),
         episode_indices=10 * rollout_index + np.arange(n),
         restarted=restarted,
+        failed_resets=np.zeros(n, np.int64),
         digests=np.full((n, DIGEST_SIZE), rollout_index, np.uint8),
         initial_memory=np.full((n, 3), rollout_index - 0.5, np.float32),
         last_memory=(rollout_index + 0.25 * np.arange(3 * n)).reshape(n, 3).astype(np.float32),
         faults=(),
+        fault_count=0,
         moved_global_random=False,
     )
 

@@ -100,10 +100,12 @@ def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
         episode_lengths=np.array([1, 2, 1]),
         episode_indices=np.array([1, 2]),
         restarted=np.array([False, True]),
+        failed_resets=np.zeros(2, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
         initial_memory=np.ones((n, EXPERIMENT.recurrent_size), np.float32),
         last_memory=np.ones((n, EXPERIMENT.recurrent_size), np.float32),
         faults=(),
+        fault_count=0,
         moved_global_random=False,
     )
 

@@ -1,6 +1,7 @@
 """What a rollout records, and that a lane rebuilt elsewhere goes on as if nothing had happened."""
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -399,7 +400,7 @@ def test_an_environment_that_cannot_be_replayed_begins_a_fresh_episode(env: str)
     before = stage.collect()
     assert not before.restarted.any()
     rebuilt = stage.rebuilt()
-    assert rebuilt.lane.restarted.all()
+    assert rebuilt.lane.notes.restarted.all()
     trajectory = rebuilt.collect()
     np.testing.assert_array_equal(trajectory.restarted, [True, True])
     np.testing.assert_array_equal(trajectory.episode_indices, before.episode_indices + 1)
@@ -413,7 +414,7 @@ def test_a_replay_that_ends_its_episode_begins_a_fresh_one(length: int, monkeypa
     stage.collect()
     monkeypatch.setattr(Fragile, "length", length)
     rebuilt = stage.rebuilt()
-    np.testing.assert_array_equal(rebuilt.lane.restarted, [True, True])
+    np.testing.assert_array_equal(rebuilt.lane.notes.restarted, [True, True])
     np.testing.assert_array_equal(rebuilt.lane.observations, [[stage.place(n, 1), 0] for n in range(2)])
 
 
@@ -423,7 +424,7 @@ def test_only_the_environment_that_differs_is_restarted() -> None:
     digests = trajectory.digests.copy()
     digests[1, 0] ^= 1
     stage.border = dataclasses.replace(stage.border, digests=digests)
-    np.testing.assert_array_equal(stage.rebuilt().lane.restarted, [False, True])
+    np.testing.assert_array_equal(stage.rebuilt().lane.notes.restarted, [False, True])
 
 
 def test_a_restarted_episodes_log_starts_at_the_restart() -> None:
@@ -459,26 +460,81 @@ def test_a_faulty_step_truncates_at_the_last_good_observation(fault: str, monkey
 def test_a_faulty_step_is_reported_with_environment_seed_and_step(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = faulty_stage(fault, monkeypatch).begin()
     (report,) = stage.collect().faults
-    assert f"environment 3 (episode seed {stage.seed(1, 0)}, step 2)" in report
+    assert f"environment 3 (episode seed {stage.seed(1, 0)}, step 2)" in str(report)
+    assert (report.phase, report.episode, report.time) == ("step", 0, 2)
     assert stage.collect().faults == ()
-
-
-@pytest.mark.parametrize("fault", ["reset raise once", "reset shape once", "reset nan once"])
-def test_a_reset_that_fails_once_is_repeated(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = faulty_stage(fault, monkeypatch, episode=1).begin()
-    trajectory = stage.collect()
-    np.testing.assert_array_equal(trajectory.last_observations[1], [stage.place(1, 1), 1])
-    np.testing.assert_array_equal(trajectory.observations[4, 1], [stage.place(1, 1), 0])
-    (report,) = trajectory.faults
-    assert f"environment 3 (episode seed {stage.seed(1, 1)}, step 0)" in report
 
 
 @pytest.mark.parametrize("fault", ["reset raise", "reset shape", "reset nan", "reset inf"])
 @pytest.mark.parametrize("episode", [0, 1])
-def test_a_reset_that_always_fails_names_environment_and_seed(
+def test_after_a_reset_that_fails_the_next_seed_follows(
     fault: str, episode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = faulty_stage(fault, monkeypatch, episode)
+    stage = faulty_stage(fault, monkeypatch, episode).begin()
+    first = stage.border
+    trajectory = stage.collect()
+    first.check_followed_by(trajectory)
+    np.testing.assert_array_equal(trajectory.failed_resets, [0, 1])
+    np.testing.assert_array_equal(trajectory.episode_indices, [1, 2])
+    begun = trajectory.observations[0 if episode == 0 else 4, 1]
+    np.testing.assert_array_equal(begun, [stage.place(1, episode + 1), 0])
+    (report,) = trajectory.faults
+    assert f"environment 3 (episode seed {stage.seed(1, episode)}, step 0)" in str(report)
+    assert (report.phase, report.episode, report.time) == ("reset", episode, -1 if episode == 0 else 3)
+    assert trajectory.episode_lengths.tolist() == [4, 4]  # what did not begin has no length
+    elsewhere = stage.rebuilt()  # with the indices that the learner knows
+    assert not elsewhere.lane.notes.restarted.any()
+    assert_same_bits(elsewhere.collect(), stage.collect())
+
+
+def test_an_environment_that_cannot_be_reset_at_all_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage("tests/Faulty-v0", lane=1)
+    monkeypatch.setattr(Faulty, "reset", lambda *_, **__: None)
     with pytest.raises(EnvironmentFault) as caught:
-        stage.begin().collect()
-    assert f"environment 3 (episode seed {stage.seed(1, episode)}, step 0)" in str(caught.value)
+        stage.begin()
+    text = str(caught.value)
+    assert "tests/Faulty-v0 environment 2 could not begin an episode 100 times in a row" in text
+    assert "it returned None instead of observation, info" in text
+
+
+def test_of_many_faults_the_first_are_told_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage("tests/Endless-v0", rollout_length=30)
+    monkeypatch.setattr(Counter, "step", lambda *_: (1, 2, 3, 4))  # as old gym's
+    trajectory = stage.begin().collect()
+    assert (len(trajectory.faults), trajectory.fault_count) == (20, 60)
+    assert "it returned 4 values instead of observation, reward, terminated" in trajectory.faults[0].text
+    assert trajectory.truncated.all()
+
+
+@pytest.mark.parametrize("where", ["constructor", "reset"])
+def test_draws_from_the_global_generators_before_the_first_step_are_noticed(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == "constructor":
+        plain = Counter.__init__
+        monkeypatch.setattr(Counter, "__init__", lambda *a, **k: (random.random(), plain(*a, **k))[1])
+    else:
+        reset = Counter.reset
+        monkeypatch.setattr(Counter, "reset", lambda *a, **k: (np.random.rand(), reset(*a, **k))[1])  # noqa: NPY002
+    stage = Stage("tests/Endless-v0").begin()
+    assert stage.collect().moved_global_random
+    monkeypatch.undo()
+    assert not stage.collect().moved_global_random
+
+
+def test_what_ends_an_actor_passes_every_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    class End(BaseException):
+        pass
+
+    def end() -> None:
+        if ends:
+            raise End
+
+    ends = False
+    stage = Stage("tests/Endless-v0")
+    stage.lane = Lane(0, stage.experiment, stage.spaces, progress=end)
+    stage.begin()
+    ends = True
+    with pytest.raises(End):
+        stage.collect()
+    assert not stage.lane.notes.faults

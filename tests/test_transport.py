@@ -130,10 +130,12 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
         episode_lengths=np.zeros(0, np.int64),
         episode_indices=np.zeros(n, np.int64),
         restarted=np.zeros(n, bool),
+        failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
         initial_memory=random.standard_normal((n, 3), np.float32),
         last_memory=random.standard_normal((n, 3), np.float32),
         faults=(),
+        fault_count=0,
         moved_global_random=False,
     )
     assert sent.observations.nbytes == 4 * 2**20

@@ -1,0 +1,97 @@
+"""Closing environments: whatever `close()` does, it changes nothing, and takes a bounded time."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import gymnasium
+
+from protocol.text import one_line
+
+CLOSE_SECONDS = 2.0  # that the first close() which hangs may take…
+LEAST_SECONDS = 0.1  # …and each later one half of the one before, down to this
+AGAIN_SECONDS = 0.5  # from one interruption to the next, of a close() that goes on after the first
+
+_told: set[str] = set()  # what was said of a close() already
+_patience = CLOSE_SECONDS
+
+
+class _Late(BaseException):
+    """Raised in a close() that takes too long; no Exception, lest it be caught there."""
+
+
+def close_environment(env: gymnasium.Env) -> None:
+    """Close `env`. An error is said once on standard error; a close() that hangs is said, and abandoned.
+
+    Closing happens in the thread that stepped, which graphics and browsers need, where that can be interrupted: in the
+    main thread, unless it hangs in C code. In another thread it can be abandoned only by leaving it to a third; a
+    window, which must be closed where it was opened, is waited for.
+    """
+    try:
+        if threading.current_thread() is threading.main_thread():
+            in_time = _interrupted(env.close)
+        elif getattr(env, "render_mode", None) == "human":
+            env.close()
+            in_time = True
+        else:
+            in_time = _left_to_a_thread(env.close)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        _tell(f"raised {type(error).__name__}: {one_line(error)}")
+        return
+    if not in_time:
+        global _patience
+        _patience = max(LEAST_SECONDS, _patience / 2)
+        _tell("did not return and was abandoned")
+
+
+def _interrupted(close: Callable[[], Any]) -> bool:
+    """Close in this thread, the main one, with an alarm; returns whether it came back by itself."""
+    closing = True
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        if closing:
+            raise _Late
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    timer = signal.setitimer(signal.ITIMER_REAL, _patience, AGAIN_SECONDS)
+    try:
+        try:
+            close()
+        finally:
+            closing = False
+    except _Late:
+        return False
+    finally:
+        closing = False  # the alarm may have rung in the line above
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+    return True
+
+
+def _left_to_a_thread(close: Callable[[], Any]) -> bool:
+    """Close in a thread of its own; returns whether it came back. Raises what it raised."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            close()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="close")
+    thread.start()
+    thread.join(_patience)
+    if raised:
+        raise raised[0]
+    return not thread.is_alive()
+
+
+def _tell(what: str) -> None:
+    if what not in _told and len(_told) < 20:
+        _told.add(what)
+        print(f"an environment's close() {what}; what it held may be left behind", file=sys.stderr, flush=True)

@@ -1,0 +1,232 @@
+"""One environment, as everything here steps it: training, evaluation, play, replay and doctor share its checks."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from actors.closing import close_environment
+from actors.environment import (
+    Nonsense,
+    action_form,
+    describe_spaces,
+    kind_of,
+    make_environment,
+    observation_form,
+    reset_environment,
+)
+from actors.interface import ActionConverter, ObservationConverter
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.spaces import Spaces
+from protocol.text import one_line
+
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
+RETURNED = "observation, reward, terminated, truncated, info"
+FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environment that was written for gym
+
+
+class EnvironmentFault(Exception):
+    """An environment raised or returned nonsense; the text says in what, and what. Its cause is what was raised."""
+
+    def __init__(self, phase: str, text: str) -> None:
+        super().__init__(text)
+        self.phase = phase  # `constructor`, `reset` or `step`
+
+
+class Simulation:
+    """One environment and what it last showed.
+
+    Whatever user code raises, `SystemExit` included and `KeyboardInterrupt` excepted, becomes an `EnvironmentFault`.
+    After one, and with `rebuild_env` after each episode, the next reset makes a fresh environment.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        spaces: Spaces | None = None,
+        make: Callable[[Experiment], gymnasium.Env] = make_environment,
+        observation: np.ndarray | None = None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make the environment. Raises `EnvironmentFault`, or `UserError` where there is none or its spaces are not
+        supported.
+
+        `spaces` are those of the run, described anew where there is none. `observation` [*observation] is where
+        observations are kept. `progress` is called after every construction, reset and step, and may raise to end it.
+        """
+        self._experiment, self._make, self._progress = experiment, make, progress
+        self._used = False  # whether the next reset is to have a fresh environment
+        self.env: gymnasium.Env | None = None
+        self._construct(first=True)
+        assert self.env is not None
+        try:
+            self.spaces = spaces or describe_spaces(self.env, experiment)
+            self.to_env = ActionConverter(action_form(self.env.action_space), self.spaces)
+            self._store = ObservationConverter(observation_form(self.env.observation_space), self.spaces)
+        except (UserError, KeyboardInterrupt):
+            self.close()
+            raise
+        except BaseException as error:
+            self.close()
+            raise EnvironmentFault("constructor", f"its spaces cannot be read: {_told(error)}") from error
+        stored = self.spaces.observation
+        self.observation = np.zeros(stored.shape, stored.dtype) if observation is None else observation
+        self._floats = self.observation.dtype.kind == "f"
+        self.episode_return = self._return_before = 0.0
+        self.steps = 0  # of the episode
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin the episode with this seed; returns its first observation [*observation], as stored, which the next
+        step overwrites. Raises `EnvironmentFault`."""
+        self.episode_return, self.steps = 0.0, 0
+        if self._used:
+            self.close()
+            self._progress()
+        if self.env is None:
+            self._construct()
+        assert self.env is not None
+        try:
+            first = reset_environment(self.env, seed)
+        except KeyboardInterrupt:
+            raise
+        except Nonsense as error:
+            raise self.fault("reset", str(error)) from error
+        except BaseException as error:
+            raise self.fault("reset", f"it raised {_told(error)}") from error
+        try:
+            self.observation[...] = self._store(first)
+            if not self.is_finite():
+                raise Nonsense("the observation is not finite")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self.fault("reset", _said(error)) from error
+        self._used = self._experiment.rebuild_env
+        self._progress()
+        return self.observation
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Take an action, as the environment takes it (`to_env` makes it so). Raises `EnvironmentFault`.
+
+        Returns (observation [*observation], as stored, reward, terminated, truncated); the next step overwrites the
+        observation.
+        """
+        taken = self.advance(action)
+        if not self.is_finite():
+            raise self.spoilt()
+        return self.observation, *taken
+
+    def advance(self, action: Any) -> tuple[float, bool, bool]:
+        """`step`, but for looking whether the observation is finite, which a lane does for all of its own at once.
+        Returns (reward, terminated, truncated); on a fault, `observation` stays as it was."""
+        try:
+            result = self.env.step(action)  # pyright: ignore[reportOptionalMemberAccess]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            advice = f" (a step returns {RETURNED})" if FOUR_VALUES in one_line(error) else ""
+            raise self.fault("step", f"it raised {_told(error)}{advice}") from error
+        try:
+            if not (isinstance(result, tuple) and len(result) == 5):
+                raise Nonsense(f"it returned {kind_of(result)} instead of {RETURNED}")
+            observation, reward, terminated, truncated, _ = result
+            if type(reward) is not float:
+                reward = _number(reward)
+            if not abs(reward) <= LARGEST_REWARD:
+                raise Nonsense(f"the reward is {reward}")
+            if type(terminated) is not bool:
+                terminated = _truth("terminated", terminated)
+            if type(truncated) is not bool:
+                truncated = _truth("truncated", truncated)
+            self.observation[...] = self._store(observation)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self.fault("step", _said(error)) from error
+        self._return_before = self.episode_return
+        self.episode_return += reward
+        self.steps += 1
+        self._progress()
+        return reward, terminated, truncated
+
+    def is_finite(self) -> bool:
+        """Whether every number of the observation is finite."""
+        return not self._floats or bool(np.isfinite(self.observation).all())
+
+    def spoilt(self) -> EnvironmentFault:
+        """The fault of a step whose observation is not finite; the step does not count."""
+        self.episode_return = self._return_before
+        self.steps -= 1
+        return self.fault("step", "the observation is not finite")
+
+    def fault(self, phase: str, what: str) -> EnvironmentFault:
+        """A fault to raise, after which the next reset makes a fresh environment."""
+        self._used = True
+        return EnvironmentFault(phase, one_line(f"{phase}: {what}"))
+
+    def close(self) -> None:
+        """Close the environment, within a bounded time and whatever it does; the next reset makes a fresh one."""
+        env, self.env, self._used = self.env, None, False
+        if env is not None:
+            close_environment(env)
+
+    def _construct(self, first: bool = False) -> None:
+        try:
+            self.env = self._make(self._experiment)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if first and isinstance(error, UserError):
+                raise
+            raise EnvironmentFault("constructor", one_line(f"constructor: it raised {_told(error)}")) from error
+        self._progress()
+
+
+def global_random_state() -> tuple:
+    """The state of the two generators that everything in a process shares."""
+    state: tuple = np.random.get_state(legacy=True)  # pyright: ignore[reportAssignmentType]  # noqa: NPY002
+    return random.getstate(), state[1].tobytes(), state[2]
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's, its type first."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _said(error: BaseException) -> str:
+    """What was wrong with something returned: our own words, or what was raised on looking at it."""
+    return one_line(error) if isinstance(error, ValueError) else f"what it returned raised {_told(error)}"
+
+
+def _item(value: Any) -> Any:
+    """What an array of one element holds, of any library; anything else as it is. Raises what the library does."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _number(reward: Any) -> float:
+    """The reward as a float. Raises `Nonsense` where it is no number."""
+    if isinstance(reward, float | int):
+        return float(reward)
+    try:
+        number = _item(reward)
+        if not isinstance(number, str | bytes):
+            return float(number)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise Nonsense(f"the reward is {kind_of(reward)}, not a number")
+
+
+def _truth(name: str, flag: Any) -> bool:
+    """The flag as a bool: also of 0 and 1, of None, which says nothing has ended, and of an array of one of these.
+    Raises `Nonsense` on anything else, whose truth would be a guess."""
+    try:
+        value = _item(flag)
+    except (TypeError, ValueError, RuntimeError):
+        value = flag
+    if value is None or (isinstance(value, bool | int | float | np.bool_) and value in (0, 1)):
+        return bool(value)
+    raise Nonsense(f"{name} is {kind_of(flag)}, not True or False")

@@ -1,0 +1,106 @@
+"""What environments did wrong: told once, counted, and kept as files that can be replayed.
+
+A file is JSON: the fields of `Fault`, and `actions` [step + 1, *action], those of its episode up to the one that failed.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learner.lanes import LaneBorder
+from protocol.experiment import Experiment
+from protocol.files import replace_file
+from protocol.text import one_line
+from protocol.trajectory import Fault, Trajectory
+
+FAULTS = "faults"  # in the run directory
+MAX_FILES = 20
+MAX_KINDS = 20  # that are told; faults of one kind differ in nothing but numbers
+MAX_FAULTS = 100  # before a run ends: something is wrong with the environment…
+MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
+
+
+class EnvironmentsFailed(Exception):
+    """Too many environments raised or returned nonsense, or one did and that was to end the run."""
+
+
+class Faults:
+    """The faults of one run's environments."""
+
+    def __init__(self, experiment: Experiment, warn: Callable[[str], None]) -> None:
+        self.folder: Path | None = None  # for files
+        self.count = 0  # of those trained on, whoever delivered them and however often
+        self.episodes = 0  # finished or failed in their reset, and trained on
+        self._env, self._stops, self._warn = experiment.env, experiment.on_env_error == "stop", warn
+        self._kinds: set[str] = set()
+        self._delivered = 0
+        self._last = "see above"
+
+    def tell(self, trajectory: Trajectory, border: LaneBorder) -> None:
+        """Tell the user of the faults in a trajectory that was delivered; `border` is the one that it began at.
+        Raises `EnvironmentsFailed` where any is to end the run."""
+        for fault in trajectory.faults:
+            kind = re.sub(r"\d+", "0", fault.text)
+            if kind not in self._kinds and len(self._kinds) < MAX_KINDS:
+                self._kinds.add(kind)
+                outcome = "its episode was truncated there" if fault.phase == "step" else "the next one follows"
+                self._warn(f"{self._env} {fault}; {outcome}")
+        before, self._delivered = self._delivered, self._delivered + trajectory.fault_count
+        if self._delivered >= 10 and len(str(before)) < len(str(self._delivered)):
+            self._warn(f"{self._delivered:,} faults of environments so far, {len(self._kinds)} of them told")
+        if trajectory.fault_count and self._stops:
+            self._write(trajectory, border)
+            raise EnvironmentsFailed(f"{self._env} {trajectory.faults[0]}")
+
+    def train(self, trajectory: Trajectory, border: LaneBorder) -> None:
+        """Count and keep the faults in a trajectory that was trained on; `border` is the one that it began at.
+        Raises `EnvironmentsFailed` where there are too many."""
+        self.count += trajectory.fault_count
+        self.episodes += len(trajectory.episode_returns) + int(trajectory.failed_resets.sum())
+        if trajectory.faults:
+            self._last = f"{self._env} {trajectory.faults[-1]}"
+            self._write(trajectory, border)
+        if self.count > MAX_FAULTS and self.count > MAX_FAULT_SHARE * self.episodes:
+            raise EnvironmentsFailed(
+                f"{self.count} of {self.episodes} episodes ended in a fault; the last: {self._last}"
+            )
+
+    def _write(self, trajectory: Trajectory, border: LaneBorder) -> None:
+        """Leave a file of each fault, unless it was left before a restart, or there are enough."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+            kept = [fault for _, fault, _ in list_faults(self.folder)]
+            for fault in trajectory.faults:
+                if fault not in kept and len(kept) < MAX_FILES:
+                    kept.append(fault)
+                    data = asdict(fault) | {"actions": _actions(fault, trajectory, border).tolist()}
+                    replace_file(self.folder / f"{len(kept)}.json", json.dumps(data, allow_nan=False) + "\n", False)
+        except OSError as error:
+            self._warn(f"a fault of {self._env} could not be kept in {self.folder}: {one_line(error)}")
+
+
+def _actions(fault: Fault, trajectory: Trajectory, border: LaneBorder) -> np.ndarray:
+    """The actions of the fault's episode, the one that failed included: [step + 1, *action], none of a reset."""
+    n = fault.environment % trajectory.actions.shape[1]
+    taken = np.concatenate([*border.logs[n], trajectory.actions[: fault.time + 1, n]])
+    return taken[len(taken) - fault.step - 1 :] if fault.phase == "step" else taken[:0]
+
+
+def list_faults(folder: Path) -> list[tuple[int, Fault, Any]]:
+    """(number, fault, actions as lists) of every file in `folder`, by number; what cannot be read is passed over."""
+    found = []
+    for path in folder.glob("*.json"):
+        try:
+            data = json.loads(path.read_text())
+            actions = data.pop("actions")
+            found.append((int(path.stem), Fault(**data), actions))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return sorted(found, key=lambda entry: entry[0])
