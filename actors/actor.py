@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 
-from actors.environment import describe_spaces, make_environment
+from actors.environment import describe_observations, describe_spaces, make_environment
 from actors.fingerprint import fingerprint, libraries_of
 from actors.lane import Lane
 from actors.policy import Policy
@@ -124,9 +124,9 @@ class Actor:
         self._experiment = experiment
         env = make_environment(experiment)
         self._spaces = describe_spaces(env, experiment)
-        libraries = libraries_of(env)
+        ready = Ready(self._spaces, libraries_of(env), describe_observations(env, self._spaces.parts))
         env.close()
-        self._socket.send(Ready(self._spaces, libraries))
+        self._socket.send(ready)
 
     def _receive_policy(self, snapshot: PolicySnapshot) -> None:
         assert self._experiment is not None and self._spaces is not None

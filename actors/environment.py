@@ -1,9 +1,13 @@
 """Gymnasium environments: making them, and describing their spaces as plain data."""
 
 import ast
+import difflib
 import importlib
 import math
+import re
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,9 +21,24 @@ from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
 from protocol.text import one_line
 
-REGISTERED_BY_IMPORT = {"ALE/": "ale_py", "MiniGrid-": "minigrid"}  # the package that an id's beginning asks for
+REGISTERED_BY_IMPORT = {  # the package that an id's beginning asks for
+    "ALE/": "ale_py",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+}
 EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}  # by module
 SMALLEST_FLAT_IMAGE = 36  # pixels a side from which a uint8 [height, width] is an image, and no table of numbers
+CNNS = ("nature_cnn", "impala_cnn")
+WORDS = {  # besides Python's own, those of JSON and TOML, and of floats
+    "true": True,
+    "false": False,
+    "null": None,
+    "none": None,
+    "nan": math.nan,
+    "inf": math.inf,
+}
+BRACKETS = {")": "(", "]": "[", "}": "{"}
+SHOWN_PARTS = 16  # of an observation
 
 
 class Nonsense(ValueError):
@@ -37,7 +56,33 @@ def check_registered(env_id: str) -> None:
                 importlib.import_module(package)
         gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"--env {env_id}: {_reason(error)}") from None
+        reason, _, _ = _reason(error).partition(" Did you mean: ")  # gymnasium's guess is no id
+        raise UserError(f"--env {env_id}: {reason.rstrip('.')}{_nearest(name, error)}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module raises
+        raise UserError(f"--env {env_id}: {module} raised {type(error).__name__}: {one_line(error)}") from None
+
+
+def _nearest(name: str, error: BaseException) -> str:
+    """Which ids there are instead of one that is not registered, after a semicolon; nothing where none is near."""
+    if not isinstance(error, gymnasium.error.Error):
+        return ""
+    for package in set(REGISTERED_BY_IMPORT.values()):
+        with suppress(ImportError):
+            importlib.import_module(package)
+    game = re.sub(r"(-ram)?(Deterministic|NoFrameskip)?(-v\d+)?$", "", name)  # as gym named Atari's games
+    if f"ALE/{game}-v5" in gymnasium.registry:
+        return f"; there is ALE/{game}-v5"
+
+    def plain(env_id: str) -> str:
+        return re.sub(r"-v\d+$", "", env_id.rpartition("/")[2]).lower()
+
+    versions = sorted(known for known in gymnasium.registry if plain(known) == plain(name))
+    versions = sorted(versions[::-1], key=lambda known: known.count("/"))  # the newest of gymnasium's own first
+    ids = {known.lower(): known for known in gymnasium.registry if not known.startswith("GymV")}
+    near = versions or [ids[known] for known in difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.7)]
+    return f"; there is {', '.join(near[:3])}" if near else ""
 
 
 def make_environment(experiment: Experiment) -> gymnasium.Env:
@@ -69,17 +114,80 @@ def _reason(error: BaseException) -> str:
 
 
 def parse_env_kwargs(items: tuple[str, ...]) -> dict[str, Any]:
-    """Keyword arguments from `name=value` each: the value a Python literal, or else the text itself."""
-    kwargs = {}
+    """Keyword arguments from `name=value` each, as `parse_value` reads the values. Raises `UserError`."""
+    kwargs: dict[str, Any] = {}
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():
-            raise UserError(f"--env-kwargs {item} is not name=value")
+            raise UserError(f"--env-kwargs {one_line(item)} is not name=value")
+        if name in kwargs:
+            raise UserError(f"--env-kwargs gives {name} twice: the second time {one_line(item)}")
         try:
-            kwargs[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[name] = value
+            kwargs[name] = parse_value(value)
+        except ValueError as error:
+            raise UserError(f"--env-kwargs {one_line(item)}: {error}") from None
     return kwargs
+
+
+def parse_value(text: str) -> Any:
+    """A Python or JSON literal, in which `true`, `null`, `nan` and `inf` are what they say, or else the text itself.
+
+    Raises `ValueError` on a text that looks like a literal which is damaged.
+    """
+    try:
+        return _literal(_parse(text))
+    except ValueError as error:
+        if _looks_damaged(text):
+            what = f"it is neither a literal ({error}) nor a plain text; quotes make a text, as in \"['a', 'b']\""
+            raise ValueError(what) from None
+        return text
+
+
+def _parse(text: str) -> ast.expr:
+    """The expression that `text` is. Raises `ValueError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Python finds odd about a path
+            return ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(error.msg) from None
+    except (MemoryError, RecursionError):
+        raise ValueError("too deep") from None
+
+
+def _literal(tree: ast.expr) -> Any:
+    """The value of a literal. Raises `ValueError` on any other expression."""
+    for node in ast.walk(tree):
+        for field, value in ast.iter_fields(node):
+            parts = value if isinstance(value, list) else [value]
+            known = [_constant(part) for part in parts]
+            setattr(node, field, known if isinstance(value, list) else known[0])
+    try:
+        return ast.literal_eval(_constant(tree))
+    except (TypeError, RecursionError, MemoryError) as error:  # such as a dict whose key is a list
+        raise ValueError(str(error)) from None
+    except ValueError:
+        raise ValueError("a word or a formula is in it that is no value") from None
+
+
+def _constant(node: Any) -> Any:
+    """A name that is one of `WORDS` as its value; anything else as it is."""
+    if isinstance(node, ast.Name) and node.id.lower() in WORDS:
+        return ast.copy_location(ast.Constant(WORDS[node.id.lower()]), node)
+    return node
+
+
+def _looks_damaged(text: str) -> bool:
+    """Whether a text that is no literal seems meant as one: its brackets or quotes do not match, or it begins so."""
+    opened: list[str] = []
+    for character in text:
+        if character in BRACKETS.values():
+            opened.append(character)
+        elif character in BRACKETS and (not opened or opened.pop() != BRACKETS[character]):
+            return True
+    quotes = re.sub(r"(?<=\w)'(?=\w)", "", text)  # without apostrophes
+    odd = any(quotes.count(quote) % 2 for quote in "'\"")
+    return bool(opened) or odd or text.strip()[:1] in ("[", "(", "{", "'", '"')
 
 
 def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
@@ -88,18 +196,29 @@ def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
     try:
         name, kwargs = parse_call(call if "(" in call else f"{call}()")
         return getattr(importlib.import_module(module), name), kwargs
+    except KeyboardInterrupt:
+        raise
     except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"--wrapper {text} is no module:Class or module:Class(name=value, …): {error}") from None
+        reason = one_line(error)
+    except BaseException as error:  # whatever the user's module raises
+        reason = f"{module} raised {type(error).__name__}: {one_line(error)}"
+    raise UserError(f"--wrapper {one_line(text)} is no module:Class or module:Class(name=value, …): {reason}") from None
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """(name, keyword arguments) of a Python call whose arguments are literals; raises `ValueError` on anything else."""
-    try:
-        match ast.parse(text, mode="eval").body:
-            case ast.Call(func=ast.Name(id=name), args=[], keywords=given) if all(item.arg for item in given):
-                return name, {str(item.arg): ast.literal_eval(item.value) for item in given}
-    except SyntaxError as error:
-        raise ValueError(error.msg) from None
+    match _parse(text):
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=given) if all(item.arg for item in given):
+            kwargs: dict[str, Any] = {}
+            for item in given:
+                argument = str(item.arg)
+                if argument in kwargs:
+                    raise ValueError(f"{argument} is given twice")
+                try:
+                    kwargs[argument] = _literal(item.value)
+                except ValueError as error:
+                    raise ValueError(f"{argument}: {error}; quotes make a text") from None
+            return name, kwargs
     raise ValueError(f"{text!r} is not a name with keyword arguments")
 
 
@@ -145,8 +264,13 @@ def kind_of(value: object) -> str:
 
 def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
     """The environment's spaces as plain data, or `UserError` naming the one that is not supported."""
-    images = experiment.network != "mlp"
-    parts = tuple(_describe_leaf(space, images) for _, space in leaves(env.observation_space))
+    parts = tuple(_describe_leaf(space, experiment.network) for _, space in leaves(env.observation_space))
+    if experiment.network in CNNS and not any(part.kind == "image" for part in parts):
+        raise UserError(
+            f"--network {experiment.network} finds no image among the observations, which are"
+            f" {describe_observations(env, parts)}; an image is uint8 [height, width, channels] of 0 to 255, which a"
+            " wrapper (--wrapper) can make of others. Or use --network mlp"
+        )
     observation = stored_as(parts)
     action = env.action_space
     if isinstance(action, gym_spaces.Discrete):
@@ -163,6 +287,19 @@ def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
     )
 
 
+def describe_observations(env: gymnasium.Env, parts: tuple[ObservationPart, ...]) -> str:
+    """Each observation by its name, with what it is taken for, in a line: `camera uint8 [64, 64, 3] as an image`."""
+    ways = {"numbers": "as numbers", "binary": "as bits", "choices": "as choices, one-hot", "image": "as an image"}
+    paths = [path for path, _ in leaves(env.observation_space)]
+    texts = [
+        f"{'.'.join(map(str, path))} {part.box.dtype} {list(part.box.shape)} {ways[part.kind]}".lstrip()
+        for path, part in zip(paths, parts, strict=True)
+    ]
+    if len(texts) > SHOWN_PARTS:
+        texts[SHOWN_PARTS:] = [f"and {len(texts) - SHOWN_PARTS} more"]
+    return one_line(", ".join(texts), 1000)
+
+
 def leaves(space: gymnasium.Space, path: tuple = ()) -> list[tuple[tuple, gymnasium.Space]]:
     """(path, space) of everything in a space that is no Dict or Tuple, in the space's own order."""
     if isinstance(space, gym_spaces.Dict):
@@ -172,11 +309,13 @@ def leaves(space: gymnasium.Space, path: tuple = ()) -> list[tuple[tuple, gymnas
     return [(path, space)]
 
 
-def _describe_leaf(space: gymnasium.Space, images: bool) -> ObservationPart:
+def _describe_leaf(space: gymnasium.Space, network: str) -> ObservationPart:
     if isinstance(space, gym_spaces.Box):
         # Trajectories hold float64 observations as float32: the networks would round them anyway.
         dtype = np.dtype(np.float32) if space.dtype == np.float64 else np.dtype(space.dtype)
-        image = images and dtype == np.uint8 and _has_shape_of_image(space.shape)
+        # A smaller bound is that of codes, boards and masks: pixels only where the user names a CNN.
+        asked = network in CNNS or (network != "mlp" and bool((space.high == 255).all()))
+        image = asked and dtype == np.uint8 and _has_shape_of_image(space.shape)
         return ObservationPart("image" if image else "numbers", BoxSpace(tuple(space.shape), dtype.name), ())
     if isinstance(space, gym_spaces.Discrete):
         return ObservationPart("choices", BoxSpace((), "int64"), (int(space.n),))

@@ -16,9 +16,9 @@ from typing import Literal
 
 import tyro
 
-from actors.environment import check_registered
+from actors.environment import check_registered, parse_env_kwargs
 from commands import COMMANDS
-from commands.command_line import parse
+from commands.command_line import parse, value_of
 from commands.runs import CONFIG, Run
 from commands.versions import installed_versions
 from dashboard.server import check_installed as check_dashboard_installed
@@ -101,14 +101,8 @@ class TrainCommand:
 
 def main(arguments: list[str]) -> int:
     """Train as the command line says; returns the exit code."""
-    resumed = _value_of("--resume", arguments)
-    if resumed is not None:
-        defaults = Run.open(Path(resumed)).config
-    else:
-        file = _value_of("--config", arguments)
-        settings = load_settings(Path(file)) if file is not None else {}
-        env = _value_of("--env", arguments) or settings.get("env", Experiment.env)
-        defaults = preset_for(str(env)).with_settings(settings, str(file))
+    resumed = value_of("--resume", arguments)
+    defaults = defaults_for(arguments)
     command = parse(
         TrainCommand,
         "launch.py",
@@ -122,6 +116,7 @@ def main(arguments: list[str]) -> int:
         _refuse_changes(defaults, config)
     config.check()
     check_registered(config.experiment.env)
+    parse_env_kwargs(config.experiment.env_kwargs)
     check_network(config.experiment)
     check_sinks(execution.sink)
     remote = _remote_access(execution)
@@ -154,6 +149,17 @@ def main(arguments: list[str]) -> int:
             execution.sink,
             execution.quiet,
         )
+
+
+def defaults_for(arguments: list[str], env: str | None = None) -> RunConfig:
+    """What holds where `arguments` say nothing else: the settings of the run that they resume, or of their file before
+    those of the preset for their environment, or for `env`. Raises `UserError`."""
+    resumed, file = value_of("--resume", arguments), value_of("--config", arguments)
+    if resumed is not None:
+        return Run.open(Path(resumed)).config
+    settings = load_settings(Path(file)) if file is not None else {}
+    env = env or value_of("--env", arguments) or str(settings.get("env", Experiment.env))
+    return preset_for(env).with_settings(settings, str(file))
 
 
 def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
@@ -199,13 +205,17 @@ def _traced(path: Path | None) -> Iterator[None]:
 
 
 def preset_for(env: str) -> RunConfig:
-    """The defaults, with what `presets/` holds for an environment: its family's settings (`ALE/*`), then its own."""
+    """The defaults, with what `presets/` holds for an environment: its family's settings (`ALE/*`), then its own.
+
+    `module:EnvId` has those of `EnvId`.
+    """
+    env_id = env.rpartition(":")[2]
     config = RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig())
     found = [
         (pattern, path, settings)
         for path in PRESETS.glob("*.toml")
         for pattern, settings in tomllib.loads(path.read_text()).items()
-        if fnmatchcase(env, pattern)
+        if fnmatchcase(env_id, pattern)
     ]
     for pattern, path, settings in sorted(found, key=lambda item: len(item[0])):
         config = config.with_settings(settings, f"{path}: {pattern}")
@@ -228,15 +238,6 @@ def performance_cores() -> int:
     import psutil
 
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value given to `flag`, needed before the other flags have their defaults."""
-    for i, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == flag:
-            return value if separator else next(iter(arguments[i + 1 :]), None)
-    return None
 
 
 def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:

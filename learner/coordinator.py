@@ -23,6 +23,7 @@ from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
+from protocol.text import one_line
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket, Received
 
@@ -89,6 +90,7 @@ class Coordinator:
         supervision: Supervision,
     ) -> None:
         self.spaces: Spaces | None = None
+        self.observations = ""  # what its parts are taken for, as the first actor says
         self.fingerprint: dict[str, str] | None = None
         self.libraries: dict[str, str] | None = None  # of the environment, and their versions
         self.ledger = SampleLedger()
@@ -337,6 +339,8 @@ class Coordinator:
             theirs = _differences(vars(ready.spaces), vars(self.spaces))
             self._refuse(identity, "spaces", f"its environment is not the one of the run's first actor: {theirs}")
             return
+        if self.spaces is None:
+            self.observations = one_line(ready.observations, 1000)
         self.spaces = ready.spaces
         if self.libraries is None:
             self.libraries = ready.libraries

@@ -184,7 +184,8 @@ class Learner:
                 self._restore_arrays(checkpoint)
         self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version, self._warn)
         parameters = sum(array.size for array in self._ppo.model.parameters())
-        self._report({"event": "started", "policy_version": self._version, "parameters": parameters})
+        facts = {"parameters": parameters, "observations": self._coordinator.observations}
+        self._report({"event": "started", "policy_version": self._version, **facts})
         for snapshot in self._snapshots:
             self._coordinator.publish(snapshot)
 

@@ -45,6 +45,7 @@ class Ready:
 
     spaces: Spaces
     libraries: dict[str, str]  # versions of packages, beside those that the fingerprint names
+    observations: str = ""  # each by its name, with what it is taken for, to be shown
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Report:
                 self._waiting_since = time.monotonic()
                 version, parameters = event["policy_version"], event["parameters"]
                 begun = f" from version {version}" if version else ""
+                if not self._begun and event.get("observations"):
+                    self.tell("note", f"observations: {event['observations']}")
                 name = "learner_restarted" if self._begun else "started"
                 self._begun = True
                 self.tell(name, f"learning{begun}: {parameters:,} parameters", **facts)

@@ -38,7 +38,7 @@ def describe(observation: gymnasium.Space, action: gymnasium.Space | None = None
 
 
 def box(dtype: Any, *shape: int) -> gym_spaces.Box:
-    return gym_spaces.Box(0, 9, shape, dtype)
+    return gym_spaces.Box(0, 255 if dtype is np.uint8 else 9, shape, dtype)
 
 
 IMAGE = "image"
