@@ -25,7 +25,8 @@ from protocol.snapshot import part_of
 MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
-MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, on average; 1e-6 is usual
+MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, beside what sums may differ by
+ROUNDING = float(np.finfo(np.float32).eps) / 2  # relative, of one float32 operation
 
 Encode = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -184,7 +185,7 @@ class PPO:
             batch.policy_versions == iteration
         ).all():  # lag 0: the proximal policy is the behaviour policy, to the last bit
             if iteration == 0:
-                _check_agreement(log_probs, batch.behaviour_log_probs)
+                _check_agreement(log_probs, batch.behaviour_log_probs, most_summed(self.model))
             proximal_log_probs = batch.behaviour_log_probs
             ratios = np.ones(batch.rewards.shape, np.float32)
             advantages, value_targets = gae(*facts, **settings)
@@ -300,9 +301,21 @@ def ppo_loss(
     return loss, metrics.reshape(len(metrics), -1).mean(axis=1)
 
 
-def _check_agreement(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Raise `UserError` if log-probabilities of the same actions are not those of one network."""
-    if np.abs(ours - theirs).mean() > MAX_DISAGREEMENT:
+def most_summed(model: ActorCritic) -> int:
+    """The largest count of numbers that are added up on the way to a log-probability: a layer's inputs, or what the
+    dimensions of an action contribute."""
+    fan_ins = [array[0].size for array in model.parameters() if array.ndim > 1]
+    return max(*fan_ins, model.spaces.distribution_size)
+
+
+def _check_agreement(ours: np.ndarray, theirs: np.ndarray, terms: int) -> None:
+    """Raise `UserError` if log-probabilities of the same actions are not those of one network.
+
+    Two orders of adding n numbers differ by about √n roundings of the sum (Higham, Accuracy and Stability of Numerical
+    Algorithms, 2.8), and `terms` is the largest n. Another network differs by far more.
+    """
+    rounding = ROUNDING * math.sqrt(terms) * float(np.abs(theirs).mean())
+    if not np.abs(ours - theirs).mean() <= MAX_DISAGREEMENT + rounding:
         raise UserError(
             "the network's two classes do not compute the same: with the same weights and observations, the"
             f" log-probabilities of the actors' differ by {np.abs(ours - theirs).mean():.2g} from the learner's"
