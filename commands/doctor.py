@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +18,13 @@ from typing import Annotated
 import psutil
 import tyro
 
-from commands.command_line import parse
+from commands.command_line import parse, value_of
 from commands.environment_check import check_environment
 from commands.findings import Finding, note, ok, wrong
-from commands.train import default_actors, performance_cores, preset_for
+from commands.train import ExecutionConfig, Flat, default_actors, defaults_for, performance_cores
 from commands.versions import ROOT, installed_versions
+from learner.config import PPOConfig, TrainingConfig
+from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
 from supervisor.address import socket_parent
 
@@ -60,28 +62,39 @@ class DoctorCommand:
       python launch.py doctor my_package:MyEnv-v0 --env-kwargs difficulty=3
     """
 
-    env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[ENV]")] = None
-    """Environment to check, as `--env` takes it."""
-    env_kwargs: tuple[str, ...] | None = None
-    """Its keyword arguments, `name=value` each; None takes the preset's."""
-    wrapper: tuple[str, ...] | None = None
-    """Wrappers around it, as training takes them; None takes the preset's."""
+    environment: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[ENV]")] = None
+    """Environment to check, as `--env` takes it. The flags are those of training, with the preset's defaults; what
+    does not concern the environment is not looked at."""
+    execution: Flat[ExecutionConfig] = field(default_factory=ExecutionConfig)
+    experiment: Flat[Experiment] = field(default_factory=Experiment)
+    training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
+    ppo: Flat[PPOConfig] = field(default_factory=PPOConfig)
 
 
 def main(arguments: list[str]) -> int:
     """Print a line for each finding; returns the exit code, 1 where something is wrong."""
-    command = parse(DoctorCommand, "launch.py doctor", arguments)
-    if command.env is None:
+    command = _parse(arguments)
+    if command.environment is not None:
+        command = _parse(arguments, command.environment)  # whose preset has other defaults
+    env = command.environment or value_of("--env", arguments)
+    if command.environment is None and (command.execution.resume or command.execution.config or env):
+        env = command.experiment.env
+    if env is None:
         findings = check_machine()
     else:
-        experiment = preset_for(command.env).experiment
-        given = {name: value for name in ("env_kwargs", "wrapper") if (value := getattr(command, name)) is not None}
-        findings = check_environment(dataclasses.replace(experiment, **given))
+        experiment = dataclasses.replace(command.experiment, env=env)
+        findings = check_environment(experiment, command.execution.step_timeout)
     all_is_well = True
     for finding in findings:
         print(finding, flush=True)
         all_is_well &= not finding.is_wrong
     return SUCCESS if all_is_well else FAILURE
+
+
+def _parse(arguments: list[str], env: str | None = None) -> DoctorCommand:
+    defaults = defaults_for(arguments, env)
+    parts = (ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo)
+    return parse(DoctorCommand, "launch.py doctor", arguments, default=DoctorCommand(None, *parts))
 
 
 def check_machine() -> Iterator[Finding]:

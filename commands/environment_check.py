@@ -1,31 +1,54 @@
-"""Whether an environment can be trained on, whether it repeats itself, and how fast it is."""
+"""Whether an environment can be trained on, whether it repeats itself, and how fast it is.
 
+The environment runs in processes of its own (`main`), so that whatever it does to its process ends in a line: it may
+hang, exit, or depend on the process it is in.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import psutil
 from gymnasium.utils.env_checker import check_env
 
-from actors.environment import describe_spaces, make_environment, reset_environment
-from actors.rollout import global_random_state
+from actors.closing import close_environment
+from actors.environment import describe_observations, make_environment, reset_environment
+from actors.simulation import EnvironmentFault, Simulation, global_random_state
 from commands.findings import Finding, note, ok, wrong
 from commands.train import performance_cores
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.records import plain, typed
+from protocol.text import one_line
 
 STEPS = 500  # that are compared
+PLAY_SECONDS = 5.0  # that the first of them may take
+CHECK_SECONDS = 40.0  # after which comparisons that would take longer are left out
+QUIET_SECONDS = 30.0  # after which it is said what is waited for
 TIMED_SECONDS = 1.0
+SLOW = 0.5  # share of the step timeout from which a step, a reset or a constructor is called slow
 SEED = 1
+HASH_SEEDS = ("0", "1")  # of two processes
 POLICY_SECONDS = 3e-6  # of an actor's for each env-step, beside the environment's: the NumPy policy and the bookkeeping
 BUSY = 0.5  # share of a step spent computing, below which more actors than cores pay
 HARMLESS = "infinity"  # a bound, of which gymnasium warns, and which does not matter to PPO
 MAX_TEXT = 100  # characters of a space, or of what gymnasium says
 MAX_ACTORS = 64  # that are suggested on one machine
+REPRODUCIBLE = "let it draw from self.np_random, which reset(seed=…) seeds"
 
 
 class Timing(NamedTuple):
@@ -36,29 +59,318 @@ class Timing(NamedTuple):
     busy: float  # share of the time in which it computes; the rest it waits
 
 
-def check_environment(experiment: Experiment) -> Iterator[Finding]:
-    """Findings about the experiment's environment, as training would make it."""
+def check_environment(experiment: Experiment, step_timeout: float = 60.0) -> Iterator[Finding]:
+    """Findings about the experiment's environment, as training would make it. What takes longer than `step_timeout`
+    seconds is ended."""
+    first = _Probe(experiment, "check", HASH_SEEDS[0], step_timeout)
+    yield from first.findings()
+    if first.digest is None:
+        return
+    if first.seconds > CHECK_SECONDS / 2:
+        yield note("it was not played in another process, which would take too long")
+        return
+    other = _Probe(experiment, "play", HASH_SEEDS[1], step_timeout)
+    yield from other.findings()
+    if other.digest in (None, first.digest):
+        return
+    same = _Probe(experiment, "play", HASH_SEEDS[0], step_timeout)
+    yield from same.findings()
+    if same.digest == first.digest:
+        yield wrong(
+            "with another PYTHONHASHSEED it goes another way: it depends on the order of a set of texts, or on hash()",
+            "sort the set where its order matters",
+        )
+    elif same.digest is not None and not first.differs:
+        yield wrong(
+            "in another process it goes another way: it depends on the process (its number, the clock, memory)",
+            "seed everything random in reset(seed=…)",
+        )
+
+
+class _Probe:
+    """A process of its own that looks at an environment; it is killed when one thing takes longer than the timeout."""
+
+    def __init__(self, experiment: Experiment, task: str, hash_seed: str, step_timeout: float) -> None:
+        self.digest: str | None = None  # of what was played
+        self.differs = False  # within its process
+        self.seconds = 0.0
+        self._timeout = step_timeout
+        self._task = json.dumps({"experiment": plain(experiment), "task": task, "step_timeout": step_timeout})
+        self._environ = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def findings(self) -> Iterator[Finding]:
+        """What it finds, as it finds it."""
+        begun = time.monotonic()
+        command = [sys.executable, "-c", "from commands.environment_check import main; main()", self._task]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=self._environ,
+            text=True,
+            start_new_session=True,
+        )
+        lines: queue.Queue[str] = queue.Queue()
+        assert process.stdout is not None
+        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        try:
+            yield from self._follow(process, lines)
+        finally:
+            _end(process)
+            self.seconds = time.monotonic() - begun
+
+    def _follow(self, process: subprocess.Popen, lines: queue.Queue[str]) -> Iterator[Finding]:
+        doing, since, told = "start", time.monotonic(), time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now - since > self._timeout:
+                yield wrong(
+                    f"its {doing} has not returned within {self._timeout:g} s, which training takes for a hang",
+                    "mend it; or, if it is slow, --step-timeout with more seconds, here too",
+                )
+                return
+            if now - told > QUIET_SECONDS:
+                told = now
+                yield note(f"it is slow: its {doing} has taken {now - since:.0f} s so far")
+            try:
+                line = lines.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if not line:
+                yield wrong(f"it ended its process in its {doing}: {_ending(process)}", "mend it; it would end actors")
+                return
+            fact = json.loads(line)
+            since = time.monotonic()
+            if "doing" in fact:
+                doing = fact["doing"]
+            elif "digest" in fact:
+                self.digest, self.differs = fact["digest"], fact["differs"]
+                return
+            elif "end" in fact:
+                return
+            else:
+                told = since
+                yield Finding(*fact["finding"])
+
+
+def _read(stream: Any, lines: queue.Queue[str]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def _ending(process: subprocess.Popen) -> str:
+    code = process.wait()
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill it and everything that it started."""
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(process.pid).children(recursive=True)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for child in started:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    process.wait()
+
+
+def main() -> None:
+    """The process: its findings are lines of JSON on standard output, where nothing else is written."""
+    told = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    task = json.loads(sys.argv[1])
+    experiment = replace(typed(task["experiment"], Experiment, "the experiment"), rebuild_env=False)
+
+    def tell(**fact: Any) -> None:
+        told.write(json.dumps(fact) + "\n")
+
+    check = _Check(experiment, lambda doing: tell(doing=doing), task["step_timeout"])
+    rebuild = task["experiment"]["rebuild_env"]
     try:
-        env = make_environment(experiment)
-        spaces = describe_spaces(env, experiment)
+        for finding in check.everything(rebuild) if task["task"] == "check" else check.play():
+            tell(finding=finding)
+        tell(digest=check.digest(), differs=check.differs)
     except UserError as error:
-        yield wrong(str(error))
-        return
-    try:
+        tell(finding=wrong(one_line(error, 1000)))
+    except EnvironmentFault as fault:
+        tell(finding=wrong(str(fault), "mend it"))
+    except BaseException as error:  # whatever a user's environment raises where the checks of training do not reach
+        tell(finding=wrong(f"it raised {type(error).__name__}: {one_line(error)}", "mend it"))
+    tell(end=True)
+    told.flush()
+    os._exit(0)  # whatever the environment has left running
+
+
+class _Check:
+    """Looks at one environment, in the process in which this is called."""
+
+    def __init__(self, experiment: Experiment, doing: Callable[[str], None], step_timeout: float) -> None:
+        self._experiment, self._doing, self._step_timeout = experiment, doing, step_timeout
+        self._begun = time.monotonic()
+        self._steps = STEPS  # that the first play made
+        self._first: list[str] = []
+        self._faults: dict[str, int] = {}
+        self._episodes = 0
+        self._play_seconds = 0.0
+        self._draws: dict[str, None] = {}  # what draws from the global generators
+        self._longest = {"constructor": 0.0, "reset": 0.0, "step": 0.0}  # seconds
+        self.differs = False
+
+    def digest(self) -> str:
+        """Of what was played first; its length is part of it, as it depends on the time that a play takes."""
+        return hashlib.blake2b("".join(self._first[:50]).encode(), digest_size=8).hexdigest()
+
+    def play(self) -> Iterator[Finding]:
+        """Only the first play."""
+        self._first = self._run([self._make()], [SEED], PLAY_SECONDS)[0]
+        return iter(())
+
+    def everything(self, rebuild: bool) -> Iterator[Finding]:
+        simulation = self._make()
+        env, spaces = simulation.env, simulation.spaces
+        assert env is not None
         yield ok(f"action space {_line(env.action_space)}: a {spaces.distribution} policy")
-        yield ok(f"observation space {_line(env.observation_space)}: {', '.join(part.kind for part in spaces.parts)}")
-        yield from _check_with_gymnasium(experiment)
-        yield from _check_repetition(experiment, env)
-        timing = measure(env)
-    except Exception as error:  # whatever a user's environment raises
-        yield wrong(f"it raised {type(error).__name__}: {error}", "mend it; training would truncate the episode there")
-        return
-    finally:
-        with suppress(Exception):
-            env.close()
-    waits = f", {1 - timing.busy:.0%} of it waiting" if timing.busy < BUSY else ""
-    yield ok(f"a step takes {_time(timing.step)}{waits}; a reset with a seed {_time(timing.reset)}")
-    yield _suggest(timing, performance_cores(), experiment.lane_size)
+        yield ok(f"observations: {describe_observations(env, spaces.parts)}")
+        self._first = self._run([simulation], [SEED], PLAY_SECONDS)[0]
+        self._steps = sum(not entry.startswith("reset") for entry in self._first)
+        yield from self._tell_faults()
+        yield from self._tell_slowness()
+        if max(self._longest["reset"], self._longest["step"]) < PLAY_SECONDS / STEPS * 50:
+            self._doing("step")
+            yield from _check_with_gymnasium(self._experiment)
+        yield from self._check_repetition(simulation, rebuild)
+        if simulation.env is not None and not self._faults and self._longest["step"] < PLAY_SECONDS:
+            self._doing("step")
+            timing = measure(simulation.env)
+            waits = f", {1 - timing.busy:.0%} of it waiting" if timing.busy < BUSY else ""
+            yield ok(f"a step takes {_time(timing.step)}{waits}; a reset with a seed {_time(timing.reset)}")
+            yield _suggest(timing, performance_cores(), self._experiment.lane_size)
+        self._doing("close")
+        simulation.close()
+
+    def _make(self) -> Simulation:
+        self._doing("constructor")
+        before, begun = global_random_state(), time.perf_counter()
+        simulation = Simulation(self._experiment)
+        self._took("constructor", begun)
+        if global_random_state() != before:
+            # Importing a module is no draw of the constructor's: only what a second environment draws, too, is.
+            before = global_random_state()
+            Simulation(self._experiment, simulation.spaces).close()
+            if global_random_state() != before:
+                self._draws["constructor"] = None
+        return simulation
+
+    def _took(self, phase: str, begun: float) -> None:
+        self._longest[phase] = max(self._longest[phase], time.perf_counter() - begun)
+
+    def _run(self, simulations: list[Simulation], seeds: list[int], seconds: float = float("inf")) -> list[list[str]]:
+        """What happens in as many steps of random but fixed actions as the first play made, over as many episodes as
+        they take; several environments take turns."""
+        traces: list[list[str]] = [[] for _ in simulations]
+        actions = [_sampler(simulation.env, seed) for simulation, seed in zip(simulations, seeds, strict=True)]
+        over = [True] * len(simulations)
+        begun = time.monotonic()
+        for step in range(self._steps):
+            for n, simulation in enumerate(simulations):
+                if over[n]:
+                    self._episodes += 1
+                    over[n] = not self._do("reset", traces[n], lambda: simulation.reset(seeds[n] + 1000 * step))  # noqa: B023
+                    if over[n]:
+                        continue
+                action = next(actions[n])
+                taken: list[Any] = []
+                good = self._do("step", traces[n], lambda: taken.extend(simulation.step(action)[1:]) or taken)  # noqa: B023
+                traces[n][-1] += f"{simulation.observation.tobytes().hex()}{taken}"
+                over[n] = not good or taken[1] or taken[2]
+            if time.monotonic() - begun > seconds:
+                break
+        self._play_seconds = max(self._play_seconds, time.monotonic() - begun)
+        return [
+            [hashlib.blake2b(e.encode(), digest_size=8).hexdigest() if e[:5] != "reset" else e for e in t]
+            for t in traces
+        ]
+
+    def _do(self, phase: str, trace: list[str], what: Callable[[], Any]) -> bool:
+        """Do a reset or a step; False where it is a fault."""
+        self._doing(phase)
+        before, begun = global_random_state(), time.perf_counter()
+        try:
+            seen = what()
+        except EnvironmentFault as fault:
+            self._faults[str(fault)] = self._faults.get(str(fault), 0) + 1
+            trace.append(f"{phase} fault")
+            return False
+        finally:
+            self._took(phase, begun)
+            if global_random_state() != before:
+                self._draws[phase] = None
+        trace.append(f"reset {hashlib.blake2b(seen.tobytes(), digest_size=8).hexdigest()}" if phase == "reset" else "")
+        return True
+
+    def _tell_faults(self) -> Iterator[Finding]:
+        for text, count in list(self._faults.items())[:3]:
+            yield wrong(
+                f"in {count} of {self._episodes} episodes, {text}",
+                "mend it; training would truncate the episode there, or begin the next",
+            )
+
+    def _tell_slowness(self) -> Iterator[Finding]:
+        for phase, seconds in self._longest.items():
+            if seconds > SLOW * self._step_timeout:
+                yield note(f"it is slow: a {phase} took {seconds:.0f} s", f"--step-timeout {3 * seconds:.0f}")
+
+    def _check_repetition(self, simulation: Simulation, rebuild: bool) -> Iterator[Finding]:
+        """Whether the same seed and actions lead to the same place: in a fresh environment, in a used one, and beside
+        another."""
+        needed = 4 * self._longest["constructor"] + 5 * self._play_seconds
+        if time.monotonic() - self._begun + needed > CHECK_SECONDS:
+            yield note(
+                f"whether it repeats itself was not looked at: that would take {needed:.0f} s, for a step takes up to"
+                f" {_time(self._longest['step'])} and a constructor {_time(self._longest['constructor'])}"
+            )
+            return
+        other = self._make()
+        (second,) = self._run([other], [SEED])
+        self._run([other], [SEED + 1])  # most likely abandons an episode
+        (again,) = self._run([other], [SEED])
+        beside, _ = self._run([self._make(), self._make()], [SEED, SEED + 1])
+        count = len(self._first)
+        second, again, beside = second[:count], again[:count], beside[:count]
+        if self._draws:
+            yield wrong(
+                f"it draws from the global `random` or `np.random` in its {', '.join(self._draws)}: runs are not"
+                " reproducible",
+                REPRODUCIBLE,
+            )
+        self.differs = self._first != second or bool(self._draws)
+        if self._first != second:
+            yield wrong(
+                "two environments with one seed and the same actions go different ways (it may depend on the clock):"
+                " runs are not reproducible, and an actor that takes a lane over begins a fresh episode",
+                "seed everything random in reset(seed=…)",
+            )
+        elif again != self._first and rebuild:
+            yield ok("its reset leaks state, but --rebuild-env makes a fresh one for every episode: reproducible")
+        elif again != self._first:
+            yield wrong(
+                "an environment that was used before goes another way than a fresh one: its reset leaks state",
+                "use --rebuild-env, or let reset clear everything",
+            )
+        if self._first == second and beside != self._first:
+            yield wrong(
+                "stepped in turn with another in one process it goes another way: its instances share state",
+                "keep in self what changes, not in the class or the module; or use --lane-size 1",
+            )
+        elif self._first == second and (again == self._first or rebuild) and not self._draws:
+            yield ok(
+                f"{self._steps} steps repeat themselves, in another environment, beside one, and after other episodes:"
+                " reproducible"
+            )
 
 
 def measure(env: gymnasium.Env) -> Timing:
@@ -67,6 +379,7 @@ def measure(env: gymnasium.Env) -> Timing:
     computing: list[float] = []  # CPU seconds of each step: what other processes take from it does not count
     resets: list[float] = []
     actions = _sampler(env)
+    children = _cpu_of_children()
     seed, over, end = SEED, True, time.perf_counter() + TIMED_SECONDS
     while time.perf_counter() < end or len(steps) < 2:
         action = next(actions)
@@ -81,7 +394,18 @@ def measure(env: gymnasium.Env) -> Timing:
             computing.append(time.process_time() - before_cpu)
             over = terminated or truncated
     step = float(np.median(steps))
-    return Timing(step, float(np.median(resets)), min(1.0, float(np.median(computing)) / step))
+    computed = float(np.median(computing)) + max(0.0, _cpu_of_children() - children) / len(steps)
+    return Timing(step, float(np.median(resets)), min(1.0, computed / step))
+
+
+def _cpu_of_children() -> float:
+    """CPU seconds of everything that this process has started and that still runs, grandchildren among them."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def suggested_actors(timing: Timing, cores: int) -> int:
@@ -107,12 +431,11 @@ def _check_with_gymnasium(experiment: Experiment) -> Iterator[Finding]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             check_env(env.unwrapped, skip_render_check=True)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         yield wrong(f"gymnasium's checker: {_line(error)}", "mend it; see gymnasium's page on making environments")
         return
     finally:
-        with suppress(Exception):
-            env.close()
+        close_environment(env)
     texts = dict.fromkeys(_line(warning.message) for warning in caught if HARMLESS not in str(warning.message))
     for text in texts:
         yield note(f"gymnasium's checker: {text}")
@@ -120,65 +443,13 @@ def _check_with_gymnasium(experiment: Experiment) -> Iterator[Finding]:
         yield ok("gymnasium's checker finds nothing")
 
 
-def _check_repetition(experiment: Experiment, env: gymnasium.Env) -> Iterator[Finding]:
-    """Whether the same seed and actions lead to the same place: in another environment, and in a used one."""
-    before = global_random_state()
-    first = _play(env, SEED)
-    moved = global_random_state() != before
-    other = make_environment(experiment)
-    second = _play(other, SEED)
-    _play(other, SEED + 1, STEPS // 7)  # most likely abandons an episode
-    again = _play(other, SEED)
-    other.close()
-    if moved:
-        yield wrong(
-            "it draws from the global `random` or `np.random`: runs are not reproducible",
-            "let it draw from self.np_random, which reset(seed=…) seeds",
-        )
-    if first != second:
-        yield wrong(
-            "two environments with one seed and the same actions go different ways: runs are not reproducible, and an"
-            " actor that takes a lane over begins a fresh episode",
-            "seed everything random in reset(seed=…)",
-        )
-    elif again != first and experiment.rebuild_env:
-        yield ok("its reset leaks state, but --rebuild-env makes a fresh one for every episode: reproducible")
-    elif again != first:
-        yield wrong(
-            "an environment that was used before goes another way than a fresh one: its reset leaks state",
-            "use --rebuild-env, or let reset clear everything",
-        )
-    elif not moved:
-        yield ok(f"{STEPS} steps repeat themselves, in another environment and after other episodes: reproducible")
-
-
-def _play(env: gymnasium.Env, seed: int, steps: int = STEPS) -> list[Any]:
-    """What happens in `steps` steps of random but fixed actions, over as many episodes as they take."""
-    actions, trace, over = _sampler(env, seed), [], True
-    for step in range(steps):
-        if over:
-            trace.append(_bytes(reset_environment(env, seed + 1000 * step)))
-        observation, reward, terminated, truncated, _ = env.step(next(actions))
-        over = terminated or truncated
-        trace.append((_bytes(observation), float(reward), terminated, truncated))
-    return trace
-
-
-def _sampler(env: gymnasium.Env, seed: int = SEED) -> Iterator[Any]:
+def _sampler(env: gymnasium.Env | None, seed: int = SEED) -> Iterator[Any]:
     """Random actions that depend on the seed alone."""
-    space = env.action_space
+    assert env is not None
+    space = deepcopy(env.action_space)  # drawing changes it
     space.seed(seed)
     while True:
         yield space.sample()
-
-
-def _bytes(observation: Any) -> Any:
-    """An observation as something that can be compared, Dict and Tuple included."""
-    if isinstance(observation, dict):
-        return {key: _bytes(value) for key, value in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(map(_bytes, observation))
-    return np.asarray(observation).tobytes()
 
 
 def _line(text: object) -> str:
@@ -188,4 +459,6 @@ def _line(text: object) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
     return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
