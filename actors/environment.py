@@ -78,8 +78,8 @@ def _nearest(name: str, error: BaseException) -> str:
     def plain(env_id: str) -> str:
         return re.sub(r"-v\d+$", "", env_id.rpartition("/")[2]).lower()
 
-    versions = sorted(known for known in gymnasium.registry if plain(known) == plain(name))
-    versions = sorted(versions[::-1], key=lambda known: known.count("/"))  # the newest of gymnasium's own first
+    versions = [known for known in gymnasium.registry if plain(known) == plain(name)]
+    versions.sort(key=lambda known: ("/" not in known, known), reverse=True)  # the newest of gymnasium's own first
     ids = {known.lower(): known for known in gymnasium.registry if not known.startswith("GymV")}
     near = versions or [ids[known] for known in difflib.get_close_matches(name.lower(), ids, n=3, cutoff=0.7)]
     return f"; there is {', '.join(near[:3])}" if near else ""

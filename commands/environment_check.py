@@ -64,23 +64,23 @@ def check_environment(experiment: Experiment, step_timeout: float = 60.0) -> Ite
     seconds is ended."""
     first = _Probe(experiment, "check", HASH_SEEDS[0], step_timeout)
     yield from first.findings()
-    if first.digest is None:
+    if first.played is None or first.differs:
         return
     if first.seconds > CHECK_SECONDS / 2:
         yield note("it was not played in another process, which would take too long")
         return
     other = _Probe(experiment, "play", HASH_SEEDS[1], step_timeout)
     yield from other.findings()
-    if other.digest in (None, first.digest):
+    if other.goes_as(first):
         return
     same = _Probe(experiment, "play", HASH_SEEDS[0], step_timeout)
     yield from same.findings()
-    if same.digest == first.digest:
+    if same.goes_as(first):
         yield wrong(
             "with another PYTHONHASHSEED it goes another way: it depends on the order of a set of texts, or on hash()",
             "sort the set where its order matters",
         )
-    elif same.digest is not None and not first.differs:
+    else:
         yield wrong(
             "in another process it goes another way: it depends on the process (its number, the clock, memory)",
             "seed everything random in reset(seed=…)",
@@ -91,12 +91,16 @@ class _Probe:
     """A process of its own that looks at an environment; it is killed when one thing takes longer than the timeout."""
 
     def __init__(self, experiment: Experiment, task: str, hash_seed: str, step_timeout: float) -> None:
-        self.digest: str | None = None  # of what was played
+        self.played: list[str] | None = None  # a digest of each step; None where it did not get so far
         self.differs = False  # within its process
         self.seconds = 0.0
         self._timeout = step_timeout
         self._task = json.dumps({"experiment": plain(experiment), "task": task, "step_timeout": step_timeout})
         self._environ = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def goes_as(self, other: "_Probe") -> bool:
+        """Whether nothing is known to be different, as far as both have played."""
+        return all(mine == theirs for mine, theirs in zip(self.played or [], other.played or [], strict=False))
 
     def findings(self) -> Iterator[Finding]:
         """What it finds, as it finds it."""
@@ -113,11 +117,13 @@ class _Probe:
         )
         lines: queue.Queue[str] = queue.Queue()
         assert process.stdout is not None
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+        reader.start()
         try:
             yield from self._follow(process, lines)
         finally:
             _end(process)
+            reader.join(QUIET_SECONDS)
             self.seconds = time.monotonic() - begun
 
     def _follow(self, process: subprocess.Popen, lines: queue.Queue[str]) -> Iterator[Finding]:
@@ -144,8 +150,8 @@ class _Probe:
             since = time.monotonic()
             if "doing" in fact:
                 doing = fact["doing"]
-            elif "digest" in fact:
-                self.digest, self.differs = fact["digest"], fact["differs"]
+            elif "played" in fact:
+                self.played, self.differs = fact["played"], fact["differs"]
                 return
             elif "end" in fact:
                 return
@@ -155,8 +161,9 @@ class _Probe:
 
 
 def _read(stream: Any, lines: queue.Queue[str]) -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put("")
 
 
@@ -193,7 +200,7 @@ def main() -> None:
     try:
         for finding in check.everything(rebuild) if task["task"] == "check" else check.play():
             tell(finding=finding)
-        tell(digest=check.digest(), differs=check.differs)
+        tell(played=check.played, differs=check.differs)
     except UserError as error:
         tell(finding=wrong(one_line(error, 1000)))
     except EnvironmentFault as fault:
@@ -212,7 +219,7 @@ class _Check:
         self._experiment, self._doing, self._step_timeout = experiment, doing, step_timeout
         self._begun = time.monotonic()
         self._steps = STEPS  # that the first play made
-        self._first: list[str] = []
+        self.played: list[str] = []  # first: a digest of each reset and step
         self._faults: dict[str, int] = {}
         self._episodes = 0
         self._play_seconds = 0.0
@@ -220,13 +227,9 @@ class _Check:
         self._longest = {"constructor": 0.0, "reset": 0.0, "step": 0.0}  # seconds
         self.differs = False
 
-    def digest(self) -> str:
-        """Of what was played first; its length is part of it, as it depends on the time that a play takes."""
-        return hashlib.blake2b("".join(self._first[:50]).encode(), digest_size=8).hexdigest()
-
     def play(self) -> Iterator[Finding]:
         """Only the first play."""
-        self._first = self._run([self._make()], [SEED], PLAY_SECONDS)[0]
+        self.played = self._run([self._make()], [SEED], PLAY_SECONDS)[0]
         return iter(())
 
     def everything(self, rebuild: bool) -> Iterator[Finding]:
@@ -235,13 +238,15 @@ class _Check:
         assert env is not None
         yield ok(f"action space {_line(env.action_space)}: a {spaces.distribution} policy")
         yield ok(f"observations: {describe_observations(env, spaces.parts)}")
-        self._first = self._run([simulation], [SEED], PLAY_SECONDS)[0]
-        self._steps = sum(not entry.startswith("reset") for entry in self._first)
+        self.played = self._run([simulation], [SEED], PLAY_SECONDS)[0]
+        self._steps = sum(not entry.startswith("reset") for entry in self.played)
         yield from self._tell_faults()
         yield from self._tell_slowness()
-        if max(self._longest["reset"], self._longest["step"]) < PLAY_SECONDS / STEPS * 50:
-            self._doing("step")
+        if sum(self._longest.values()) < PLAY_SECONDS:
+            self._doing("check by gymnasium")
             yield from _check_with_gymnasium(self._experiment)
+        else:
+            yield note("gymnasium's checker is left out: it would take too long")
         yield from self._check_repetition(simulation, rebuild)
         if simulation.env is not None and not self._faults and self._longest["step"] < PLAY_SECONDS:
             self._doing("step")
@@ -339,7 +344,7 @@ class _Check:
         self._run([other], [SEED + 1])  # most likely abandons an episode
         (again,) = self._run([other], [SEED])
         beside, _ = self._run([self._make(), self._make()], [SEED, SEED + 1])
-        count = len(self._first)
+        count = len(self.played)
         second, again, beside = second[:count], again[:count], beside[:count]
         if self._draws:
             yield wrong(
@@ -347,26 +352,26 @@ class _Check:
                 " reproducible",
                 REPRODUCIBLE,
             )
-        self.differs = self._first != second or bool(self._draws)
-        if self._first != second:
+        self.differs = self.played != second or bool(self._draws)
+        if self.played != second:
             yield wrong(
                 "two environments with one seed and the same actions go different ways (it may depend on the clock):"
                 " runs are not reproducible, and an actor that takes a lane over begins a fresh episode",
                 "seed everything random in reset(seed=…)",
             )
-        elif again != self._first and rebuild:
+        elif again != self.played and rebuild:
             yield ok("its reset leaks state, but --rebuild-env makes a fresh one for every episode: reproducible")
-        elif again != self._first:
+        elif again != self.played:
             yield wrong(
                 "an environment that was used before goes another way than a fresh one: its reset leaks state",
                 "use --rebuild-env, or let reset clear everything",
             )
-        if self._first == second and beside != self._first:
+        if self.played == second and beside != self.played:
             yield wrong(
                 "stepped in turn with another in one process it goes another way: its instances share state",
                 "keep in self what changes, not in the class or the module; or use --lane-size 1",
             )
-        elif self._first == second and (again == self._first or rebuild) and not self._draws:
+        elif self.played == second and (again == self.played or rebuild) and not self._draws:
             yield ok(
                 f"{self._steps} steps repeat themselves, in another environment, beside one, and after other episodes:"
                 " reproducible"

@@ -58,10 +58,18 @@ def test_an_environment_that_repeats_itself_is_said_to() -> None:
         ("tests.environments:RememberingReward-v0", "its reset leaks state"),
         ("tests.environments:Raise-v0", "raised RuntimeError: the step fails"),
         ("Nowhere-v0", "--env Nowhere-v0"),
+        ("CartPole", "there is CartPole-v1"),
+        ("tests.environments:Constructor-v0", "constructor: it raised RuntimeError: the constructor fails"),
+        ("tests.environments:Nan-v0", "step: the observation is not finite"),
+        ("tests.environments_doctor:Hashed-v0", "with another PYTHONHASHSEED"),
+        ("tests.environments_doctor:Numbered-v0", "in another process it goes another way"),
+        ("tests.environments_doctor:Shared-v0", "its instances share state"),
+        ("tests.environments_doctor:Drawn-v0", "np.random` in its constructor, reset:"),
+        ("tests.environments_doctor:Leaving-v0", "it ended its process in its step: exit code 3"),
     ],
 )
 def test_what_is_wrong_with_an_environment_is_named_with_what_to_do(env: str, expected: str) -> None:
-    kwargs = ("every=1",) if "Raise" in env else ()
+    kwargs = ("every=1",) if "Raise" in env or "Nan" in env else ()
     (line,) = [line for line in said(env, env_kwargs=kwargs).splitlines() if expected in line]
     assert line.startswith("WRONG")
 
@@ -69,6 +77,18 @@ def test_what_is_wrong_with_an_environment_is_named_with_what_to_do(env: str, ex
 def test_a_leak_that_rebuilding_mends_is_none() -> None:
     text = said("tests.environments:RememberingReward-v0", rebuild_env=True)
     assert "but --rebuild-env makes a fresh one" in text
+
+
+def test_what_hangs_is_ended_with_a_line() -> None:
+    findings = list(check_environment(Experiment("tests.environments_doctor:Hanging-v0"), step_timeout=5.0))
+    assert "its step has not returned within 5 s" in findings[-1].text and "--step-timeout" in str(findings[-1])
+
+
+def test_doctor_takes_the_flags_that_it_advises() -> None:
+    done = launch(
+        "doctor", "tests.environments:RememberingReward-v0", "--rebuild-env", "--step-timeout", 90, "--num-envs", 16
+    )
+    assert done.returncode == 0 and "--rebuild-env makes a fresh one" in done.stdout, done.stdout + done.stderr
 
 
 class Sleeping(gymnasium.Env):

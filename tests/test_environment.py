@@ -463,3 +463,41 @@ def test_a_game_with_sticky_actions_is_reset_the_slow_way() -> None:
     assert_equal(play(one, reset_environment(one, 1)), play(other, other.reset(seed=1)[0]))
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("false", False),
+        ("true", True),
+        ("null", None),
+        ("-inf", -np.inf),
+        ("1e-3", 1e-3),
+        ("0x10", 16),
+        ('{"a": [true, null]}', {"a": [True, None]}),
+        ("fast", "fast"),
+        ("it's", "it's"),
+        ("/a/b(1).csv", "/a/b(1).csv"),
+        ("'[x'", "[x"),
+    ],
+)
+def test_a_value_is_a_literal_or_a_plain_text(text: str, value: Any) -> None:
+    (found,) = parse_env_kwargs((f"a={text}",)).values()
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["[1,2", "1,2]", "[a, b]", "{json: true}", "'a", "a'", '"', "(1, 2]", "{[]: 1}"])
+def test_a_damaged_literal_is_no_text(text: str) -> None:
+    with pytest.raises(UserError, match="neither a literal"):
+        parse_env_kwargs((f"a={text}",))
+
+
+def test_a_small_bound_is_no_image_unless_a_cnn_is_named() -> None:
+    board = gym_spaces.Box(0, 1, (8, 8, 12), np.uint8)
+    assert describe(board).parts[0].kind == "numbers"
+    assert describe(board, network="impala_cnn").parts[0].kind == "image"
+
+
+def test_a_cnn_without_an_image_is_refused() -> None:
+    with pytest.raises(UserError, match=r"nature_cnn finds no image among .* float32 \[64, 64, 3\] as numbers"):
+        describe(gym_spaces.Box(0, 1, (64, 64, 3), np.float32), network="nature_cnn")

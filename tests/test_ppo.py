@@ -22,7 +22,7 @@ from learner.batch import Batch
 from learner.config import PPOConfig
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics
-from learner.ppo import PPO, Encode, explained_variance, forward, ppo_loss
+from learner.ppo import PPO, Encode, _check_agreement, explained_variance, forward, ppo_loss
 from learner.schedules import adapt_learning_rate
 from protocol.errors import UserError
 from protocol.experiment import Experiment
@@ -790,3 +790,16 @@ def test_a_perfect_critic_explains_everything() -> None:
 
 def test_constant_targets_leave_nothing_to_explain() -> None:
     assert explained_variance(np.ones((T, N), np.float32), np.full((T, N), 0.1, np.float32)) is None
+
+
+@pytest.mark.parametrize("terms", [64, 500, 10_000])
+def test_rounding_of_long_sums_is_no_disagreement_and_another_network_is(terms: int) -> None:
+    random = np.random.default_rng(0)
+    deviations = random.standard_normal((256, terms)).astype(np.float32)
+    parts = -0.5 * (deviations * deviations + np.float32(1.8378771))
+    one_by_one = np.add.accumulate(parts, axis=1)[:, -1]
+    _check_agreement(parts.sum(axis=1), one_by_one, terms)
+    elsewhere = deviations + random.normal(0, 0.01, terms).astype(np.float32)  # means as far off as at the beginning
+    others = (-0.5 * (elsewhere * elsewhere + np.float32(1.8378771))).sum(axis=1)
+    with pytest.raises(UserError, match="do not compute the same"):
+        _check_agreement(others, one_by_one, terms)

@@ -1,11 +1,13 @@
 """The settings that `presets/` holds by environment."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from commands.train import PRESETS, preset_for
+from commands.command_line import parse
+from commands.train import PRESETS, ExecutionConfig, TrainCommand, defaults_for, preset_for
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
 from protocol.experiment import Experiment
@@ -30,3 +32,40 @@ def test_a_setting_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("commands.train.PRESETS", tmp_path)
     with pytest.raises(UserError, match=r"mine\.toml: Some-v0 has unknown settings learning_rat$"):
         preset_for("Some-v0")
+
+
+@pytest.mark.parametrize(
+    ("env", "like"),
+    [
+        ("ale_py:ALE/Pong-v5", "ALE/Pong-v5"),
+        ("a.module:CartPole-v1", "CartPole-v1"),
+        ("BabyAI-GoToRedBall-v0", "MiniGrid-Some-v0"),
+    ],
+)
+def test_a_preset_goes_by_the_id_alone(env: str, like: str) -> None:
+    mine, theirs = preset_for(env), preset_for(like)
+    assert replace(mine, experiment=replace(mine.experiment, env=like)) == theirs
+
+
+def test_the_last_env_decides_the_preset() -> None:
+    assert defaults_for(["--env", "CartPole-v1", "--env=Acrobot-v1"]) == preset_for("Acrobot-v1")
+
+
+def test_texts_given_to_one_flag_at_several_places_add_up() -> None:
+    words = [
+        "--env-kwargs",
+        "a=1",
+        "--seed",
+        "3",
+        "--env_kwargs=b=2",
+        "c=3",
+        "--wrapper",
+        "x:Y",
+        "--wrapper",
+        "--seed",
+        "4",
+    ]
+    default = TrainCommand(ExecutionConfig(), Experiment(), TrainingConfig(), PPOConfig())
+    experiment = parse(TrainCommand, "train", words, default=default).experiment
+    assert experiment.env_kwargs == ("a=1", "b=2", "c=3")
+    assert (experiment.wrapper, experiment.seed) == (("x:Y",), 4)
