@@ -50,7 +50,7 @@ class Faults:
             kind = re.sub(r"\d+", "0", fault.text)
             if kind not in self._kinds and len(self._kinds) < MAX_KINDS:
                 self._kinds.add(kind)
-                outcome = "its episode was truncated there" if fault.phase == "step" else "the next one follows"
+                outcome = "its episode was truncated there" if fault.phase == "step" else "the next episode follows"
                 self._warn(f"{self._env} {fault}; {outcome}")
         before, self._delivered = self._delivered, self._delivered + trajectory.fault_count
         if self._delivered >= 10 and len(str(before)) < len(str(self._delivered)):
