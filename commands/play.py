@@ -69,7 +69,7 @@ def _play(experiment: Experiment, snapshot: PolicySnapshot, episodes: int, show:
                 played += 1
                 print(f"episode {number}: return {score.episode_return:.2f}, length {score.length}", flush=True)
             elif isinstance(score.fault.__cause__, gymnasium.error.DependencyNotInstalled):
-                raise score.fault.__cause__
+                raise score.fault
             else:
                 print(f"episode {number}: seed {score.seed}, after {score.length} steps: {score.fault}", flush=True)
         code = SUCCESS if played else FAILURE

@@ -13,6 +13,7 @@ from gymnasium.wrappers import RecordVideo
 
 from actors.closing import close_environment
 from actors.environment import make_environment
+from actors.simulation import EnvironmentFault
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.text import one_line
@@ -23,11 +24,15 @@ DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 @contextmanager
 def packages_named(extra: str) -> Iterator[None]:
-    """Turn a package that is missing into a `UserError` that names the extra of this project which brings it."""
+    """Turn a package that is missing into a `UserError` that names the extra of this project which brings it, and an
+    environment that cannot be made into one that says so."""
     try:
         yield
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UserError(f'{str(error).partition(",")[0]}: pip install -e ".[{extra}]"') from None
+    except (gymnasium.error.DependencyNotInstalled, EnvironmentFault) as error:
+        cause = error.__cause__ if isinstance(error, EnvironmentFault) else error
+        if isinstance(cause, gymnasium.error.DependencyNotInstalled):
+            raise UserError(f'{str(cause).partition(",")[0]}: pip install -e ".[{extra}]"') from None
+        raise UserError(f"the environment cannot be made: {error}") from None
 
 
 class Window:

@@ -116,7 +116,7 @@ def _compare(fault: Fault, found: EnvironmentFault | None, step: int, debugger: 
     if found is not None:
         cause = found.__cause__
         if isinstance(cause, gymnasium.error.DependencyNotInstalled):
-            raise cause
+            raise found
         if cause is not None:
             below = cause.__traceback__.tb_next if cause.__traceback__ else None  # without this project's own frame
             traceback.print_exception(type(cause), cause, below, file=sys.stdout)
