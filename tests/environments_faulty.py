@@ -123,5 +123,5 @@ class Untold(Exception):
         raise RuntimeError("not even this")
 
 
-gymnasium.register("Scribbler-v0", entry_point=Scribbler, max_episode_steps=50)
-gymnasium.register("Ill-v0", entry_point=Ill, order_enforce=False)
+gymnasium.register("Scribbler-v0", entry_point=f"{__name__}:Scribbler", max_episode_steps=50)
+gymnasium.register("Ill-v0", entry_point=f"{__name__}:Ill", order_enforce=False)

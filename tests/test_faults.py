@@ -20,8 +20,8 @@ SMALL = "--num-envs 8 --lane-size 2 --rollout-length 32 --minibatches 2 --epochs
 
 
 def fault(number: int, **changes: Any) -> Fault:
-    fields = {"environment": 1, "episode": number, "seed": 100 + number, "phase": "step", "step": 1, "time": 1}
-    return Fault(**(fields | {"text": f"step: it raised ValueError: {number} is wrong"} | changes))
+    plain = Fault(1, number, 100 + number, "step", 1, 1, f"step: it raised ValueError: {number} is wrong")
+    return replace(plain, **changes)
 
 
 def delivered(*faults: Fault, count: int | None = None, **changes: Any) -> Any:

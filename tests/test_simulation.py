@@ -41,6 +41,7 @@ class Scripted(gymnasium.Env):
         return self._step
 
 
+BOOL: Any = bool  # whose Box gymnasium makes, though its hints deny it
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 GOOD = np.zeros(2, np.float32)
 
@@ -139,8 +140,8 @@ def test_a_reset_that_does_not_return_observation_and_info_is_a_fault_that_says_
         (spaces.Box(-5, 5, (1,), np.int8), np.array([-128]), True),
         (spaces.Box(0, 9, (1,), np.int64), np.array([2**63], np.uint64), False),
         (spaces.Box(0, 9, (1,), np.uint64), np.array([-1]), False),
-        (spaces.Box(0, 1, (1,), bool), np.array([2]), False),
-        (spaces.Box(0, 1, (1,), bool), np.array([1]), True),
+        (spaces.Box(0, 1, (1,), BOOL), np.array([2]), False),
+        (spaces.Box(0, 1, (1,), BOOL), np.array([1]), True),
         (spaces.Discrete(3, start=4), 7, False),
         (spaces.Discrete(3, start=4), np.uint64(2**63 + 5), False),
         (spaces.MultiBinary(1), np.array([256]), False),
