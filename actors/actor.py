@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 
+from actors.closing import close_environment
 from actors.environment import describe_observations, describe_spaces, make_environment
 from actors.fingerprint import fingerprint, libraries_of
 from actors.lane import Lane
@@ -125,7 +126,7 @@ class Actor:
         env = make_environment(experiment)
         self._spaces = describe_spaces(env, experiment)
         ready = Ready(self._spaces, libraries_of(env), describe_observations(env, self._spaces.parts))
-        env.close()
+        close_environment(env)
         self._socket.send(ready)
 
     def _receive_policy(self, snapshot: PolicySnapshot) -> None:

@@ -1,5 +1,6 @@
 """Closing environments: whatever `close()` does, it changes nothing, and takes a bounded time."""
 
+import os
 import signal
 import sys
 import threading
@@ -47,6 +48,19 @@ def close_environment(env: gymnasium.Env) -> None:
         global _patience
         _patience = max(LEAST_SECONDS, _patience / 2)
         _tell("did not return and was abandoned")
+
+
+def end_if_stuck(code: int) -> threading.Timer:
+    """End the process with `code` if it is still here when every close() should have come back.
+
+    One that hangs in C code cannot be interrupted. For whoever has told all that there was to tell; cancel what is
+    returned to go on.
+    """
+    sys.stdout.flush()
+    timer = threading.Timer(3 * CLOSE_SECONDS, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _interrupted(close: Callable[[], Any]) -> bool:

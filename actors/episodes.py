@@ -1,20 +1,15 @@
 """Whole episodes played with one fixed policy, which acts with the mode of its distribution: for eval and play."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 
-from actors.environment import (
-    action_form,
-    describe_spaces,
-    make_environment,
-    observation_form,
-    reset_environment,
-)
-from actors.interface import ActionConverter, ObservationConverter
+from actors.environment import make_environment
 from actors.policy import Policy
+from actors.simulation import EnvironmentFault, Simulation
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
@@ -27,6 +22,28 @@ class Score(NamedTuple):
 
     episode_return: float
     length: int  # steps
+    seed: int  # of its reset
+    fault: EnvironmentFault | None = None  # that ended it: it says nothing about the policy
+
+
+@contextmanager
+def playing(
+    experiment: Experiment,
+    snapshot: PolicySnapshot,
+    episodes: int,
+    make: Callable[[Experiment], gymnasium.Env] = make_environment,
+) -> Iterator[Iterator[Score]]:
+    """Play `episodes`, each with a seed that training never uses, in what `make` makes; gives the scores as they come.
+
+    The environment is closed at the end of the context, so that what was found can be kept before. Raises
+    `EnvironmentFault` where it cannot even be made, and `UserError` where the policy is not one for it.
+    """
+    simulation = Simulation(experiment, make=make)
+    try:
+        policy = _policy(snapshot, simulation.spaces, experiment)
+        yield (_play(simulation, policy, experiment, episode) for episode in range(episodes))
+    finally:
+        simulation.close()
 
 
 def play_episodes(
@@ -35,35 +52,25 @@ def play_episodes(
     episodes: int,
     make: Callable[[Experiment], gymnasium.Env] = make_environment,
 ) -> list[Score]:
-    """Play `episodes`, each with a seed that training never uses, in what `make` makes."""
-    return list(each_episode(experiment, snapshot, episodes, make))
+    """The scores of `playing`, all at once."""
+    with playing(experiment, snapshot, episodes, make) as scores:
+        return list(scores)
 
 
-def each_episode(
-    experiment: Experiment, snapshot: PolicySnapshot, episodes: int, make: Callable[[Experiment], gymnasium.Env]
-) -> Iterator[Score]:
-    """The same, with each score as soon as it is known."""
-    env = make(experiment)
+def _play(simulation: Simulation, policy: Policy, experiment: Experiment, episode: int) -> Score:
+    seed = environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode)
+    memory = np.zeros((1, experiment.recurrent_size), np.float32)
+    over, fault = False, None
     try:
-        spaces = describe_spaces(env, experiment)
-        policy = _policy(snapshot, spaces, experiment)
-        to_env = ActionConverter(action_form(env.action_space), spaces)
-        to_policy = ObservationConverter(observation_form(env.observation_space), spaces)
-        for episode in range(episodes):
-            if experiment.rebuild_env and episode:
-                env.close()
-                env = make(experiment)
-            observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
-            memory = np.zeros((1, experiment.recurrent_size), np.float32)
-            total, length, over = 0.0, 0, False
-            while not over and length < experiment.replay_cap:
-                actions, memory = policy.mode(to_policy(observation)[None], memory)
-                (action,) = to_env(actions)
-                observation, reward, terminated, truncated, _ = env.step(action)
-                total, length, over = total + float(reward), length + 1, terminated or truncated
-            yield Score(total, length)
-    finally:
-        env.close()
+        observation = simulation.reset(seed)
+        while not over and simulation.steps < experiment.replay_cap:
+            actions, memory = policy.mode(observation[None], memory)
+            (action,) = simulation.to_env(actions)
+            observation, _, terminated, truncated = simulation.step(action)
+            over = terminated or truncated
+    except EnvironmentFault as error:
+        fault = error
+    return Score(simulation.episode_return, simulation.steps, seed, fault)
 
 
 def _policy(snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) -> Policy:
@@ -77,3 +84,29 @@ def _policy(snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) ->
             f"policy version {snapshot.policy_version} is not one for {experiment.env}: {error!r}"
         ) from None
     return policy
+
+
+class Results(NamedTuple):
+    """What a policy's episodes came to: those that an environment's fault ended are counted apart."""
+
+    returns: list[float]
+    lengths: list[int]
+    faults: list[dict[str, int | str]]  # which episode, its seed, the step, and what happened
+
+    @classmethod
+    def of(cls, scores: Iterator[Score]) -> "Results":
+        returns, lengths, faults = [], [], []
+        for episode, score in enumerate(scores):
+            if score.fault is None:
+                returns.append(score.episode_return)
+                lengths.append(score.length)
+            else:
+                faults.append({"episode": episode, "seed": score.seed, "step": score.length, "text": str(score.fault)})
+        return cls(returns, lengths, faults)
+
+    def statistics(self) -> dict[str, float | None]:
+        """Mean and standard deviation of the returns, None where there are none."""
+        return {
+            "return_mean": float(np.mean(self.returns)) if self.returns else None,
+            "return_std": float(np.std(self.returns)) if self.returns else None,
+        }

@@ -29,7 +29,8 @@ FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environ
 
 
 class EnvironmentFault(Exception):
-    """An environment raised or returned nonsense; the text says in what, and what. Its cause is what was raised."""
+    """An environment raised or returned nonsense; the text says in what, and what. Its cause is what was raised, None
+    for nonsense."""
 
     def __init__(self, phase: str, text: str) -> None:
         super().__init__(text)
@@ -93,7 +94,7 @@ class Simulation:
         except KeyboardInterrupt:
             raise
         except Nonsense as error:
-            raise self.fault("reset", str(error)) from error
+            raise self.fault("reset", str(error)) from None
         except BaseException as error:
             raise self.fault("reset", f"it raised {_told(error)}") from error
         try:
@@ -103,7 +104,7 @@ class Simulation:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise self.fault("reset", _said(error)) from error
+            raise self.fault("reset", _said(error)) from (None if isinstance(error, ValueError) else error)
         self._used = self._experiment.rebuild_env
         self._progress()
         return self.observation
@@ -145,7 +146,7 @@ class Simulation:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise self.fault("step", _said(error)) from error
+            raise self.fault("step", _said(error)) from (None if isinstance(error, ValueError) else error)
         self._return_before = self.episode_return
         self.episode_return += reward
         self.steps += 1

@@ -4,6 +4,7 @@ COMMANDS = (
     "train",
     "eval",
     "play",
+    "replay",
     "plot",
     "compare",
     "dashboard",

@@ -71,6 +71,8 @@ def _evaluation(path: Path) -> str | None:
     """What `eval` found, if it was run."""
     try:
         found = json.loads(path.read_text())
+        if found["return_mean"] is None:
+            return f"{DASH} ({len(found['faults'])} faults)"
         return f"{found['return_mean']:.2f} ± {found['return_std']:.2f} ({found['episodes']})"
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,7 @@
 """`eval`: how good a policy is, acting with the mode of its distribution and frozen statistics."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +9,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from actors.episodes import play_episodes
+from actors.closing import end_if_stuck
+from actors.episodes import Results, playing
+from actors.simulation import EnvironmentFault
 from commands.command_line import parse
 from commands.policies import open_policy
 from protocol.errors import UserError
 from protocol.files import replace_file
-from protocol.lifeline import SUCCESS
+from protocol.lifeline import FAILURE, SUCCESS
 
 
 @dataclass(frozen=True)
@@ -40,24 +43,44 @@ def main(arguments: list[str]) -> int:
     command = parse(EvalCommand, "launch.py eval", arguments)
     if command.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {command.episodes}")
-    experiment, snapshot = open_policy(command.policy, command.best, command.trust)
-    returns, lengths = zip(*play_episodes(experiment, snapshot, command.episodes), strict=True)
-    result = {
-        "policy_version": snapshot.policy_version,
-        "episodes": command.episodes,
-        "return_mean": float(np.mean(returns)),
-        "return_std": float(np.std(returns)),
-        "returns": returns,
-        "lengths": lengths,
-    }
-    if command.policy.is_dir():
-        path = command.policy / "eval.json"
+    run_dir = command.policy.absolute() if command.policy.is_dir() else None  # an environment may change directory
+    try:
+        experiment, snapshot = open_policy(command.policy, command.best, command.trust)
+        with playing(experiment, snapshot, command.episodes) as scores:
+            # Kept and told before the environment is closed, since that may be the end of the process.
+            code = _tell(Results.of(scores), snapshot.policy_version, run_dir, experiment.env)
+            end_if_stuck(code)
+        return code
+    except EnvironmentFault as fault:
+        print(f"launch.py: {command.policy}: its environment cannot be made: {fault}", file=sys.stderr)
+        return FAILURE
+
+
+def _tell(found: Results, version: int, run_dir: Path | None, env: str) -> int:
+    """Write and print what was found; returns the exit code."""
+    counted, statistics = len(found.returns), found.statistics()
+    result = {"policy_version": version, "episodes": counted, **statistics, **found._asdict()}
+    if run_dir is not None:
+        path = run_dir / "eval.json"
         try:
-            replace_file(path, json.dumps(result, indent=2) + "\n")
+            replace_file(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    faults = ""
+    if found.faults:
+        first = found.faults[0]
+        count = f"{len(found.faults)} of {counted + len(found.faults)} episodes"
+        faults = (
+            f"{count} ended in a fault; the first, with seed {first['seed']}, at step {first['step']}: {first['text']}"
+        )
+    if not counted:
+        print(f"launch.py: {env}: {faults}", file=sys.stderr)
+        return FAILURE
     print(
-        f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} over {command.episodes} episodes"
-        f" (length {np.mean(lengths):.1f}), policy version {snapshot.policy_version}"
+        f"return {statistics['return_mean']:.2f} ± {statistics['return_std']:.2f} over {counted} episodes"
+        f" (length {np.mean(found.lengths):.1f}), policy version {version}",
+        flush=True,
     )
+    if faults:
+        print(faults)
     return SUCCESS

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import gymnasium
 import numpy as np
 import tyro
 
-from actors.environment import make_environment, reset_environment
+from actors.environment import make_environment
 from actors.exported import ExportedPolicy, save_policy
 from actors.graph import TOLERANCE, inputs_of, save_graph
+from actors.simulation import EnvironmentFault, Simulation
 from commands.command_line import parse
 from commands.policies import describe, open_policy
 from protocol.errors import UserError
@@ -76,21 +78,37 @@ def _report(path: Path, policy: ExportedPolicy) -> None:
 def largest_difference(session: object, policy: ExportedPolicy) -> float:
     """Between a graph's outputs and the policy's: absolute where they are below 1, and relative above."""
     experiment = policy.description.experiment
-    env = make_environment(experiment)
+    simulation = Simulation(experiment, make=lambda experiment: _Shown(make_environment(experiment)))
     largest, over, episode = 0.0, True, 0
-    observation, memory = None, np.zeros((1, experiment.recurrent_size), np.float32)
+    memory = np.zeros((1, experiment.recurrent_size), np.float32)
     for _ in range(STEPS):
-        if over:
-            seed = environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode)
-            observation, episode = reset_environment(env, seed), episode + 1
-            policy.reset()
-            memory = np.zeros_like(memory)
-        outputs = ["parameters", *(["next_memory"] if experiment.recurrent_size else [])]
-        found = session.run(outputs, inputs_of(policy, observation, memory))  # pyright: ignore[reportAttributeAccessIssue]
-        *wanted, memory = policy.forward(observation)
-        for ours, theirs in zip([*wanted, memory], found, strict=False):
-            largest = max(largest, float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
-        observation, _, terminated, truncated, _ = env.step(policy(observation))
-        over = terminated or truncated
-    env.close()
+        try:
+            if over:
+                over, episode = False, episode + 1
+                policy.reset()
+                memory = np.zeros_like(memory)
+                simulation.reset(environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode - 1))
+            observation = simulation.env.shown  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            outputs = ["parameters", *(["next_memory"] if experiment.recurrent_size else [])]
+            found = session.run(outputs, inputs_of(policy, observation, memory))  # pyright: ignore[reportAttributeAccessIssue]
+            *wanted, memory = policy.forward(observation)
+            for ours, theirs in zip([*wanted, memory], found, strict=False):
+                largest = max(largest, float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
+            _, _, terminated, truncated = simulation.step(policy(observation))
+            over = terminated or truncated
+        except EnvironmentFault:
+            over = True  # it says nothing about the graph
+    simulation.close()
     return largest
+
+
+class _Shown(gymnasium.Wrapper):
+    """Remembers what the environment showed last, in its own form."""
+
+    def reset(self, **arguments: Any) -> Any:
+        self.shown, info = self.env.reset(**arguments)
+        return self.shown, info
+
+    def step(self, action: Any) -> Any:
+        self.shown, *rest = self.env.step(action)
+        return self.shown, *rest

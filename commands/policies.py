@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.environment import action_form, describe_spaces, make_environment, observation_form
+from actors.environment import action_form, observation_form
 from actors.exported import Description, load_policy
+from actors.simulation import Simulation
 from commands.runs import Run
 from learner.checkpoint import policy_snapshot, understood
 from protocol.errors import UserError
@@ -43,9 +44,11 @@ def open_policy(path: Path, best: bool = False, trust: bool = False) -> Acting:
 
 
 def describe(experiment: Experiment, policy_version: int) -> Description:
-    """A policy of this experiment, as an exported file describes it."""
-    env = make_environment(experiment)
-    spaces = describe_spaces(env, experiment)
+    """A policy of this experiment, as an exported file describes it. Raises `EnvironmentFault` where its environment
+    cannot be made."""
+    simulation = Simulation(experiment)
+    env = simulation.env
+    assert env is not None
     forms = observation_form(env.observation_space), action_form(env.action_space)
-    env.close()
-    return Description(policy_version, experiment, spaces, *forms)
+    simulation.close()
+    return Description(policy_version, experiment, simulation.spaces, *forms)

@@ -1,6 +1,6 @@
 """What environments did wrong: told once, counted, and kept as files that can be replayed.
 
-A file is JSON: the fields of `Fault`, and `actions` [step + 1, *action], those of its episode up to the one that failed.
+A file is JSON: the fields of `Fault`, and `actions` [step + 1, *action]: its episode's, the one that failed included.
 """
 
 import json
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from learner.lanes import LaneBorder
+from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.files import replace_file
+from protocol.records import typed
 from protocol.text import one_line
 from protocol.trajectory import Fault, Trajectory
 
@@ -48,7 +50,7 @@ class Faults:
             kind = re.sub(r"\d+", "0", fault.text)
             if kind not in self._kinds and len(self._kinds) < MAX_KINDS:
                 self._kinds.add(kind)
-                outcome = "its episode was truncated there" if fault.phase == "step" else "the next one follows"
+                outcome = "its episode was truncated there" if fault.phase == "step" else "the next episode follows"
                 self._warn(f"{self._env} {fault}; {outcome}")
         before, self._delivered = self._delivered, self._delivered + trajectory.fault_count
         if self._delivered >= 10 and len(str(before)) < len(str(self._delivered)):
@@ -100,7 +102,7 @@ def list_faults(folder: Path) -> list[tuple[int, Fault, Any]]:
         try:
             data = json.loads(path.read_text())
             actions = data.pop("actions")
-            found.append((int(path.stem), Fault(**data), actions))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            found.append((int(path.stem), typed(data, Fault, path.name), actions))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ProtocolError):
             continue
     return sorted(found, key=lambda entry: entry[0])

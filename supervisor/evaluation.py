@@ -22,9 +22,23 @@ LOOK_SECONDS = 0.2  # from one look at the child to the next
 END_SECONDS = 2.0
 
 
-def best_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The evaluation with the highest mean return; of equal ones that of the older version."""
-    return max(results, key=lambda result: (result["return_mean"], -result["policy_version"]))
+def best_of(results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the highest mean return; of equal ones that of the older version. None where every episode
+    of each ended in a fault."""
+    scored = [result for result in results if result["return_mean"] is not None]
+    return max(scored, key=lambda result: (result["return_mean"], -result["policy_version"]), default=None)
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """What an evaluation found, in a few words."""
+    said = []
+    if result["return_mean"] is not None:
+        mean, deviation = result["return_mean"], result["return_std"]
+        said.append(f"return {mean:.2f} ± {deviation:.2f} over {result['episodes']} episodes")
+    if result.get("faults"):
+        first = result["first_fault"]
+        said.append(f"{result['faults']} ended in a fault, first with seed {first['seed']}: {first['text']}")
+    return "; ".join(said)
 
 
 class Evaluation:
@@ -91,7 +105,13 @@ class Evaluation:
             return {}
         names = ("policy_version", "episodes", "return_mean", "return_std")
         chosen = {"best": best_of(results), "last": max(results, key=lambda result: result["policy_version"])}
-        return {"evaluations": {which: {name: result[name] for name in names} for which, result in chosen.items()}}
+        return {
+            "evaluations": {
+                which: {name: result[name] for name in names}
+                for which, result in chosen.items()
+                if result is not None and result["return_mean"] is not None
+            }
+        }
 
     def _results(self) -> list[dict[str, Any]]:
         return read_rows(self._run_dir / RESULTS)
@@ -107,10 +127,7 @@ class Evaluation:
             result = results[i]
             self._crashes = Crashes()
             praise = ", the best so far" if best_of(results[: i + 1]) is result else ""
-            text = (
-                f"evaluation of version {result['policy_version']}: return {result['return_mean']:.2f}"
-                f" ± {result['return_std']:.2f} over {result['episodes']} episodes{praise}"
-            )
+            text = f"evaluation of version {result['policy_version']}: {_outcome(result)}{praise}"
             self._events.put({"event": "evaluation", "text": text, **result})
         self._reported = len(results)
 

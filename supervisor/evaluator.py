@@ -13,12 +13,13 @@ import argparse  # noqa: E402
 import fcntl  # noqa: E402
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
-import numpy as np  # noqa: E402
-
-from actors.episodes import play_episodes  # noqa: E402
+from actors.closing import end_if_stuck  # noqa: E402
+from actors.episodes import Results, playing  # noqa: E402
 from learner.checkpoint import (  # noqa: E402
     EVALUATIONS,
+    Checkpoint,
     add_checkpoint,
     discard_checkpoint,
     list_checkpoints,
@@ -37,7 +38,7 @@ NICENESS = 10  # learner and actors come first
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m supervisor.evaluator", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run")
-    run_dir: Path = parser.parse_args().run_dir
+    run_dir: Path = parser.parse_args().run_dir.absolute()  # an environment may change directory
     os.nice(NICENESS)
 
     def work() -> None:
@@ -58,25 +59,34 @@ def evaluate_pending(run_dir: Path) -> None:
         if int(path.name) not in {result["policy_version"] for result in results}:
             checkpoint = load_checkpoint(path)
             episodes = config.training.eval_episodes
-            scores = play_episodes(config.experiment, policy_snapshot(checkpoint), episodes)
-            returns = [score.episode_return for score in scores]
-            result = {
-                "policy_version": checkpoint.policy_version,
-                "env_steps": checkpoint.policy_version * config.experiment.env_steps_per_iteration,
-                "episodes": episodes,
-                "return_mean": float(np.mean(returns)),
-                "return_std": float(np.std(returns)),
-                "returns": returns,
-            }
-            results.append(result)
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in results)
-            if best_of(results) is result:
-                kept = add_checkpoint(run_dir / BEST, checkpoint)
-                for other in list_checkpoints(run_dir / BEST):
-                    if other != kept:
-                        discard_checkpoint(other)
-            replace_file(run_dir / RESULTS, text)  # last but for the removal: entered is what needs no more doing
+            with playing(config.experiment, policy_snapshot(checkpoint), episodes) as scores:
+                enter(run_dir, results, checkpoint, Results.of(scores), config)
+                stuck = end_if_stuck(SUCCESS)  # then whoever started this one starts another
+            stuck.cancel()
         discard_checkpoint(path)
+
+
+def enter(
+    run_dir: Path, results: list[dict[str, Any]], checkpoint: Checkpoint, found: Results, config: RunConfig
+) -> None:
+    """Enter what was found of a checkpoint's policy in evaluations.jsonl, after `results`."""
+    result = {
+        "policy_version": checkpoint.policy_version,
+        "env_steps": checkpoint.policy_version * config.experiment.env_steps_per_iteration,
+        "episodes": len(found.returns),
+        **found.statistics(),
+        "returns": found.returns,
+        "faults": len(found.faults),
+        "first_fault": found.faults[0] if found.faults else None,
+    }
+    results = [*results, result]
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in results)
+    if best_of(results) is result:
+        kept = add_checkpoint(run_dir / BEST, checkpoint)
+        for other in list_checkpoints(run_dir / BEST):
+            if other != kept:
+                discard_checkpoint(other)
+    replace_file(run_dir / RESULTS, text)  # last but for the removal: entered is what needs no more doing
 
 
 if __name__ == "__main__":

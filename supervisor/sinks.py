@@ -279,7 +279,8 @@ class _Feeder:
 def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:
     """What a sink gets of an iteration or an evaluation."""
     if kind == "evaluation":
-        return {f"evaluation/{name}": row[name] for name in ("return_mean", "return_std")}
+        known = {name: row[name] for name in ("return_mean", "return_std") if row[name] is not None}
+        return {f"evaluation/{name}": value for name, value in known.items()}
     numbers: dict[str, float] = {
         name: value
         for name, value in row.items()

@@ -85,7 +85,7 @@ def test_the_best_is_kept_and_is_really_the_best(whole: Path) -> None:
 
 def test_of_equal_evaluations_the_older_is_the_best() -> None:
     results = [{"policy_version": version, "return_mean": mean} for version, mean in [(1, 3.0), (3, 5.0), (2, 5.0)]]
-    assert best_of(results)["policy_version"] == 2
+    assert best_of(results) is results[2]
 
 
 def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None:
@@ -178,3 +178,83 @@ def test_the_best_of_a_run_that_was_not_evaluated_is_refused(tmp_path: Path, who
     done = launch("eval", tmp_path / "run", "--best")
     assert done.returncode == 2
     assert "--eval-every" in done.stderr
+
+
+ILL = ["--env", "tests.environments_faulty:Ill-v0"]
+FEW = ["--num-envs", 8, "--lane-size", 2, "--rollout-length", 16, "--minibatches", 2, "--total-steps", 1024]
+
+
+@pytest.mark.parametrize(
+    "kwargs", [["how=raise"], ["how=nan"], ["how=exit"], ["how=exit", "where=reset"], ["move=True"]]
+)
+def test_episodes_that_end_in_a_fault_are_counted_apart(
+    tmp_path: Path, kwargs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for a relative directory, and an environment that goes elsewhere
+    every = ["--eval-every", 4, "--eval-episodes", 20]
+    train(Path("run"), *ILL, "--env-kwargs", "every=9", *kwargs, *FEW, *every, "--actors", 1)
+    for row in evaluations(tmp_path / "run"):
+        assert row["episodes"] == len(row["returns"]) and row["episodes"] + row["faults"] == 20
+        assert row["faults"] > 0 and row["first_fault"]["seed"] % 9 == 0
+        assert 0 <= row["return_mean"] <= 10
+    assert list_checkpoints(tmp_path / "run" / "best")
+    done = launch("eval", "run", "--episodes", 20)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result["episodes"] == len(result["returns"]) == len(result["lengths"]) == 20 - len(result["faults"])
+    where = 0 if "where=reset" in kwargs else 4
+    assert result["faults"] and all(fault["seed"] % 9 == 0 and fault["step"] == where for fault in result["faults"])
+    assert f"{len(result['faults'])} of 20 episodes ended in a fault" in done.stdout
+
+
+def test_where_every_episode_ends_in_a_fault_there_is_no_return_and_no_best(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, *ILL, "--env-kwargs", "every=2000000011", *FEW, "--eval-every", 4, "--actors", 1)
+    config = (run_dir / "config.toml").read_text()
+    (run_dir / "config.toml").write_text(config.replace("every=2000000011", "every=1"))
+    done = launch("eval", run_dir, "--episodes", 3)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "3 of 3 episodes ended in a fault" in done.stderr
+    text = (run_dir / "eval.json").read_text()
+    result = json.loads(text)
+    assert "NaN" not in text and result["return_mean"] is None and result["episodes"] == 0
+    last = list_checkpoints(run_dir / "checkpoints")[-1]
+    for name in ("evaluations", "best"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    (run_dir / "evaluations.jsonl").unlink()
+    shutil.copytree(last, run_dir / "evaluations" / last.name)
+    done = launch("--resume", run_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = evaluations(run_dir)
+    assert (row["return_mean"], row["faults"]) == (None, 20)
+    assert "20 ended in a fault" in done.stdout
+    assert not list_checkpoints(run_dir / "best")
+    assert "best" not in summary_of(run_dir).get("evaluations", {})
+    assert launch("compare", run_dir, run_dir).returncode == 0
+
+
+def test_the_best_is_among_those_that_have_a_return() -> None:
+    results = [{"policy_version": version, "return_mean": mean} for version, mean in [(1, None), (2, -5.0), (3, None)]]
+    assert best_of(results) == results[1]
+    assert best_of(results[:1]) is None
+
+
+@pytest.mark.parametrize("how", ["raise", "exit", "hang", "hang in C"])
+def test_results_come_before_a_close_that_fails_or_hangs(tmp_path: Path, how: str) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, *ILL, "--env-kwargs", "every=2000000011", *FEW, "--in-process")
+    config = (run_dir / "config.toml").read_text()
+    assert config.count('"every=2000000011"') == 1
+    (run_dir / "config.toml").write_text(config.replace('"every=2000000011"', f'"every=2000000011", "close={how!r}"'))
+    done = launch("eval", run_dir, "--episodes", 3)
+    assert done.returncode == 0, done.stderr
+    assert "over 3 episodes" in done.stdout
+    assert json.loads((run_dir / "eval.json").read_text())["episodes"] == 3
+
+
+@pytest.mark.parametrize("execution", [["--in-process"], ["--actors", 2]])
+def test_a_run_ends_whatever_close_does(tmp_path: Path, execution: list[object]) -> None:
+    for how in ("raise", "hang"):
+        kwargs = ["--env-kwargs", "every=2000000011", f"close={how}"]
+        train(tmp_path / how, *ILL, *kwargs, *FEW, *execution, "--eval-every", 8, "--eval-episodes", 2)
+        assert len(evaluations(tmp_path / how)) == 1
