@@ -296,6 +296,8 @@ class Learner:
         self._seconds = facts["seconds"]
         self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
         self._coordinator.fingerprint, self._coordinator.libraries = facts["fingerprint"], facts.get("libraries")
+        if self._coordinator.fingerprint is not None:
+            self._coordinator.fingerprint.setdefault("hashing", "fixed")  # of an older checkpoint, which does not say
         self._continued_elsewhere = facts["continued_elsewhere"]
         if (facts["mlx"], facts["device"]) != (self._mlx_version, self._device):
             self._continued_elsewhere = True

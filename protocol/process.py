@@ -1,0 +1,40 @@
+"""The state of a process that must not decide what a run computes: its hash seed, and where it looks for modules.
+
+Imported before anything else, by every program of this project.
+"""
+
+import os
+import sys
+
+HASH_SEED = {"PYTHONHASHSEED": "0"}  # of every process that may run an environment: sets are iterated in hash order
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - imports nothing
+START = os.getcwd()  # noqa: PTH109 - the user's folder, whatever an environment changes the working directory to
+
+
+def fix_hash_seed() -> None:
+    """Run this program anew, in this process, unless its hash seed is that of every run.
+
+    Python reads the seed when it starts. A seed of the user's own does not count: it would change the result. Exits
+    with code 2 where Python was told to keep the seed random.
+    """
+    if not HASH_SEED.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HASH_SEED)
+    if not hash_seed_is_fixed():
+        print("Python ignores PYTHONHASHSEED, which every run fixes: start it without -E, -I and -R", file=sys.stderr)
+        sys.exit(2)
+
+
+def hash_seed_is_fixed() -> bool:
+    """Whether texts have the same hashes in this process as in every other of the run."""
+    return not sys.flags.hash_randomization
+
+
+def seek_user_modules_last() -> None:
+    """Let the user's folder take no module's place: neither of Python's, nor of a library's, nor of ours.
+
+    The folder is the one this program was started in. Python puts it first for `python -m`. The folder of this project
+    stays where it is: another copy may be installed.
+    """
+    if START == ROOT:
+        return
+    sys.path[:] = [*(folder for folder in sys.path if folder not in ("", START)), START]
