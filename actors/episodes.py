@@ -15,6 +15,7 @@ from actors.environment import (
 )
 from actors.interface import ActionConverter, ObservationConverter
 from actors.policy import Policy
+from protocol.arithmetic import own_context
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
@@ -49,6 +50,7 @@ def each_episode(
         policy = _policy(snapshot, spaces, experiment)
         to_env = ActionConverter(action_form(env.action_space), spaces)
         to_policy = ObservationConverter(observation_form(env.observation_space), spaces)
+        own = own_context()
         for episode in range(episodes):
             if experiment.rebuild_env and episode:
                 env.close()
@@ -57,7 +59,7 @@ def each_episode(
             memory = np.zeros((1, experiment.recurrent_size), np.float32)
             total, length, over = 0.0, 0, False
             while not over and length < experiment.replay_cap:
-                actions, memory = policy.mode(to_policy(observation)[None], memory)
+                actions, memory = own.run(policy.mode, to_policy(observation)[None], memory)
                 (action,) = to_env(actions)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, length, over = total + float(reward), length + 1, terminated or truncated

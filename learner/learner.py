@@ -33,6 +33,7 @@ from learner.ppo import PPO
 from learner.stopwatch import Stopwatch
 from learner.supervision import StopRequested, Supervision
 from protocol import trace
+from protocol.arithmetic import OWN_ERRORS
 from protocol.observations import encode, normalized_size, numbers_of
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.trajectory import LaneState
@@ -193,6 +194,7 @@ class Learner:
         reached = target is not None and self._window.full and (self._window.return_mean or 0.0) >= target
         return reached or self._version >= self._total_iterations
 
+    @np.errstate(**OWN_ERRORS)
     def _train(self, batch: Batch) -> dict[str, Any]:
         """One iteration of PPO; afterwards version, statistics and episode window are the next version's."""
         snapshot = self._snapshots[-1]
@@ -304,7 +306,7 @@ class Learner:
         if differing := differences(self._computation, begun):
             self._continued_elsewhere = True
             changes = ", ".join(f"{name} {self._computation[name]} instead of {begun[name]}" for name in differing)
-            self._warn(f"the learner goes on with {changes}: the run will not end with the same bits")
+            self._warn(f"the learner goes on with {changes}: the run may not end with the same bits")
         self._coordinator.ledger.restore(facts["samples"])
         for name in ("lanes_not_replayable", "env_faults", "episodes", "moved_global_random"):
             setattr(self._coordinator, name, facts[name])
