@@ -29,6 +29,12 @@ def hash_seed_is_fixed() -> bool:
     return not sys.flags.hash_randomization
 
 
+def as_typed(path: str | os.PathLike[str]) -> str:
+    """A path as a user in `START` would type it: relative, if it lies there. Inside, all paths are absolute."""
+    path = os.fspath(path)
+    return path.removeprefix(START.rstrip(os.sep) + os.sep)
+
+
 def seek_user_modules_last() -> None:
     """Let the user's folder take no module's place: neither of Python's, nor of a library's, nor of ours.
 

@@ -152,16 +152,29 @@ def test_own_arithmetic_raises_nothing() -> None:
 
 
 def test_a_learner_that_computes_otherwise_is_named_on_resume(folder: Path) -> None:
-    run_in(folder, "--env", "CartPole-v1", *SMALL, "--run-dir", "run")
+    run_in(folder, "--env", "CartPole-v1", *SMALL, "--checkpoint-every", 2, "--run-dir", "run")
     record = summary_of(folder / "run")["learner"]
     assert {"device", "blas", "kernels", "threads", "mlx", "numpy", "python", "arithmetic"} <= record.keys()
     assert summary_of(folder / "run")["continued_elsewhere"] is False
     checkpoint = load_newest_checkpoint(folder / "run" / "checkpoints", print)
     assert checkpoint is not None and checkpoint.facts["learner"] == record
     shutil.copytree(folder / "run", folder / "other")
+    shutil.rmtree(folder / "other" / "checkpoints" / f"{checkpoint.policy_version:08}")
+    (folder / "other" / "summary.json").unlink()
     fewer = {"PATH": str(folder / "nothing")}  # no compiler is found there
-    said = run_in(folder, "--resume", "other", "--total-steps", 4096, **fewer)
+    said = run_in(folder, "--resume", "other", **fewer)
     assert said.count("the learner goes on with kernels not fused instead of fused") == 1
     summary = summary_of(folder / "other")
     assert summary["continued_elsewhere"] is True and summary["deterministic"] is False
     assert "learner: kernels" in run_in(folder, "compare", "run", "other")
+
+
+def test_an_environment_may_change_the_working_directory(folder: Path) -> None:
+    (folder / "moves.py").write_text(SETS.replace("self.steps = 0", "self.steps = 0; import os; os.chdir('/')"))
+    for flags in (["--in-process"], []):
+        said = run_in(folder, "--env", "moves:Sets-v0", *SMALL, *flags, "--run-dir", "run", "--trace", "trace.json")
+        assert "eval run\n" in said
+        assert summary_of(folder / "run")["status"] == "finished"
+        assert (folder / "trace.json").exists()
+        shutil.rmtree(folder / "run")
+        (folder / "trace.json").unlink()
