@@ -13,6 +13,7 @@ from gymnasium import spaces as gym_spaces
 from actors.interface import ActionForm, ObservationForm
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.process import taken_names
 from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
 
 REGISTERED_BY_IMPORT = {"ALE/": "ale_py", "MiniGrid-": "minigrid"}  # the package that an id's beginning asks for
@@ -30,8 +31,8 @@ def check_registered(env_id: str) -> None:
             if name.startswith(prefix):
                 importlib.import_module(package)
         gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"--env {env_id}: {_reason(error)}") from None
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"--env {env_id}: {_reason(error)}{taken_names()}") from None
 
 
 def make_environment(experiment: Experiment) -> gymnasium.Env:
@@ -83,7 +84,9 @@ def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
         name, kwargs = parse_call(call if "(" in call else f"{call}()")
         return getattr(importlib.import_module(module), name), kwargs
     except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"--wrapper {text} is no module:Class or module:Class(name=value, …): {error}") from None
+        raise UserError(
+            f"--wrapper {text} is no module:Class or module:Class(name=value, …): {error}{taken_names()}"
+        ) from None
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:

@@ -59,7 +59,9 @@ def update_digest() -> str:
     model, config = ActorCritic(spaces, Experiment()), PPOConfig(value_clip_range=0.2)
     optimizer = Adam(model, config.max_grad_norm)
     optimizer.take_parameters()
-    gradients_of = nn.value_and_grad(model, lambda *arguments: ppo_loss(model, *arguments, config))
+    gradients_of = nn.value_and_grad(
+        model, lambda samples, clip, entropy: ppo_loss(model, samples, clip, entropy, config)
+    )
     random = np.random.Generator(np.random.Philox(key=1))
     for _ in range(UPDATES):
         samples = {

@@ -8,7 +8,16 @@ import sys
 
 HASH_SEED = {"PYTHONHASHSEED": "0"}  # of every process that may run an environment: sets are iterated in hash order
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - imports nothing
+OWN = {"actors", "benchmarks", "commands", "dashboard", "launch", "learner", "protocol", "supervisor", "tests"}
 START = os.getcwd()  # noqa: PTH109 - the user's folder, whatever an environment changes the working directory to
+
+
+def taken_names() -> str:
+    """What to add where a module of the user's cannot be imported: files of theirs that have names of ours."""
+    taken = [] if START == ROOT else sorted({name.removesuffix(".py") for name in os.listdir(START)} & OWN)  # noqa: PTH208
+    if not taken:
+        return ""
+    return f" ({', '.join(taken)} in {START}: modules of this project have that name and come first; rename yours)"
 
 
 def fix_hash_seed() -> None:

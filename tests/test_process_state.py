@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_in(folder: Path, *flags: object, code: int = 0, **environ: str) -> str:
+def run_in(folder: Path, *flags: object, code: int = 0, environ: dict[str, str] | None = None) -> str:
     """`launch.py FLAGS…` in `folder`; what it said."""
     done = subprocess.run(
         [*LAUNCH, *map(str, flags)],
@@ -66,7 +66,7 @@ def run_in(folder: Path, *flags: object, code: int = 0, **environ: str) -> str:
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"} | environ,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"} | (environ or {}),
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
@@ -79,11 +79,11 @@ def test_sets_are_iterated_alike_in_every_process(folder: Path) -> None:
         ("four", ["--actors", 4], {"PYTHONHASHSEED": "77"}),
         ("threads", ["--actors", 2, "--in-process"], {"PYTHONHASHSEED": "random"}),
     ):
-        run_in(folder, "--env", "sets:Sets-v0", *SMALL, *flags, "--run-dir", name, **seed)
+        run_in(folder, "--env", "sets:Sets-v0", *SMALL, *flags, "--run-dir", name, environ=seed)
     assert len({summary_of(folder / name)["weights_digest"] for name in ("one", "four", "threads")}) == 1
     found = set()
     for seed in ("1", "2"):
-        run_in(folder, "eval", "one", "--episodes", 3, PYTHONHASHSEED=seed)
+        run_in(folder, "eval", "one", "--episodes", 3, environ={"PYTHONHASHSEED": seed})
         found.add((folder / "one" / "eval.json").read_text())
     assert len(found) == 1
 
@@ -130,7 +130,7 @@ def test_nothing_in_the_users_folder_takes_a_modules_place(folder: Path) -> None
         (folder / f"{name}.py").write_text("raise RuntimeError('a module of the user took the place of another')\n")
     for name in ("mlx", "ngsolve_openblas", "gymnasium"):
         (folder / name).mkdir()
-    run_in(folder, *flags, "--run-dir", "with", TMPDIR=str(folder))
+    run_in(folder, *flags, "--run-dir", "with", environ={"TMPDIR": str(folder)})
     without, among = summary_of(folder / "without"), summary_of(folder / "with")
     assert among["weights_digest"] == without["weights_digest"]
     assert among["learner"] == without["learner"]
@@ -162,7 +162,7 @@ def test_a_learner_that_computes_otherwise_is_named_on_resume(folder: Path) -> N
     shutil.rmtree(folder / "other" / "checkpoints" / f"{checkpoint.policy_version:08}")
     (folder / "other" / "summary.json").unlink()
     fewer = {"PATH": str(folder / "nothing")}  # no compiler is found there
-    said = run_in(folder, "--resume", "other", **fewer)
+    said = run_in(folder, "--resume", "other", environ=fewer)
     assert said.count("the learner goes on with kernels not fused instead of fused") == 1
     summary = summary_of(folder / "other")
     assert summary["continued_elsewhere"] is True and summary["deterministic"] is False
@@ -178,3 +178,14 @@ def test_an_environment_may_change_the_working_directory(folder: Path) -> None:
         assert (folder / "trace.json").exists()
         shutil.rmtree(folder / "run")
         (folder / "trace.json").unlink()
+
+
+@pytest.mark.parametrize("name", ["learner", "protocol", "commands"])
+def test_a_module_of_the_users_that_has_a_name_of_ours_is_named(folder: Path, name: str) -> None:
+    (folder / f"{name}.py").write_text(SETS + "\nGRAVITY = 9.81\n")
+    (folder / "mine.py").write_text(f"from {name} import GRAVITY\n")
+    (folder / "other.py").write_text(f"import {name}\nprint({name}.GRAVITY)\n")
+    for env in (f"{name}:Mine-v0", "mine:Mine-v0", "other:Other-v0"):
+        said = run_in(folder, "--env", env, *SMALL, code=2)
+        assert said.count("\n") == 1
+        assert f"({name} in {folder}: modules of this project have that name and come first; rename yours)" in said
