@@ -5,10 +5,12 @@ import io
 import os
 import signal
 import sys
-from pathlib import Path
 
+from protocol.process import fix_hash_seed, seek_user_modules_last
 from protocol.threads import use_one_thread
 
+if __name__ == "__main__":
+    fix_hash_seed()  # for the environments of --in-process, eval, play and others
 use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eval
 
 from commands import COMMANDS  # noqa: E402
@@ -17,7 +19,7 @@ from protocol.lifeline import SUCCESS, USER_ERROR  # noqa: E402
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
 
-sys.path.append(str(Path.cwd()))  # for `--env module:EnvId`; last, so that it takes no module's place
+seek_user_modules_last()  # for `--env module:EnvId`
 
 
 def main(arguments: list[str]) -> int:

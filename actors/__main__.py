@@ -3,10 +3,15 @@
 Started by launch.py it has a number, and ends with its launcher. Started by hand it ends with the run, or by a signal.
 """
 
-import os
-import signal
+from protocol.process import fix_hash_seed, seek_user_modules_last
 
-from protocol.threads import use_one_thread
+seek_user_modules_last()  # before anything else is imported
+fix_hash_seed()
+
+import os  # noqa: E402
+import signal  # noqa: E402
+
+from protocol.threads import use_one_thread  # noqa: E402
 
 use_one_thread(os.environ)  # before NumPy is imported
 for number in (signal.SIGINT, signal.SIGTERM):

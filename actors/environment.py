@@ -18,6 +18,7 @@ from gymnasium import spaces as gym_spaces
 from actors.interface import ActionForm, ObservationForm
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.process import taken_names
 from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
 from protocol.text import one_line
 
@@ -55,13 +56,14 @@ def check_registered(env_id: str) -> None:
             if name.startswith(prefix):
                 importlib.import_module(package)
         gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         reason, _, _ = _reason(error).partition(" Did you mean: ")  # gymnasium's guess is no id
-        raise UserError(f"--env {env_id}: {reason.rstrip('.')}{_nearest(name, error)}") from None
+        raise UserError(f"--env {env_id}: {reason.rstrip('.')}{_nearest(name, error)}{taken_names()}") from None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's module raises
-        raise UserError(f"--env {env_id}: {module} raised {type(error).__name__}: {one_line(error)}") from None
+        reason = f"{module} raised {type(error).__name__}: {one_line(error)}"
+        raise UserError(f"--env {env_id}: {reason}{taken_names()}") from None
 
 
 def _nearest(name: str, error: BaseException) -> str:
@@ -202,7 +204,8 @@ def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
         reason = one_line(error)
     except BaseException as error:  # whatever the user's module raises
         reason = f"{module} raised {type(error).__name__}: {one_line(error)}"
-    raise UserError(f"--wrapper {one_line(text)} is no module:Class or module:Class(name=value, …): {reason}") from None
+    form = "module:Class or module:Class(name=value, …)"
+    raise UserError(f"--wrapper {one_line(text)} is no {form}: {reason}{taken_names()}") from None
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:

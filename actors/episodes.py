@@ -10,6 +10,7 @@ import numpy as np
 from actors.environment import make_environment
 from actors.policy import Policy
 from actors.simulation import EnvironmentFault, Simulation
+from protocol.arithmetic import own_context
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
@@ -60,11 +61,12 @@ def play_episodes(
 def _play(simulation: Simulation, policy: Policy, experiment: Experiment, episode: int) -> Score:
     seed = environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode)
     memory = np.zeros((1, experiment.recurrent_size), np.float32)
+    own = own_context()
     over, fault = False, None
     try:
         observation = simulation.reset(seed)
         while not over and simulation.steps < experiment.replay_cap:
-            actions, memory = policy.mode(observation[None], memory)
+            actions, memory = own.run(policy.mode, observation[None], memory)
             (action,) = simulation.to_env(actions)
             observation, _, terminated, truncated = simulation.step(action)
             over = terminated or truncated

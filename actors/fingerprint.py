@@ -10,6 +10,7 @@ import numpy as np
 from actors.networks import Convolution
 from actors.policy import Policy
 from protocol.experiment import Experiment
+from protocol.process import hash_seed_is_fixed
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 
@@ -65,4 +66,5 @@ def fingerprint() -> dict[str, str]:
         "numpy": np.__version__,
         "gymnasium": gymnasium.__version__,
         "arithmetic": digest.hexdigest(),
+        "hashing": "fixed" if hash_seed_is_fixed() else "random",
     }

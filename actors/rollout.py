@@ -5,6 +5,7 @@ import numpy as np
 from actors.lane import Lane, Notes
 from actors.policy import Policy
 from actors.simulation import global_random_state
+from protocol.arithmetic import own_context
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.randomness import Purpose, generator
@@ -25,10 +26,11 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     initial_memory = lane.memory.copy()
     random_before = global_random_state()
     noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
+    own = own_context()
     for step in range(t):
         lane.time = step
         observations[step] = lane.observations
-        actions[step], parameters[step], lane.memory = policy.act(lane.observations, lane.memory, noise[step])
+        actions[step], parameters[step], lane.memory = own.run(policy.act, lane.observations, lane.memory, noise[step])
         for env in lane.step(actions[step], rewards[step], terminated[step], truncated[step]):
             if truncated[step, env]:
                 final_observations.append(lane.observations[env].copy())
@@ -46,7 +48,7 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
         observations=observations,
         last_observations=lane.observations.copy(),
         actions=actions,
-        behaviour_log_probs=policy.log_prob(parameters, actions),
+        behaviour_log_probs=own.run(policy.log_prob, parameters, actions),
         rewards=rewards,
         terminated=terminated,
         truncated=truncated,

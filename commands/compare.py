@@ -42,6 +42,12 @@ def main(arguments: list[str]) -> int:
         table.add_row(name, *(_shown(settings_of(run.config)[name]) for run in runs))
     table.add_section()
     results = [results_of(run) for run in runs]
+    summaries = [run.summary() or {} for run in runs]
+    learners = [summary.get("learner", {}) for summary in summaries]
+    for name in {name: None for learner in learners for name in learner}:
+        values = [learner.get(name) for learner in learners]
+        if len(set(values)) > 1:
+            table.add_row(f"learner: {name}", *map(_shown, values))
     for name in results[0]:
         table.add_row(name, *(_shown(result[name]) for result in results))
     Console().print(table)

@@ -134,9 +134,13 @@ def main(arguments: list[str]) -> int:
     if execution.dashboard:
         check_dashboard_installed()
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
-    run_dir = execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)
+    run_dir = (execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)).absolute()
     shown = dashboard(run_dir) if execution.dashboard else nullcontext()
-    with _claimed(run_dir, fresh=resumed is None, config=config), _traced(execution.trace), shown:
+    with (
+        _claimed(run_dir, fresh=resumed is None, config=config),
+        _traced(execution.trace and execution.trace.absolute()),
+        shown,
+    ):
         return supervise(
             config,
             run_dir,
@@ -167,7 +171,7 @@ def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
         if execution.keys is not None or execution.insecure:
             raise UserError("--keys and --insecure are for --listen, which is missing")
         return None
-    remote = RemoteAccess(execution.listen, execution.keys)
+    remote = RemoteAccess(execution.listen, execution.keys and execution.keys.absolute())
     remote.check(execution.insecure)
     return remote
 
@@ -194,7 +198,7 @@ def _traced(path: Path | None) -> Iterator[None]:
     """Let a timeline be written to `path`, if there is one."""
     if path is not None:
         try:
-            trace.begin(path)
+            trace.begin(path.absolute())
         except OSError as error:
             raise UserError(f"--trace {path} cannot be written: {error.strerror}") from None
         trace.join("launcher")

@@ -32,7 +32,7 @@ sys.exit(nine[0] != 9)
 
 def prepare_device(name: str, threads: int) -> tuple[str, list[str]]:
     """Make `name` (auto, cpu or gpu) MLX's default device; returns (cpu or gpu, notes for the user)."""
-    if importlib.util.find_spec("mlx") is None:
+    if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx.core") is None:  # any folder is an mlx
         extra = "" if sys.platform == "darwin" else "; add the extra `cpu` or `cuda` of this project"
         raise UserError(f"the learner needs MLX, which is not installed{extra}")
     notes = []
@@ -94,7 +94,9 @@ def _openblas() -> Iterator[Path]:
         folder = Path(name)
         blas = next(_package_folder(OPENBLAS_PACKAGE).glob("libopenblas*.so*"))
         (folder / "libopenblas.so").symlink_to(blas)
-        for library in _package_folder("mlx").parent.glob("mlx_cpu.libs/lib*.so*"):
+        core = importlib.util.find_spec("mlx.core")
+        assert core is not None and core.origin is not None
+        for library in Path(core.origin).parent.parent.glob("mlx_cpu.libs/lib*.so*"):
             (folder / library.name).symlink_to(library)
             if library.name.startswith("libgfortran"):
                 (folder / "libgfortran.so.5").symlink_to(library)

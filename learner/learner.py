@@ -6,7 +6,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from learner.checkpoint import (
     understood,
     write_checkpoint,
 )
+from learner.computation import computation, differences
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.faults import FAULTS
@@ -34,6 +34,7 @@ from learner.ppo import PPO
 from learner.stopwatch import Stopwatch
 from learner.supervision import StopRequested, Supervision
 from protocol import trace
+from protocol.arithmetic import OWN_ERRORS
 from protocol.observations import encode, normalized_size, numbers_of
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.trajectory import LaneState
@@ -92,7 +93,7 @@ class Learner:
         self._version = 0
         self._window = EpisodeWindow()
         self._batch_memory: dict[str, np.ndarray] = {}
-        self._continued_elsewhere = False  # whether another MLX, or another device, began the run
+        self._continued_elsewhere = False  # whether a learner that computes otherwise began the run
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
@@ -100,7 +101,7 @@ class Learner:
         self._border: Border | None = None  # after the last completed version
         self._saving = threading.Lock()
         self._saved_version: int | None = None
-        self._mlx_version = metadata.version("mlx")
+        self._computation = computation(device, config.training.learner_threads)
 
     def run(self) -> str:
         """Train to the end, or until stopped; returns the status, `finished` or `stopped`."""
@@ -151,6 +152,8 @@ class Learner:
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
             "env_faults": self._coordinator.faults.count,
             "device": self._device,
+            "learner": self._computation,
+            "continued_elsewhere": self._continued_elsewhere,
             "schedule": self._config.experiment.schedule,
             "seed": self._config.experiment.seed,
         }
@@ -194,6 +197,7 @@ class Learner:
         reached = target is not None and self._window.full and (self._window.return_mean or 0.0) >= target
         return reached or self._version >= self._total_iterations
 
+    @np.errstate(**OWN_ERRORS)
     def _train(self, batch: Batch) -> dict[str, Any]:
         """One iteration of PPO; afterwards version, statistics and episode window are the next version's."""
         snapshot = self._snapshots[-1]
@@ -286,8 +290,7 @@ class Learner:
             "seconds": self._elapsed(),
             "fingerprint": self._coordinator.fingerprint,
             "libraries": self._coordinator.libraries,
-            "mlx": self._mlx_version,
-            "device": self._device,
+            "learner": self._computation,
         }
         return Border(Checkpoint(self._version, arrays, facts), self._coordinator.trained_borders())
 
@@ -299,13 +302,14 @@ class Learner:
         self._seconds = facts["seconds"]
         self._window.extend(np.array(facts["episode_returns"]), np.array(facts["episode_lengths"]))
         self._coordinator.fingerprint, self._coordinator.libraries = facts["fingerprint"], facts.get("libraries")
+        if self._coordinator.fingerprint is not None:
+            self._coordinator.fingerprint.setdefault("hashing", "fixed")  # of an older checkpoint, which does not say
         self._continued_elsewhere = facts["continued_elsewhere"]
-        if (facts["mlx"], facts["device"]) != (self._mlx_version, self._device):
+        begun = facts["learner"] if "learner" in facts else {name: facts[name] for name in ("mlx", "device")}
+        if differing := differences(self._computation, begun):
             self._continued_elsewhere = True
-            self._warn(
-                f"the run was begun with MLX {facts['mlx']} on the {facts['device']} and goes on with"
-                f" {self._mlx_version} on the {self._device}: it will not end with the same bits"
-            )
+            changes = ", ".join(f"{name} {self._computation[name]} instead of {begun[name]}" for name in differing)
+            self._warn(f"the learner goes on with {changes}: the run may not end with the same bits")
         self._coordinator.ledger.restore(facts["samples"])
         self._coordinator.faults.count, self._coordinator.faults.episodes = facts["env_faults"], facts["episodes"]
         for name in ("lanes_not_replayable", "moved_global_random"):

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from protocol import trace
 from protocol.errors import UserError
+from protocol.process import seek_user_modules_last
 
 SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
 STOP, LOST = "stop", "lost"
@@ -24,6 +25,7 @@ def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]]
     `on_word` is called, in another thread, with the words of each line that the supervisor sends, and with `stop` when
     it is gone. The signals that a terminal sends to everything in it are left to the supervisor.
     """
+    seek_user_modules_last()
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(on_word,), daemon=True, name="lifeline").start()

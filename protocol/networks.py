@@ -6,6 +6,7 @@ import importlib.util
 from protocol.errors import UserError
 from protocol.experiment import NETWORKS, Experiment
 from protocol.observations import InputShapes
+from protocol.process import taken_names
 
 SMALLEST_NATURE_IMAGE = 36  # pixels, in both directions; of a smaller one its convolutions leave nothing
 NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # output channels, kernel, stride
@@ -27,7 +28,7 @@ def network_class(experiment: Experiment, shapes: InputShapes, side: str) -> typ
     try:
         return getattr(importlib.import_module(module), class_name if own else _CLASSES[name])
     except (ImportError, AttributeError) as error:
-        raise UserError(f"--network {name}: {error}") from None
+        raise UserError(f"--network {name}: {error}{taken_names()}") from None
 
 
 def check_network(experiment: Experiment) -> None:
@@ -39,7 +40,7 @@ def check_network(experiment: Experiment) -> None:
         except ImportError:
             found = None
         if found is None:
-            raise UserError(f"--network {experiment.network}: there is no module {module}")
+            raise UserError(f"--network {experiment.network}: there is no module {module}{taken_names()}")
 
 
 def network_name(experiment: Experiment, shapes: InputShapes) -> str:

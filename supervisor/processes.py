@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.lifeline import LOST, STOP
+from protocol.process import HASH_SEED, START
 from protocol.remote import RemoteAccess
 from supervisor.workers import END_SECONDS, Events
 
@@ -132,15 +133,15 @@ class ProcessWorkers:
 
 def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
     """Start `python -m MODULE` with a lifeline to this process, and what it says of errors in `log`."""
-    # The user's folder comes last: a module of theirs must not take the place of one of ours.
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `run_child` adds the user's folder
     with open(log, "ab") as stderr:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+            env=os.environ | HASH_SEED | {"PYTHONPATH": os.pathsep.join(path)},
+            cwd=START,
             start_new_session=True,  # a terminal's signals are for the supervisor alone
         )
 

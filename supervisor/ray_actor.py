@@ -10,6 +10,7 @@ from contextlib import suppress
 from protocol.errors import UserError
 from protocol.keys import ActorKey
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.process import HASH_SEED, hash_seed_is_fixed
 from protocol.threads import use_one_thread
 
 
@@ -32,6 +33,9 @@ class ActorHost:
                 USER_ERROR,
                 f"actor {index}: Ray loads NumPy before an actor can limit its threads: {limited} ray start",
             )
+        if not hash_seed_is_fixed():
+            seed = " ".join(f"{name}={value}" for name, value in HASH_SEED.items())
+            return USER_ERROR, f"actor {index}: Ray's processes have random hash seeds: {seed} ray start"
         os.environ |= limits
         sys.path += [part for part in path if part not in sys.path]  # the user's modules, too
         with suppress(OSError):  # where a relative path of the user's means what it does there

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.files import append_line, replace_file
+from protocol.process import as_typed
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import DASH, Terminal, number
 
@@ -126,8 +127,8 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
         *([f"evaluations: {evaluations}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
-        *([f"go on:       {_launch()} --resume {run_dir}"] if summary["status"] == "stopped" else []),
-        f"evaluate it: {_launch()} eval {run_dir}",
+        *([f"go on:       {_launch()} --resume {as_typed(run_dir)}"] if summary["status"] == "stopped" else []),
+        f"evaluate it: {_launch()} eval {as_typed(run_dir)}",
     ]
 
 

@@ -18,6 +18,7 @@ from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.process import as_typed
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, when
@@ -55,7 +56,7 @@ def supervise(
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events)
     if earlier.get("status") == "finished" and not evaluation.pending():
-        print(f"{run_dir} is finished already: {earlier['weights_digest']}")
+        print(f"{as_typed(run_dir)} is finished already: {earlier['weights_digest']}")
         return SUCCESS
     title = _title(config, num_actors, "in-process" if in_process else "Ray" if cluster else transport, remote)
     total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
@@ -63,7 +64,7 @@ def supervise(
     terminal = Terminal(status, quiet)
     report = Report(run_dir, status, terminal)
     if not quiet:
-        terminal.say(f"{title} -> {run_dir}")
+        terminal.say(f"{title} -> {as_typed(run_dir)}")
     _tell_at_once(report, terminal, num_actors, config.experiment.num_lanes, remote)
     with _signals(events), listening_address("inproc" if in_process else transport) as address, terminal:
         workers: Workers
@@ -107,7 +108,10 @@ def supervise(
                     report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
             report.end(summary, error)
     if error is not None:
-        print(f"launch.py: {error} (logs in {run_dir / 'logs'}; go on with --resume {run_dir})", file=sys.stderr)
+        print(
+            f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_typed(run_dir)})",
+            file=sys.stderr,
+        )
         return FAILURE
     return SUCCESS
 

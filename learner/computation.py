@@ -1,0 +1,90 @@
+"""What the learner computes with, which decides the low bits of all weights: a part of the run."""
+
+import ctypes
+import hashlib
+import platform
+import shutil
+import sys
+from importlib import metadata
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from learner.config import PPOConfig
+from learner.model import ActorCritic
+from learner.optimizer import Adam
+from learner.ppo import ppo_loss
+from protocol.experiment import Experiment
+from protocol.spaces import BoxSpace, ObservationPart, Spaces
+
+UPDATES = 3
+
+
+def computation(device: str, threads: int) -> dict[str, str]:
+    """By name: device, BLAS and its threads, whether kernels are fused, versions, and a digest of small updates.
+
+    The digest is that of a CPU alone: sums of a GPU differ from run to run.
+    """
+    record = {
+        "device": device,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "mlx": metadata.version("mlx"),
+    }
+    if device == "cpu":
+        record |= {
+            "blas": _blas(),
+            "threads": str(threads),
+            "kernels": "fused" if sys.platform != "linux" or shutil.which("g++") else "not fused",
+            "arithmetic": update_digest(),
+        }
+    return record
+
+
+def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    """The names of what differs, of what both records tell."""
+    return [name for name in ours if name in theirs and ours[name] != theirs[name]]
+
+
+def update_digest() -> str:
+    """A digest of the weights that a few updates of a small network lead to, on made-up data.
+
+    The model, the loss and the optimizer are those of training. They are not compiled here: each graph would cost a
+    cold machine seconds.
+    """
+    observation, action = BoxSpace((24,), "float32"), BoxSpace((4,), "float32")
+    spaces = Spaces(observation, (ObservationPart("numbers", observation, ()),), action, "gaussian", ())
+    model, config = ActorCritic(spaces, Experiment()), PPOConfig(value_clip_range=0.2)
+    optimizer = Adam(model, config.max_grad_norm)
+    optimizer.take_parameters()
+    gradients_of = nn.value_and_grad(
+        model, lambda samples, clip, entropy: ppo_loss(model, samples, clip, entropy, config)
+    )
+    random = np.random.Generator(np.random.Philox(key=1))
+    for _ in range(UPDATES):
+        samples = {
+            "inputs": [mx.array(random.standard_normal((256, 24), np.float32))],
+            "actions": mx.array(random.standard_normal((256, 4), np.float32)),
+            "weights": mx.ones(256),
+        }
+        names = ("proximal_log_probs", "advantages", "value_targets", "values")
+        samples |= {name: mx.array(random.standard_normal(256, np.float32)) for name in names}
+        samples["proximal_log_probs"] = samples["proximal_log_probs"] / 4 - 5  # near those of the policy
+        optimizer.give_parameters()
+        _, gradients = gradients_of(samples, mx.array(0.2), mx.array(0.01))
+        optimizer.step(gradients, optimizer.begin_step(1e-3))
+    return hashlib.blake2b(np.array(optimizer.state[0]).tobytes(), digest_size=8).hexdigest()
+
+
+def _blas() -> str:
+    """The BLAS that MLX calls, with the kind of processor that it took this machine for."""
+    if sys.platform == "darwin":
+        return f"Accelerate of macOS {platform.mac_ver()[0]}"
+    try:
+        config = ctypes.CDLL(None).openblas_get_config
+    except AttributeError:
+        return "MLX's own"
+    config.restype = ctypes.c_char_p
+    return config().decode(errors="replace").strip()
