@@ -12,7 +12,17 @@ import psutil
 import pytest
 from gate import Gate, iterations
 from launching import (
-    LAUNCH, SMALL, TIMEOUT, launch, metrics_of, output_of, running, stop, summary_of, train, wait_for,
+    LAUNCH,
+    SMALL,
+    TIMEOUT,
+    launch,
+    metrics_of,
+    output_of,
+    running,
+    stop,
+    summary_of,
+    train,
+    wait_for,
 )
 
 from commands import COMMANDS

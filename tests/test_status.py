@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import SMALL, launch, output_of, running, stop, train, wait_for
+from launching import SMALL, launch, running, stop, train, wait_for
 from test_launch import LONG
 
 from learner.stopwatch import Stopwatch
