@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import running, summary_of, train
+from launching import TIMEOUT, running, summary_of, train
 
 CARTPOLE = "benchmarks.environments:Uneven-v0"  # which can sleep in every step, so that a run lasts
 SHAPE = "--lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
@@ -76,14 +76,14 @@ class Output:
     def found(self, pattern: re.Pattern[str], since: float = 0.0) -> list[tuple[float, re.Match[str]]]:
         return [(at, match) for at, line in list(self.lines) if at >= since and (match := pattern.search(line))]
 
-    def wait_for(self, pattern: re.Pattern[str], since: float = 0.0, count: int = 1, seconds: float = 400) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_for(self, pattern: re.Pattern[str], since: float = 0.0, count: int = 1) -> None:
+        deadline = time.monotonic() + 2 * TIMEOUT
         while len(self.found(pattern, since)) < count:
             assert time.monotonic() < deadline and self.process.poll() is None, self.text()
             time.sleep(0.05)
 
     def end(self) -> int:
-        code = self.process.wait(timeout=600)
+        code = self.process.wait(timeout=2 * TIMEOUT)
         self._reader.join()
         return code
 

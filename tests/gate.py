@@ -3,6 +3,7 @@
 It is a wrapper of the run's environments, and a file that says how far they may go.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import gymnasium
 from protocol.files import replace_file
 
 STEPS = 8  # of an environment, after which it looks anew how far it may go
+PASSES = "PASSES_GATES"  # an environment variable of processes that no gate holds
 HELD_SECONDS = 0.5  # that a step takes at a closed gate: hardly anything moves, and no actor seems to hang
 
 
@@ -44,12 +46,13 @@ class Gated(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, gate: str) -> None:
         super().__init__(env)
         self._gate = Path(gate)
+        self._free = PASSES in os.environ
         self._steps = 0
         self._held = False
 
     def step(self, action: Any) -> Any:
         self._steps += 1
-        if self._held or self._steps % STEPS == 0:
+        if not self._free and (self._held or self._steps % STEPS == 0):
             until = time.monotonic() + HELD_SECONDS
             while self._look() and time.monotonic() < until:
                 time.sleep(0.02)

@@ -73,7 +73,7 @@ def output_of(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def wait_for(condition: Callable[[], T], process: subprocess.Popen[Any] | None = None) -> T:
+def wait_for(condition: Callable[[], T | None], process: subprocess.Popen[Any] | None = None) -> T:
     """The first true value of `condition`, which has to come before `process`, if one is given, ends."""
     deadline = time.monotonic() + TIMEOUT
     while not (value := condition()):

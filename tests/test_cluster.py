@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import ITERATION, Output, cluster_of, lose_a_node
-from launching import SMALL, launch, running, summary_of, train
+from launching import SMALL, TIMEOUT, launch, output_of, running, summary_of, train
 
 pytestmark = [
     pytest.mark.ray,
@@ -35,8 +35,7 @@ def test_actors_of_a_cluster_find_the_users_modules(tmp_path: Path) -> None:
     with cluster_of(nodes=1, cpus=1) as cluster:
         flags = ["--cluster", "ray", "--address", cluster.address, "--actors", 1, "--env", "my_envs:Mine-v0"]
         with running(tmp_path / "run", *flags, *SMALL, "--total-steps", 512, env=paths) as process:
-            output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, output
+            output_of(process)
 
 
 def words_of(process: psutil.Process) -> list[str]:
@@ -59,7 +58,7 @@ def test_a_killed_actor_and_a_killed_learner_change_nothing_on_a_cluster_of_the_
         actor.kill()
         learner.kill()
         assert output.end() == 0, output.text()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     assert "raylet" not in output.text()
     summary = summary_of(tmp_path / "run")

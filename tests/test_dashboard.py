@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 import psutil
 import pytest
 from browsing import Page, browser, chromium
-from launching import LAUNCH, SMALL, launch, metrics_of, running, train
+from gate import iterations
+from launching import LAUNCH, SMALL, TIMEOUT, launch, metrics_of, running, train, wait_for
 
 from dashboard.curves import MAX_BLOCKS, METRICS, Curves, extremes
 from dashboard.reading import GrowingFile, open_runs
@@ -52,7 +53,7 @@ def served(*run_dirs: Path) -> Iterator[str]:
             yield line.split()[0]
         finally:
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=10)
+            _, errors = process.communicate(timeout=TIMEOUT)
             assert errors == ""
 
 
@@ -64,7 +65,7 @@ class Visitor:
         self.cookie = ""
 
     def ask(self, target: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT)
         connection.putrequest(method, target, skip_host=True)
         for name, value in ({"Host": self.host, "Cookie": self.cookie} | headers).items():
             connection.putheader(name, value)
@@ -375,14 +376,6 @@ def lines_of(process: subprocess.Popen[str]) -> list[str]:
     return lines
 
 
-def wait_for(found: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (value := found()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return value
-
-
 def address_in(lines: list[str]) -> str | None:
     return next((line.split()[1] for line in lines if line.startswith("dashboard: http://127.0.0.1:")), None)
 
@@ -404,7 +397,7 @@ def test_a_run_serves_its_page_until_it_ends(tmp_path: Path) -> None:
         wait_for(lambda: visitor.data()[0]["newest"]["policy_version"])
         child = dashboard_of(process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) == 0
+        assert process.wait(timeout=TIMEOUT) == 0
         assert not child.is_running()
         assert not any("warning" in line for line in lines)
         with pytest.raises(ConnectionRefusedError):
@@ -418,12 +411,10 @@ def test_a_dashboard_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
         wait_for(lambda: address_in(lines))
         dashboard_of(process).kill()
         wait_for(lambda: any("the dashboard has ended" in line and "training goes on" in line for line in lines))
-        before = len(metrics_of(tmp_path / "run")) if (tmp_path / "run" / "metrics.jsonl").exists() else 0
-        wait_for(
-            lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > before + 3
-        )
+        before = iterations(tmp_path / "run")
+        wait_for(lambda: iterations(tmp_path / "run") > before + 3, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) == 0
+        assert process.wait(timeout=TIMEOUT) == 0
 
 
 @needs_extra
@@ -433,7 +424,7 @@ def test_the_dashboard_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> No
         wait_for(lambda: address_in(lines))
         children = psutil.Process(process.pid).children()
         process.kill()
-        _, alive = psutil.wait_procs(children, timeout=15)
+        _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
         assert not alive
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gate import Gate
 from launching import train
 from line import Line, obstacle
 from machines import EXPERIMENT, MOVED, TwoMachines
@@ -12,20 +13,11 @@ OBSTACLE = obstacle()
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"no network namespaces: {OBSTACLE}")
 
 SHORT: list[object] = [*EXPERIMENT, "--total-steps", 1024 * 20]
-# As slow on every machine, so that a run outlasts a fault.
-SLOW: list[object] = [*EXPERIMENT, "--env", "benchmarks.environments:Sleep-v0", "--env-kwargs", "seconds=0.0003"]
-SLOW += ["--total-steps", 1024 * 40]
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> str:
     return train(tmp_path_factory.mktemp("local") / "run", "--in-process", *SHORT)["weights_digest"]
-
-
-@pytest.fixture(scope="module")
-def local_and_slow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run_dir = tmp_path_factory.mktemp("slow") / "run"
-    return train(run_dir, "--in-process", "--actors", 8, *SLOW)["weights_digest"]
 
 
 @pytest.fixture
@@ -51,12 +43,12 @@ def test_a_line_that_loses_and_delays_packets_changes_nothing(tmp_path: Path, lo
 
 
 @pytest.mark.parametrize("fault", ["cut", "stop"])
-def test_lanes_move_meanwhile_and_the_actor_comes_back(
-    tmp_path: Path, line: Line, local_and_slow: str, fault: str
-) -> None:
+def test_lanes_move_meanwhile_and_the_actor_comes_back(tmp_path: Path, line: Line, local: str, fault: str) -> None:
     """Whatever has become of the other machine: the line is cut, or the actor sleeps."""
-    outcome = TwoMachines(line, tmp_path, SLOW, local_actors=1, fault_seconds=1).run(actors=1, fault=fault)
+    gate = Gate(tmp_path / "run", 0)
+    machines = TwoMachines(line, tmp_path, [*SHORT, *gate.flags], local_actors=1, fault_seconds=1, gate=gate)
+    outcome = machines.run(actors=1, fault=fault)
     assert outcome.meanwhile >= MOVED
     assert int(outcome.joins) >= 2
     assert outcome.codes == [0]
-    assert outcome.summary["weights_digest"] == local_and_slow
+    assert outcome.summary["weights_digest"] == local
