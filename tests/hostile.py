@@ -404,7 +404,7 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
     """Train in `run_dir`, let strangers do their worst from the tenth iteration on, and stop once they are done."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
-    listening = ["--actors", 2, "--listen", address, "--insecure", "--step-timeout", 5]
+    listening = ["--actors", 2, "--listen", address, "--insecure", "--step-timeout", 10]
     with running(run_dir, *FLAGS, *listening, "--total-steps", 10**9) as process:
         output: list[str] = []
         assert process.stdout is not None

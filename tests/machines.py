@@ -26,7 +26,6 @@ from protocol.keys import make_keys
 
 EXPERIMENT = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 PORT = 5555
-STEP_TIMEOUT = 3  # seconds; a fault lasts longer
 MOVED = 4  # iterations after which the lanes of an actor have moved: it has delivered two at most
 
 
@@ -56,6 +55,7 @@ class TwoMachines:
     python: str = sys.executable  # the actors' interpreter
     local_actors: int = 0  # beside the learner
     fault_seconds: float = 8.0  # at least; where there are local actors, until these have all the lanes
+    step_timeout: float = 3.0  # shorter than the fault
     gate: Gate | None = None  # of a run with one actor, and local ones, whom it holds until the other is back
     learner: subprocess.Popen[bytes] | None = None
     actors: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -110,7 +110,7 @@ class TwoMachines:
         self.actors[0].send_signal(signal.SIGCONT)
 
     def _start_learner(self) -> subprocess.Popen[bytes]:
-        remote = ["--listen", self.address, "--keys", self.folder / "keys", "--step-timeout", STEP_TIMEOUT]
+        remote = ["--listen", self.address, "--keys", self.folder / "keys", "--step-timeout", self.step_timeout]
         local = ["--actors", self.local_actors]
         return self._start(0, "learner", *LAUNCH, "--run-dir", self.run_dir, *remote, *local, *self.flags)
 
