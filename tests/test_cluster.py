@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def test_a_lost_node_changes_nothing_and_its_actors_are_started_on_another(tmp_path: Path) -> None:
-    loss = lose_a_node(tmp_path, nodes=2, actors=4, seconds=0.01, num_envs=16, iterations=40)
+    loss = lose_a_node(tmp_path, nodes=2, actors=4, seconds=0.01, num_envs=16, iterations=16)
     assert loss.lost == 2
     assert loss.equal, loss.output
     assert loss.summary["actor_restarts"] == 2, loss.output

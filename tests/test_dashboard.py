@@ -34,13 +34,6 @@ RETURN = "rollout/episode_return_mean"
 NOW = time.time()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("dashboard") / "run"
-    train(run_dir, "--in-process", *SMALL)
-    return run_dir
-
-
 @contextmanager
 def served(*run_dirs: Path) -> Iterator[str]:
     """`launch.py dashboard RUN_DIRS`; its address, token included."""
@@ -87,8 +80,8 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def visited(trained: Path) -> Iterator[str]:
-    with served(trained) as address:
+def visited(small_run: Path) -> Iterator[str]:
+    with served(small_run) as address:
         yield address
 
 
@@ -331,7 +324,7 @@ def test_only_the_loopback_is_listened_on(visited: str) -> None:
 
 
 @needs_extra
-def test_mistakes_get_a_line_each(trained: Path, tmp_path: Path) -> None:
+def test_mistakes_get_a_line_each(small_run: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -339,8 +332,8 @@ def test_mistakes_get_a_line_each(trained: Path, tmp_path: Path) -> None:
         for arguments, expected in (
             ([], "name the directory of at least one run"),
             ([tmp_path], f"{tmp_path}: there is no run here"),
-            ([trained, "--port", 80], "--port must lie between 1024 and 65535"),
-            ([trained, "--port", port], f"port {port} of 127.0.0.1 cannot be had"),
+            ([small_run, "--port", 80], "--port must lie between 1024 and 65535"),
+            ([small_run, "--port", port], f"port {port} of 127.0.0.1 cannot be had"),
         ):
             done = launch("dashboard", *arguments)
             assert done.returncode == 2
@@ -429,9 +422,9 @@ def test_the_dashboard_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> No
 
 
 @needs_extra
-def test_the_dashboard_does_not_change_the_weights(trained: Path, tmp_path: Path) -> None:
+def test_the_dashboard_does_not_change_the_weights(small_run: Path, tmp_path: Path) -> None:
     summary = train(tmp_path / "run", *SMALL, "--actors", 2, "--dashboard")
-    assert summary["weights_digest"] == json.loads((trained / "summary.json").read_text())["weights_digest"]
+    assert summary["weights_digest"] == json.loads((small_run / "summary.json").read_text())["weights_digest"]
 
 
 # In a browser
@@ -463,8 +456,8 @@ def colors_on(page: Page) -> list[str]:
 
 
 @needs_browser
-def test_the_page_shows_what_metrics_jsonl_holds(trained: Path, visited: str, tmp_path: Path) -> None:
-    rows = metrics_of(trained)
+def test_the_page_shows_what_metrics_jsonl_holds(small_run: Path, visited: str, tmp_path: Path) -> None:
+    rows = metrics_of(small_run)
     with browser(tmp_path) as page:
         page.open(visited)
         page.wait_for(DRAWN)
@@ -562,9 +555,9 @@ def test_light_and_dark_and_narrow_windows(visited: str, tmp_path: Path) -> None
 
 
 @needs_browser
-def test_the_page_says_that_the_dashboard_has_ended(trained: Path, tmp_path: Path) -> None:
+def test_the_page_says_that_the_dashboard_has_ended(small_run: Path, tmp_path: Path) -> None:
     with browser(tmp_path) as page:
-        with served(trained) as address:
+        with served(small_run) as address:
             page.open(address)
             page.wait_for(DRAWN)
             assert page.evaluate("document.getElementById('banner').hidden")
