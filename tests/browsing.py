@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launching import TIMEOUT
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ON_MACOS = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 FLAGS = (
@@ -18,7 +20,6 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--no-first-run", "--hide-scrollbars"),
     "--remote-debugging-pipe",
 )
-SECONDS = 60  # to wait for anything
 
 
 def chromium() -> str | None:
@@ -88,7 +89,7 @@ class Page:
 
     def wait_for(self, expression: str) -> Any:
         """The first true value of a JavaScript expression."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + TIMEOUT
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < deadline, f"waited in vain for {expression}; {self.complaints}"
             time.sleep(0.1)
@@ -125,7 +126,7 @@ def browser(profile: Path) -> Iterator[Page]:
         os.close(to_browser)  # which ends it
         page._from.close()
         try:
-            process.wait(10)
+            process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -17,7 +17,10 @@ from threading import Thread
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import running, summary_of, train
+from gate import Gate
+from launching import TIMEOUT, running, summary_of, train, wait_for
+
+from protocol.files import read_rows
 
 CARTPOLE = "benchmarks.environments:Uneven-v0"  # which can sleep in every step, so that a run lasts
 SHAPE = "--lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
@@ -76,14 +79,14 @@ class Output:
     def found(self, pattern: re.Pattern[str], since: float = 0.0) -> list[tuple[float, re.Match[str]]]:
         return [(at, match) for at, line in list(self.lines) if at >= since and (match := pattern.search(line))]
 
-    def wait_for(self, pattern: re.Pattern[str], since: float = 0.0, count: int = 1, seconds: float = 400) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_for(self, pattern: re.Pattern[str], since: float = 0.0, count: int = 1) -> None:
+        deadline = time.monotonic() + 2 * TIMEOUT
         while len(self.found(pattern, since)) < count:
             assert time.monotonic() < deadline and self.process.poll() is None, self.text()
             time.sleep(0.05)
 
     def end(self) -> int:
-        code = self.process.wait(timeout=600)
+        code = self.process.wait(timeout=2 * TIMEOUT)
         self._reader.join()
         return code
 
@@ -117,12 +120,16 @@ def lose_a_node(folder: Path, nodes: int, actors: int, seconds: float, num_envs:
     undisturbed = train(folder / "undisturbed", "--in-process", *flags(0.0))
     with cluster_of(nodes, cpus) as cluster:
         on_ray = ["--cluster", "ray", "--address", cluster.address, "--actors", actors]
-        with running(folder / "run", *on_ray, *flags(seconds / 2)) as process:
+        gate = Gate(folder / "run", 5)
+        with running(folder / "run", *on_ray, *flags(seconds / 2), *gate.flags) as process:
             output = Output(process)
             output.wait_for(ITERATION, count=3)
             began = time.monotonic()
             cluster.lose_last()
             output.wait_for(LOST, began)
+            # Those that are started again have joined before the run goes on, so that they deliver before it ends.
+            wait_for(lambda: joins(folder / "run") >= actors + len(output.found(LOST, began)), process)
+            gate.open()
             code = output.end()
     assert code == 0, output.text()
     gone = output.found(LOST, began)
@@ -140,6 +147,11 @@ def lose_a_node(folder: Path, nodes: int, actors: int, seconds: float, num_envs:
         summary=summary,
         output=output.text(),
     )
+
+
+def joins(run_dir: Path) -> int:
+    """How often an actor has joined the run."""
+    return sum(row["event"] == "actor_joined" for row in read_rows(run_dir / "events.jsonl"))
 
 
 def main() -> int:

@@ -1,8 +1,26 @@
-"""One BLAS thread, as in every process of a run; set before any test imports NumPy."""
+"""What holds for all tests, set before any of them imports NumPy."""
 
 import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 from protocol.threads import use_one_thread
 
-use_one_thread(os.environ)
+use_one_thread(os.environ)  # as in every process of a run
 os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a test starts inherits
+
+# No test depends on how fast the machine is: neither an example nor their making has a time to be done in.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `SMALL`, for tests that leave it as it is."""
+    from launching import SMALL, train  # NumPy comes with it
+
+    run_dir = tmp_path_factory.mktemp("small") / "run"
+    train(run_dir, "--in-process", *SMALL)
+    return run_dir

@@ -6,7 +6,6 @@ memory. Nobody who is granted a lane delivers anything that could pass for exper
 
 import argparse
 import random
-import signal
 import socket
 import struct
 import subprocess
@@ -27,7 +26,8 @@ import psutil
 import zmq
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import metrics_of, running, summary_of
+from gate import iterations
+from launching import TIMEOUT, free_port, metrics_of, running, summary_of, train, wait_for
 
 from protocol.messages import PROTOCOL_VERSION, Grant, Hello, Message, Progress, Ready, Stop, Welcome
 from protocol.messages import from_frames as received
@@ -42,7 +42,6 @@ FLAGS = ["--env", ENV, "--env-kwargs", "seconds=0.001", *EXPERIMENT, *STEADY]
 SOCKETS = 16  # that send messages at the same time
 CONNECTIONS = 200  # that are open at the same time
 GROWTH = 50  # MB of the learner's memory that an attack may cost
-SECONDS = 30.0  # for what must arrive
 
 Frames = list[bytes]
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)  # of ZMTP 3.0
@@ -61,9 +60,9 @@ class Captured:
 class Stranger:
     """One connection that says what it likes."""
 
-    def __init__(self, address: str, seconds: float = SECONDS) -> None:
+    def __init__(self, address: str, seconds: float = TIMEOUT) -> None:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, round(1000 * SECONDS))  # what was sent is to arrive
+        self._socket.setsockopt(zmq.LINGER, round(1000 * TIMEOUT))  # what was sent is to arrive
         self._socket.setsockopt(zmq.SNDHWM, 100)
         self._socket.setsockopt(zmq.SNDTIMEO, round(1000 * seconds))
         self._socket.connect(address)
@@ -76,7 +75,7 @@ class Stranger:
 
     def hear(self, kind: type) -> Any:
         """The next message of that kind."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + TIMEOUT
         while self._socket.poll(round(1000 * max(0.0, deadline - time.monotonic()))):
             frames = self._socket.recv_multipart()
             if frames != [b""] and isinstance(message := received(frames), kind):
@@ -329,7 +328,7 @@ def connect_raw(port: int, count: int, chance: random.Random) -> Counter[str]:
     held: list[socket.socket] = []
     done = Counter()
     for _ in range(count):
-        connection = socket.create_connection(("127.0.0.1", port), SECONDS)
+        connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
         held.append(connection)
         kind, data = chance.choice(
             [
@@ -407,13 +406,13 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
     """Train in `run_dir`, let strangers do their worst from the tenth iteration on, and stop once they are done."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
-    listening = ["--actors", 2, "--listen", address, "--insecure", "--step-timeout", 5]
+    listening = ["--actors", 2, "--listen", address, "--insecure", "--step-timeout", 10]
     with running(run_dir, *FLAGS, *listening, "--total-steps", 10**9) as process:
         output: list[str] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: output.extend(process.stdout or ()), daemon=True)
         reader.start()
-        wait_until(lambda: iterations(run_dir) >= 10, process)
+        wait_for(lambda: iterations(run_dir) >= 10, process)
         memory = Memory(learner_of(process))
         over = threading.Event()
         watch = threading.Thread(target=memory.watch, args=(over,), daemon=True)
@@ -438,14 +437,14 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
         refused = -1
         while refused < (refused := refused_so_far(run_dir)):  # until what waited in queues has come
             attacked_until = iterations(run_dir)
-            wait_until(lambda: iterations(run_dir) >= attacked_until + 10, process)  # noqa: B023 - and it goes on
+            wait_for(lambda: iterations(run_dir) >= attacked_until + 10, process)  # noqa: B023 - and it goes on
         seconds, during = time.monotonic() - began, iterations(run_dir) - before
         for stranger in strangers:
             stranger.close()
         over.set()
         watch.join()
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
+        process.terminate()
+        code = process.wait(TIMEOUT)
         reader.join()
     assert code == 0, "".join(output)
     assert summary_of(run_dir)["learner_restarts"] == 0, "".join(output)
@@ -470,20 +469,9 @@ def own_ready() -> Ready:
         return Ready(describe_spaces(env, experiment), libraries_of(env))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def learner_of(process: subprocess.Popen[str]) -> psutil.Process:
     (learner,) = [child for child in psutil.Process(process.pid).children() if "learner" in child.cmdline()]
     return learner
-
-
-def iterations(run_dir: Path) -> int:
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def refused_so_far(run_dir: Path) -> int:
@@ -497,12 +485,6 @@ def refused_in(row: dict[str, Any]) -> int:
     return sum(row["refused"].values()) + row["samples"]["dropped"].get("stale", 0) // steps
 
 
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until it is so, or the run has ended."""
-    while not reached() and process.poll() is None:
-        time.sleep(0.05)
-
-
 def main() -> int:
     """Attack a run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -514,7 +496,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         counts = arguments.messages, arguments.connections, arguments.holders
         outcome = attack(Path(name) / "run", *counts, arguments.seed)
-        equal = outcome.summary["weights_digest"] == undisturbed(Path(name) / "undisturbed", outcome)
+        equal = outcome.summary["weights_digest"] == undisturbed(Path(name) / "undisturbed", outcome.summary)
     total = outcome.sent.total()
     print(f"messages     {total:,} in {outcome.seconds:.0f} s, {total / outcome.seconds:,.0f} a second")
     print(f"             {dict(outcome.sent)}")
@@ -528,12 +510,11 @@ def main() -> int:
     return 0 if equal and outcome.growth < GROWTH else 1
 
 
-def undisturbed(run_dir: Path, attacked: Outcome) -> str:
-    """Train as far as that run came, with nobody else about; returns the digest."""
-    with running(run_dir, *FLAGS, "--actors", 2, "--total-steps", attacked.summary["env_steps"]) as process:
-        output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return summary_of(run_dir)["weights_digest"]
+def undisturbed(run_dir: Path, attacked: dict[str, Any]) -> str:
+    """Train as far as the run of that summary came, with nobody else about; returns the digest."""
+    return train(run_dir, *FLAGS, "--in-process", "--actors", 4, "--total-steps", attacked["env_steps"])[
+        "weights_digest"
+    ]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -16,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 # Warnings are errors, but for the one of SWIG, under which Box2D crashes when it is an error.
 WARNINGS = ["-W", "error", "-W", "ignore:builtin type:DeprecationWarning"]
 LAUNCH = [sys.executable, *WARNINGS, str(ROOT / "launch.py")]
-TIMEOUT = 120  # seconds; a first run on a machine compiles MLX's kernels
+TIMEOUT = 300.0  # seconds, for whatever a test waits for: far more than the slowest machine takes
+
+T = TypeVar("T")
 
 # Four small iterations of eight lanes.
 SMALL = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 2048 --minibatches 4 --epochs 2".split()  # noqa: SIM905
@@ -51,7 +57,45 @@ def running(run_dir: Path, *flags: object, **options: Any) -> Iterator[subproces
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=30)
+                process.communicate(timeout=TIMEOUT)
+
+
+def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> str:
+    """Ask a run to save and end, which it has to do with exit code 0; returns what it said."""
+    process.send_signal(number)
+    return output_of(process)
+
+
+def output_of(process: subprocess.Popen[str]) -> str:
+    """What a run said that has to end by itself, with exit code 0."""
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(condition: Callable[[], T | None], process: subprocess.Popen[Any] | None = None) -> T:
+    """The first true value of `condition`, which has to come before `process`, if one is given, ends."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        assert process is None or process.poll() is None, "the run ended first"
+        time.sleep(0.02)
+    return value
+
+
+def together(*calls: Callable[[], T], at_once: int = 2) -> list[T]:
+    """The results of `calls`, so many of which are under way at the same time."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, and that no system gives to a connection."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def children(process: psutil.Process, module: str) -> list[psutil.Process]:

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import LAUNCH, ROOT, metrics_of, summary_of, train
+from gate import PASSES, Gate, iterations
+from launching import LAUNCH, ROOT, TIMEOUT, summary_of, train, wait_for
 from line import Line, obstacle
 
 from protocol.keys import make_keys
 
 EXPERIMENT = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 PORT = 5555
-STEP_TIMEOUT = 3  # seconds; a fault lasts longer
 MOVED = 4  # iterations after which the lanes of an actor have moved: it has delivered two at most
-END_SECONDS = 60.0  # that actors may take to learn that the run is over, and a learner to get on
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class TwoMachines:
     python: str = sys.executable  # the actors' interpreter
     local_actors: int = 0  # beside the learner
     fault_seconds: float = 8.0  # at least; where there are local actors, until these have all the lanes
+    step_timeout: float = 3.0  # shorter than the fault
+    gate: Gate | None = None  # of a run with one actor, and local ones, whom it holds until the other is back
     learner: subprocess.Popen[bytes] | None = None
     actors: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -79,7 +80,7 @@ class TwoMachines:
             code = self.learner.wait()
             seconds = time.monotonic() - began
             assert code == 0, self._log("learner").read_text()
-            codes = [actor.wait(END_SECONDS) for actor in self.actors]
+            codes = [actor.wait(TIMEOUT) for actor in self.actors]
         said = [self._log(i).read_text() for i in range(len(self.actors))]
         return Outcome(summary_of(self.run_dir), seconds, meanwhile, said, codes)
 
@@ -109,7 +110,7 @@ class TwoMachines:
         self.actors[0].send_signal(signal.SIGCONT)
 
     def _start_learner(self) -> subprocess.Popen[bytes]:
-        remote = ["--listen", self.address, "--keys", self.folder / "keys", "--step-timeout", STEP_TIMEOUT]
+        remote = ["--listen", self.address, "--keys", self.folder / "keys", "--step-timeout", self.step_timeout]
         local = ["--actors", self.local_actors]
         return self._start(0, "learner", *LAUNCH, "--run-dir", self.run_dir, *remote, *local, *self.flags)
 
@@ -121,7 +122,7 @@ class TwoMachines:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | ({PASSES: ""} if machine else {}),
             )
 
     def _log(self, name: object) -> Path:
@@ -130,23 +131,29 @@ class TwoMachines:
     def _disturb(self, fault: str) -> int:
         """Let the fault happen; returns how many iterations were done meanwhile."""
         before = self._await_iterations(5)
+        if self.gate is not None:
+            self._await_joins(1)
+            before = self._await_iterations(before + 2)  # by then it has lanes
         with getattr(self, fault)():
             time.sleep(self.fault_seconds)
             meanwhile = self._await_iterations(before + MOVED if self.local_actors else 0) - before
-        self._await_iterations(before + meanwhile + 1)
+        if self.gate is not None:
+            self._await_joins(2)
+            self.gate.open()
+        else:
+            self._await_iterations(before + meanwhile + 1)
         return meanwhile
 
     def _await_iterations(self, count: int) -> int:
         """Wait for that many, in a run that goes on after them; returns how many there are."""
-        assert self.learner is not None
-        deadline = time.monotonic() + END_SECONDS
-        while True:
-            said = f"too short a run for this fault, or a stuck one:\n{self._log('learner').read_text()}"
-            assert self.learner.poll() is None and time.monotonic() < deadline, said
-            done = len(metrics_of(self.run_dir)) if (self.run_dir / "metrics.jsonl").exists() else 0
-            if done >= count:
-                return done
-            time.sleep(0.05)
+        if self.gate is not None:
+            self.gate.close_after(count)
+        wait_for(lambda: iterations(self.run_dir) >= count, self.learner)
+        return iterations(self.run_dir)
+
+    def _await_joins(self, count: int) -> None:
+        """Wait until the actor has been welcomed so often, in a run that goes on."""
+        wait_for(lambda: self._log(0).read_text().count("connected to run") >= count, self.learner)
 
     @contextmanager
     def _ending_all(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launching import TIMEOUT as SECONDS
 from making import snapshot_of, trained_model
 
 from actors.actor import Actor
@@ -20,7 +21,6 @@ from protocol.messages import Grant, Hello, Message, Progress, Ready, Release, S
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket
 
-SECONDS = 20.0  # for what must arrive
 EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=64)
 
 

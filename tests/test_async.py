@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from launching import SMALL, launch, metrics_of, running, summary_of, train
+from gate import Gate, iterations
+from launching import SMALL, launch, metrics_of, running, stop, summary_of, train, wait_for
 
 ASYNC = [*SMALL, "--schedule", "async"]
 
@@ -43,9 +44,11 @@ def test_a_run_finishes_and_says_that_it_is_not_reproducible(tmp_path: Path, fla
 
 def test_a_stopped_run_goes_on_from_lanes_that_are_not_equally_far(tmp_path: Path) -> None:
     steps = ["--total-steps", 30_000, "--checkpoint-every", 5]
-    with running(tmp_path / "run", *ASYNC, *steps, "--actors", 3) as process:
-        while not (tmp_path / "run/metrics.jsonl").exists() or len(metrics_of(tmp_path / "run")) < 8:
-            assert process.poll() is None
+    gate = Gate(tmp_path / "run", 8)
+    with running(tmp_path / "run", *ASYNC, *steps, "--actors", 3, *gate.flags) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 8, process)
+        stop(process)
+    gate.open()
     assert summary_of(tmp_path / "run")["status"] == "stopped"
     done = launch("--resume", tmp_path / "run", "--actors", 2)
     assert done.returncode == 0, done.stdout + done.stderr

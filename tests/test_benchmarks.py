@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
-from launching import ROOT, WARNINGS
+from launching import ROOT, TIMEOUT, WARNINGS
 
 import benchmarks.environments
 from benchmarks import compare, contenders, report
@@ -47,7 +47,7 @@ def known_rows() -> list[Row]:
 def benchmark(out: Path, *arguments: str) -> dict[str, Any]:
     """`python -m benchmarks ARGUMENTS…` to its end; what it wrote."""
     command = [sys.executable, *WARNINGS, "-m", "benchmarks", *arguments, "--repeats", "1", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(out / f"{arguments[0]}.json") in done.stdout
     return json.loads((out / f"{arguments[0]}.json").read_text())

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import ITERATION, Output, cluster_of, lose_a_node
-from launching import SMALL, launch, running, summary_of, train
+from cluster import Output, cluster_of, lose_a_node
+from gate import Gate, iterations
+from launching import SMALL, TIMEOUT, launch, output_of, running, summary_of, train, wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -17,7 +18,7 @@ pytestmark = [
 
 
 def test_a_lost_node_changes_nothing_and_its_actors_are_started_on_another(tmp_path: Path) -> None:
-    loss = lose_a_node(tmp_path, nodes=2, actors=4, seconds=0.01, num_envs=16, iterations=40)
+    loss = lose_a_node(tmp_path, nodes=2, actors=4, seconds=0.01, num_envs=16, iterations=16)
     assert loss.lost == 2
     assert loss.equal, loss.output
     assert loss.summary["actor_restarts"] == 2, loss.output
@@ -35,8 +36,7 @@ def test_actors_of_a_cluster_find_the_users_modules(tmp_path: Path) -> None:
     with cluster_of(nodes=1, cpus=1) as cluster:
         flags = ["--cluster", "ray", "--address", cluster.address, "--actors", 1, "--env", "my_envs:Mine-v0"]
         with running(tmp_path / "run", *flags, *SMALL, "--total-steps", 512, env=paths) as process:
-            output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, output
+            output_of(process)
 
 
 def words_of(process: psutil.Process) -> list[str]:
@@ -48,18 +48,20 @@ def words_of(process: psutil.Process) -> list[str]:
 
 
 def test_a_killed_actor_and_a_killed_learner_change_nothing_on_a_cluster_of_the_runs_own(tmp_path: Path) -> None:
-    experiment = [*SMALL, "--total-steps", 512 * 200, "--checkpoint-every", 5]
+    experiment = [*SMALL, "--total-steps", 512 * 20, "--checkpoint-every", 5]
     whole = train(tmp_path / "whole", "--in-process", *experiment)
-    with running(tmp_path / "run", "--cluster", "ray", "--actors", 2, *experiment) as process:
+    gate = Gate(tmp_path / "run", 7)
+    with running(tmp_path / "run", "--cluster", "ray", "--actors", 2, *experiment, *gate.flags) as process:
         output = Output(process)
-        output.wait_for(ITERATION)
+        wait_for(lambda: iterations(tmp_path / "run") >= 7, process)
         children = psutil.Process(process.pid).children(recursive=True)
         (learner,) = [child for child in children if "learner" in words_of(child)]
         actor = next(child for child in children if words_of(child)[0].startswith("ray::ActorHost"))
         actor.kill()
         learner.kill()
+        gate.open()
         assert output.end() == 0, output.text()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     assert "raylet" not in output.text()
     summary = summary_of(tmp_path / "run")

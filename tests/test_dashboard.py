@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 import psutil
 import pytest
 from browsing import Page, browser, chromium
-from launching import LAUNCH, SMALL, launch, metrics_of, running, train
+from gate import iterations
+from launching import LAUNCH, SMALL, TIMEOUT, launch, metrics_of, running, train, wait_for
 
 from dashboard.curves import MAX_BLOCKS, METRICS, Curves, extremes
 from dashboard.reading import GrowingFile, open_runs
@@ -33,13 +34,6 @@ RETURN = "rollout/episode_return_mean"
 NOW = time.time()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("dashboard") / "run"
-    train(run_dir, "--in-process", *SMALL)
-    return run_dir
-
-
 @contextmanager
 def served(*run_dirs: Path) -> Iterator[str]:
     """`launch.py dashboard RUN_DIRS`; its address, token included."""
@@ -52,7 +46,7 @@ def served(*run_dirs: Path) -> Iterator[str]:
             yield line.split()[0]
         finally:
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=10)
+            _, errors = process.communicate(timeout=TIMEOUT)
             assert errors == ""
 
 
@@ -64,7 +58,7 @@ class Visitor:
         self.cookie = ""
 
     def ask(self, target: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT)
         connection.putrequest(method, target, skip_host=True)
         for name, value in ({"Host": self.host, "Cookie": self.cookie} | headers).items():
             connection.putheader(name, value)
@@ -86,8 +80,8 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def visited(trained: Path) -> Iterator[str]:
-    with served(trained) as address:
+def visited(small_run: Path) -> Iterator[str]:
+    with served(small_run) as address:
         yield address
 
 
@@ -330,7 +324,7 @@ def test_only_the_loopback_is_listened_on(visited: str) -> None:
 
 
 @needs_extra
-def test_mistakes_get_a_line_each(trained: Path, tmp_path: Path) -> None:
+def test_mistakes_get_a_line_each(small_run: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -338,8 +332,8 @@ def test_mistakes_get_a_line_each(trained: Path, tmp_path: Path) -> None:
         for arguments, expected in (
             ([], "name the directory of at least one run"),
             ([tmp_path], f"{tmp_path}: there is no run here"),
-            ([trained, "--port", 80], "--port must lie between 1024 and 65535"),
-            ([trained, "--port", port], f"port {port} of 127.0.0.1 cannot be had"),
+            ([small_run, "--port", 80], "--port must lie between 1024 and 65535"),
+            ([small_run, "--port", port], f"port {port} of 127.0.0.1 cannot be had"),
         ):
             done = launch("dashboard", *arguments)
             assert done.returncode == 2
@@ -375,14 +369,6 @@ def lines_of(process: subprocess.Popen[str]) -> list[str]:
     return lines
 
 
-def wait_for(found: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (value := found()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return value
-
-
 def address_in(lines: list[str]) -> str | None:
     return next((line.split()[1] for line in lines if line.startswith("dashboard: http://127.0.0.1:")), None)
 
@@ -404,7 +390,7 @@ def test_a_run_serves_its_page_until_it_ends(tmp_path: Path) -> None:
         wait_for(lambda: visitor.data()[0]["newest"]["policy_version"])
         child = dashboard_of(process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) == 0
+        assert process.wait(timeout=TIMEOUT) == 0
         assert not child.is_running()
         assert not any("warning" in line for line in lines)
         with pytest.raises(ConnectionRefusedError):
@@ -418,12 +404,10 @@ def test_a_dashboard_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
         wait_for(lambda: address_in(lines))
         dashboard_of(process).kill()
         wait_for(lambda: any("the dashboard has ended" in line and "training goes on" in line for line in lines))
-        before = len(metrics_of(tmp_path / "run")) if (tmp_path / "run" / "metrics.jsonl").exists() else 0
-        wait_for(
-            lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(metrics_of(tmp_path / "run")) > before + 3
-        )
+        before = iterations(tmp_path / "run")
+        wait_for(lambda: iterations(tmp_path / "run") > before + 3, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) == 0
+        assert process.wait(timeout=TIMEOUT) == 0
 
 
 @needs_extra
@@ -433,14 +417,14 @@ def test_the_dashboard_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> No
         wait_for(lambda: address_in(lines))
         children = psutil.Process(process.pid).children()
         process.kill()
-        _, alive = psutil.wait_procs(children, timeout=15)
+        _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
         assert not alive
 
 
 @needs_extra
-def test_the_dashboard_does_not_change_the_weights(trained: Path, tmp_path: Path) -> None:
+def test_the_dashboard_does_not_change_the_weights(small_run: Path, tmp_path: Path) -> None:
     summary = train(tmp_path / "run", *SMALL, "--actors", 2, "--dashboard")
-    assert summary["weights_digest"] == json.loads((trained / "summary.json").read_text())["weights_digest"]
+    assert summary["weights_digest"] == json.loads((small_run / "summary.json").read_text())["weights_digest"]
 
 
 # In a browser
@@ -472,8 +456,8 @@ def colors_on(page: Page) -> list[str]:
 
 
 @needs_browser
-def test_the_page_shows_what_metrics_jsonl_holds(trained: Path, visited: str, tmp_path: Path) -> None:
-    rows = metrics_of(trained)
+def test_the_page_shows_what_metrics_jsonl_holds(small_run: Path, visited: str, tmp_path: Path) -> None:
+    rows = metrics_of(small_run)
     with browser(tmp_path) as page:
         page.open(visited)
         page.wait_for(DRAWN)
@@ -571,9 +555,9 @@ def test_light_and_dark_and_narrow_windows(visited: str, tmp_path: Path) -> None
 
 
 @needs_browser
-def test_the_page_says_that_the_dashboard_has_ended(trained: Path, tmp_path: Path) -> None:
+def test_the_page_says_that_the_dashboard_has_ended(small_run: Path, tmp_path: Path) -> None:
     with browser(tmp_path) as page:
-        with served(trained) as address:
+        with served(small_run) as address:
             page.open(address)
             page.wait_for(DRAWN)
             assert page.evaluate("document.getElementById('banner').hidden")

@@ -5,14 +5,13 @@ import queue
 import re
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from launching import children, launch, running, summary_of, train
+from gate import Gate, iterations
+from launching import children, launch, output_of, running, stop, summary_of, train, wait_for
 
 from learner.checkpoint import list_checkpoints
 from protocol.files import read_rows
@@ -21,13 +20,6 @@ from supervisor.evaluation import Evaluation, best_of
 EXPERIMENT = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 14336 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 EVERY: list[object] = [*EXPERIMENT, "--eval-every", 8, "--eval-episodes", 3]
 VERSIONS = [8, 16, 24, 28]  # the last one is evaluated, too
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
@@ -90,33 +82,37 @@ def test_of_equal_evaluations_the_older_is_the_best() -> None:
 
 def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
-    with running(run_dir, *EVERY, "--actors", 2) as process:
-        launcher, killed = psutil.Process(process.pid), set()
-        while len(killed) < 3:
-            for evaluator in children(launcher, "supervisor.evaluator"):
+    gate = Gate(run_dir, 8)  # which also holds the evaluator of version 8
+    killed: set[int] = set()
+    with running(run_dir, *EVERY, "--actors", 2, *gate.flags) as process:
+
+        def kill_evaluators() -> bool:
+            for evaluator in children(psutil.Process(process.pid), "supervisor.evaluator"):
                 if evaluator.pid not in killed:
                     assert evaluator.nice() >= 0
                     evaluator.kill()
                     killed.add(evaluator.pid)
-            time.sleep(0.01)
-            assert process.poll() is None, "the run ended before its faults"
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+            return len(killed) == 3
+
+        wait_for(kill_evaluators, process)
+        gate.open()
+        out = output_of(process)
     assert len(re.findall("warning: an evaluation ended with code -9", out)) == 3
     assert_same_as(whole, run_dir)
 
 
 def test_a_killed_learner_a_stop_and_a_resume_change_nothing(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
-    with running(run_dir, *EVERY, "--actors", 2, "--checkpoint-every", 10) as process:
-        wait_for(lambda: list_checkpoints(run_dir / "evaluations"))
+    gate = Gate(run_dir, 8)  # which also holds the evaluator of version 8
+    with running(run_dir, *EVERY, "--actors", 2, "--checkpoint-every", 10, *gate.flags) as process:
+        wait_for(lambda: list_checkpoints(run_dir / "evaluations"), process)
         (learner,) = children(psutil.Process(process.pid), "learner")
         learner.kill()
-        wait_for(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 12)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
+        gate.close_after(12)
+        wait_for(lambda: iterations(run_dir) >= 12, process)
+        stop(process, signal.SIGINT)
     assert summary_of(run_dir)["status"] == "stopped", "the run ended before its faults"
+    gate.open()
     done = launch("--resume", run_dir, "--actors", 3)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_as(whole, run_dir)
@@ -148,7 +144,10 @@ def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: 
     assert list_checkpoints(run_dir / "evaluations") == []
 
 
-def test_an_evaluator_that_keeps_failing_is_given_up_and_said(tmp_path: Path, whole: Path) -> None:
+def test_an_evaluator_that_keeps_failing_is_given_up_and_said(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.crashes.BACKOFF", 0.01)
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
     (run_dir / "evaluations" / "00000099").mkdir()  # no checkpoint

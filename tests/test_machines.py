@@ -1,31 +1,25 @@
 """Runs on two machines, joined by lines good and bad. Longer ones: `python -m tests.machines`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from launching import train
+from gate import Gate
+from launching import together, train
 from line import Line, obstacle
-from machines import EXPERIMENT, MOVED, TwoMachines
+from machines import EXPERIMENT, MOVED, Outcome, TwoMachines
 
 OBSTACLE = obstacle()
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"no network namespaces: {OBSTACLE}")
 
+FAULTS = ["cut", "stop"]
 SHORT: list[object] = [*EXPERIMENT, "--total-steps", 1024 * 20]
-# As slow on every machine, so that a run outlasts a fault.
-SLOW: list[object] = [*EXPERIMENT, "--env", "benchmarks.environments:Sleep-v0", "--env-kwargs", "seconds=0.0003"]
-SLOW += ["--total-steps", 1024 * 40]
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> str:
     return train(tmp_path_factory.mktemp("local") / "run", "--in-process", *SHORT)["weights_digest"]
-
-
-@pytest.fixture(scope="module")
-def local_and_slow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run_dir = tmp_path_factory.mktemp("slow") / "run"
-    return train(run_dir, "--in-process", "--actors", 8, *SLOW)["weights_digest"]
 
 
 @pytest.fixture
@@ -50,13 +44,25 @@ def test_a_line_that_loses_and_delays_packets_changes_nothing(tmp_path: Path, lo
     assert line.lost > 10
 
 
-@pytest.mark.parametrize("fault", ["cut", "stop"])
-def test_lanes_move_meanwhile_and_the_actor_comes_back(
-    tmp_path: Path, line: Line, local_and_slow: str, fault: str
-) -> None:
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Runs in which the only remote actor was lost and came back; at the same time, since they wait for it."""
+
+    def disturb(fault: str) -> Outcome:
+        folder = tmp_path_factory.mktemp(fault)
+        gate = Gate(folder / "run", 0)
+        waits = {"local_actors": 1, "fault_seconds": 1.0, "step_timeout": 10.0}  # who waits so long does not just start
+        with Line() as line:
+            return TwoMachines(line, folder, [*SHORT, *gate.flags], gate=gate, **waits).run(actors=1, fault=fault)
+
+    return dict(zip(FAULTS, together(*(partial(disturb, fault) for fault in FAULTS)), strict=True))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_lanes_move_meanwhile_and_the_actor_comes_back(disturbed: dict[str, Outcome], local: str, fault: str) -> None:
     """Whatever has become of the other machine: the line is cut, or the actor sleeps."""
-    outcome = TwoMachines(line, tmp_path, SLOW, local_actors=1, fault_seconds=1).run(actors=1, fault=fault)
+    outcome = disturbed[fault]
     assert outcome.meanwhile >= MOVED
     assert int(outcome.joins) >= 2
     assert outcome.codes == [0]
-    assert outcome.summary["weights_digest"] == local_and_slow
+    assert outcome.summary["weights_digest"] == local

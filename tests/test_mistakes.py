@@ -8,16 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launching import LAUNCH, SMALL, launch, train
+from launching import LAUNCH, SMALL, launch
 
 from commands.completion import flags_of, script
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("mistakes") / "run"
-    train(run_dir, "--in-process", *SMALL)
-    return run_dir
 
 
 def refused(*flags: object, **environ: str) -> str:
@@ -77,15 +70,15 @@ def test_a_file_where_the_run_directory_should_be(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_directory_that_holds_a_run_is_not_written_over(trained: Path) -> None:
-    before = (trained / "config.toml").read_text()
-    assert "already holds a run; continue it with --resume" in refused("--run-dir", trained, *SMALL)
-    assert (trained / "config.toml").read_text() == before
+def test_a_directory_that_holds_a_run_is_not_written_over(small_run: Path) -> None:
+    before = (small_run / "config.toml").read_text()
+    assert "already holds a run; continue it with --resume" in refused("--run-dir", small_run, *SMALL)
+    assert (small_run / "config.toml").read_text() == before
 
 
 @pytest.mark.parametrize("flags", [["--env", "Acrobot-v1"], ["--seed", 3], ["--learning-rate", 0.1]])
-def test_a_run_goes_on_with_its_own_settings_or_not_at_all(trained: Path, flags: list[object]) -> None:
-    line = refused("--resume", trained, *flags)
+def test_a_run_goes_on_with_its_own_settings_or_not_at_all(small_run: Path, flags: list[object]) -> None:
+    line = refused("--resume", small_run, *flags)
     assert f"{flags[0]} is" in line and "leave the flag out" in line
 
 
@@ -95,14 +88,14 @@ def copy_of(run_dir: Path, target: Path) -> list[Path]:
     return sorted(target.glob("checkpoints/*/manifest.json"))
 
 
-def test_checkpoints_that_are_all_damaged(trained: Path, tmp_path: Path) -> None:
-    for manifest in copy_of(trained, tmp_path / "run"):
+def test_checkpoints_that_are_all_damaged(small_run: Path, tmp_path: Path) -> None:
+    for manifest in copy_of(small_run, tmp_path / "run"):
         (manifest.parent / "arrays.safetensors").write_bytes(b"nonsense")
     assert "has no checkpoint that can be read" in refused("eval", tmp_path / "run")
 
 
-def test_a_checkpoint_of_another_release(trained: Path, tmp_path: Path) -> None:
-    for manifest in copy_of(trained, tmp_path / "run"):
+def test_a_checkpoint_of_another_release(small_run: Path, tmp_path: Path) -> None:
+    for manifest in copy_of(small_run, tmp_path / "run"):
         text = json.dumps(json.loads(manifest.read_text().rpartition("\n}\n")[0] + "\n}") | {"format": 99}, indent=1)
         manifest.write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
     (tmp_path / "run/summary.json").unlink()  # it would say that nothing is left to do
@@ -110,8 +103,8 @@ def test_a_checkpoint_of_another_release(trained: Path, tmp_path: Path) -> None:
         assert "has checkpoint format 99, and this release reads" in refused(*words)
 
 
-def test_a_configuration_that_was_edited_wrongly(trained: Path, tmp_path: Path) -> None:
-    copy_of(trained, tmp_path / "run")
+def test_a_configuration_that_was_edited_wrongly(small_run: Path, tmp_path: Path) -> None:
+    copy_of(small_run, tmp_path / "run")
     config = tmp_path / "run/config.toml"
     config.write_text(config.read_text().replace("num_envs = 16", 'num_envs = "many"'))
     assert "num_envs is 'many', and must be a whole number" in refused("eval", tmp_path / "run")

@@ -1,6 +1,7 @@
 """`play`: real windows, on a display that is none, and real videos."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,23 @@ pytest.importorskip("pygame")
 DUMMY = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
 
 
+@pytest.fixture
+def cartpole(small_run: Path, tmp_path: Path) -> Path:
+    """A run to do with as one likes."""
+    return shutil.copytree(small_run, tmp_path / "run")
+
+
 def trained(tmp_path: Path, *flags: object) -> Path:
     train(tmp_path / "run", "--in-process", *SMALL, "--total-steps", 512, *flags)
     return tmp_path / "run"
 
 
-def test_a_window_shows_an_episode_and_its_return_is_printed(tmp_path: Path) -> None:
-    done = launch("play", trained(tmp_path), "--episodes", 2, **DUMMY)
+def test_a_window_shows_an_episode_and_its_return_is_printed(cartpole: Path) -> None:
+    done = launch("play", cartpole, "--episodes", 2, **DUMMY)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == ["episode 0", "episode 1"]
-    evaluated = launch("eval", tmp_path / "run", "--episodes", 2)
+    evaluated = launch("eval", cartpole, "--episodes", 2)
     returns = [float(line.split("return ")[1].split(",")[0]) for line in lines]
     assert f"return {sum(returns) / 2:.2f} " in evaluated.stdout
 
@@ -49,8 +56,7 @@ def test_videos_are_as_long_as_the_episodes(env: str, flags: list[object], tmp_p
         assert seconds > 0
 
 
-def test_what_cannot_be_shown_is_said_in_one_line(tmp_path: Path) -> None:
-    run_dir = trained(tmp_path)
+def test_what_cannot_be_shown_is_said_in_one_line(cartpole: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     hidden: dict[str, str] = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"), "")
     cases: list[tuple[list[object], dict[str, str], str]] = [
@@ -61,7 +67,7 @@ def test_what_cannot_be_shown_is_said_in_one_line(tmp_path: Path) -> None:
     if os.uname().sysname == "Linux":
         cases.append(([], hidden, "there is no display to open a window on (DISPLAY is not set); --video DIR"))
     for flags, environ, line in cases:
-        done = launch("play", run_dir, *flags, **environ)
+        done = launch("play", cartpole, *flags, **environ)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert line in done.stderr
 
@@ -73,11 +79,12 @@ def test_an_environment_without_render_modes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("package", "extra"), [("pygame", "play"), ("moviepy", "video")])
-def test_a_package_that_is_missing_is_named_with_its_extra(package: str, extra: str, tmp_path: Path) -> None:
-    run_dir = trained(tmp_path)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    package: str, extra: str, cartpole: Path, tmp_path: Path
+) -> None:
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / f"{package}.py").write_text("raise ModuleNotFoundError('hidden')\n")
     flags = ["--video", tmp_path / "videos"] if extra == "video" else []
-    done = launch("play", run_dir, *flags, PYTHONPATH=str(tmp_path / "hidden"), **DUMMY)
+    done = launch("play", cartpole, *flags, PYTHONPATH=str(tmp_path / "hidden"), **DUMMY)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert f'is not installed: pip install -e ".[{extra}]"' in done.stderr

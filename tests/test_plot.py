@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import SMALL, launch, train
+from launching import SMALL, launch, together, train
 
 from commands.curves import Curve, average, curve, group, interquartile_mean, interval, normalized
 from commands.runs import Run
@@ -77,10 +78,10 @@ def test_an_interval_holds_its_value_and_is_stratified() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plotted")
-    for env in ("CartPole-v1", "Acrobot-v1"):
-        for schedule in ("sync", "pipelined"):
-            train(folder / f"{env}-{schedule}", "--in-process", "--env", env, "--schedule", schedule, *SMALL)
-    train(folder / "again", "--in-process", "--env", "CartPole-v1", "--schedule", "sync", *SMALL)
+    runs = {f"{env}-{s}": (env, s) for env in ("CartPole-v1", "Acrobot-v1") for s in ("sync", "pipelined")}
+    runs["again"] = runs["CartPole-v1-sync"]
+    flags = {name: ["--in-process", "--env", env, "--schedule", schedule] for name, (env, schedule) in runs.items()}
+    together(*(partial(train, folder / name, *flags[name], *SMALL) for name in runs))
     return folder
 
 

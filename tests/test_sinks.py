@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from launching import ROOT, children, launch, metrics_of, running, summary_of
+from gate import Gate, iterations
+from launching import ROOT, children, launch, metrics_of, running, stop, summary_of, wait_for
 
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
@@ -40,26 +40,21 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = path / "run"
     environ = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(path / "trackio"), "HF_HOME": str(path / "hf")}
     flags = ["--actors", "2", "--checkpoint-every", "5", "--sink", *INSTALLED]
-    with running(run_dir, *RUN, "--eval-every", 10, "--eval-episodes", 2, *flags, env=os.environ | environ) as process:
-        wait(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 8)
+    gate = Gate(run_dir, 8)
+    flags += ["--eval-every", "10", "--eval-episodes", "2", *gate.flags]
+    with running(run_dir, *RUN, *flags, env=os.environ | environ) as process:
+        wait_for(lambda: iterations(run_dir) >= 8, process)
         (learner,) = children(psutil.Process(process.pid), "learner")
         learner.kill()
-        wait(lambda: len(read_rows(run_dir / "metrics.jsonl")) >= 12)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
+        gate.close_after(12)
+        wait_for(lambda: iterations(run_dir) >= 12, process)
+        out = stop(process, signal.SIGINT)
     assert summary_of(run_dir)["status"] == "stopped", "the run ended before its faults"
+    gate.open()
     done = launch("--resume", run_dir, "--sink", *INSTALLED, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "GETS NO MORE" not in out + done.stdout
     return run_dir
-
-
-def wait(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def expected(run_dir: Path) -> dict[str, dict[int, float]]:
@@ -225,6 +220,7 @@ def test_a_sink_that_hangs_is_left_behind(tmp_path: Path) -> None:
     other = Recorder()
     fed = Sinks(("wandb", "trackio"), CONFIG, tmp_path, warnings.append, {"wandb": hang, "trackio": other.open})
     fed.feed(row(1))
+    wait_for(lambda: other.versions)
     fed.close(seconds=1)
     release.set()
     assert len(warnings) == 1

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import SMALL, launch, running, train
-from test_launch import LONG, wait_for
+from launching import SMALL, launch, running, stop, train, wait_for
+from test_launch import LONG
 
 from learner.stopwatch import Stopwatch
 from supervisor.report import Report
@@ -253,19 +253,22 @@ def test_a_run_with_a_killed_actor_tells_what_happened_in_order_and_its_status_i
         return seen[-1]
 
     def working() -> list[dict[str, Any]]:
-        return [actor for actor in look()["actors"] if actor["state"] == "working" and actor["acting"] is not None]
+        return [actor for actor in look()["actors"] if actor["state"] == "working" and actor["acting"]]
+
+    def known(status: dict[str, Any]) -> list[float]:
+        return [status["shares"][name] or 0.0 for name in ("waiting", "learning", "sending")]
 
     def names() -> list[str]:
         return [event["event"] for event in events_of(path)]
 
     with running(path, "--actors", 2, *SMALL, *LONG) as process:
-        wait_for(lambda: len(working()) == 2)
+        wait_for(lambda: len(working()) == 2, process)
         victim = seen[-1]["actors"][1]
         os.kill(victim["pid"], signal.SIGKILL)
-        wait_for(lambda: any(a["restarts"] == 1 and a["state"] == "working" for a in look()["actors"]))
-        wait_for(lambda: "actor_delivers" in names())
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        wait_for(lambda: sorted(actor["restarts"] for actor in working()) == [0, 1], process)
+        wait_for(lambda: "actor_delivers" in names(), process)
+        wait_for(lambda: sum(known(look())) > 0.5, process)
+        stop(process)
 
     events = events_of(path)
     about = [event for event in events if event.get("actor") == "1"]
@@ -285,7 +288,7 @@ def test_a_run_with_a_killed_actor_tells_what_happened_in_order_and_its_status_i
         assert 0 < actor["acting"] <= 1 and actor["env_steps"] > 0
     assert victim["memory"] > 2**20
     training = [status for status in seen if status["state"] == "training" and status["shares"]["waiting"]]
-    assert all(0.5 < sum(s["shares"][n] for n in ("waiting", "learning", "sending")) <= 1.001 for s in training)
+    assert all(min(known(status)) > 0 and sum(known(status)) <= 1.001 for status in training)
     assert training and (training[-1]["memory"]["learner"] or 0) > 2**20
 
 
@@ -304,11 +307,17 @@ def test_an_actor_without_lanes_is_idle_and_acts_none_of_its_time(tmp_path: Path
         path = tmp_path / "run" / "status.json"
         return json.loads(path.read_text())["actors"] if path.exists() else []
 
-    with running(tmp_path / "run", "--actors", 3, *SMALL, "--lane-size", 8, *LONG):
-        wait_for(lambda: sum(actor["acting"] is not None for actor in told()) == 3)
-        actors = {actor["state"]: actor for actor in told()}
+    def all_known() -> dict[str, dict[str, Any]]:
+        """Once each of them works or has nothing to do, and has told how it spends its time."""
+        actors = told()
+        known = sum(a["acting"] is not None if a["state"] == "idle" else bool(a["acting"]) for a in actors)
+        return {actor["state"]: actor for actor in actors} if known == 3 else {}
+
+    with running(tmp_path / "run", "--actors", 3, *SMALL, "--lane-size", 8, *LONG) as process:
+        actors = wait_for(all_known, process)
+    assert set(actors) == {"idle", "working"}
     assert actors["idle"]["lanes"] == [] and actors["working"]["lanes"]
-    assert actors["idle"]["acting"] < 0.05 < actors["working"]["acting"]
+    assert actors["idle"]["acting"] == 0 < actors["working"]["acting"]
 
 
 def test_a_run_that_fails_says_so_to_programs_too(tmp_path: Path) -> None:

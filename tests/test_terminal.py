@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import LAUNCH, SMALL, launch, summary_of
-from test_launch import LONG, iterations, wait_for
+from gate import iterations
+from launching import LAUNCH, SMALL, TIMEOUT, launch, summary_of, wait_for
+from test_launch import LONG
 from test_status import Clock, record, reported, row, status_at
 
 from supervisor.status import Happening, RunStatus
@@ -188,7 +189,7 @@ class Tty:
 
     def everything(self) -> bytes:
         """What was written, once the run has ended."""
-        self._reader.join(timeout=30)
+        self._reader.join(timeout=TIMEOUT)
         return self.written
 
     def hang_up(self) -> None:
@@ -203,7 +204,7 @@ ALTERNATE, BACK = b"\x1b[?1049h", b"\x1b[?1049l"
 def test_in_a_terminal_the_view_stands_and_what_was_said_stays(tmp_path: Path) -> None:
     tty = Tty(80, 24, "--run-dir", tmp_path / "run", "--actors", 2, *SMALL, "--total-steps", 512 * 40)
     with tty.process:
-        assert tty.process.wait(timeout=120) == 0
+        assert tty.process.wait(timeout=TIMEOUT) == 0
     before, rest = tty.everything().split(ALTERNATE)
     tty.hang_up()
     during, after = rest.split(BACK)
@@ -219,9 +220,9 @@ def test_in_a_terminal_the_view_stands_and_what_was_said_stays(tmp_path: Path) -
 def test_a_terminal_that_is_closed_ends_the_run_with_all_saved(tmp_path: Path) -> None:
     tty = Tty(80, 24, "--run-dir", tmp_path / "run", "--actors", 1, *SMALL, *LONG)
     with tty.process:
-        wait_for(lambda: iterations(tmp_path / "run") >= 3)
+        wait_for(lambda: iterations(tmp_path / "run") >= 3, tty.process)
         tty.hang_up()
         tty.process.send_signal(signal.SIGHUP)
-        assert tty.process.wait(timeout=30) == 0
+        assert tty.process.wait(timeout=TIMEOUT) == 0
     assert summary_of(tmp_path / "run")["status"] == "stopped"
     assert '"ended"' in (tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import SMALL, launch, train
+from launching import SMALL, launch, together, train
 
 from protocol import trace
 
@@ -47,13 +47,14 @@ def test_every_process_is_on_the_timeline_and_tracing_changes_nothing(tmp_path: 
 
 
 def test_a_pipelined_run_acts_while_it_learns_and_a_sync_run_never_does(tmp_path: Path) -> None:
-    found = {}
-    for schedule in ("sync", "pipelined"):
+    def overlaps_of(schedule: str) -> int:
         path = tmp_path / f"{schedule}.json"
         train(tmp_path / schedule, *SLOW, "--actors", 1, "--schedule", schedule, "--trace", path)
-        found[schedule] = overlaps(timeline(path))
-    assert found["sync"] == 0
-    assert found["pipelined"] > 0
+        return overlaps(timeline(path))
+
+    sync, pipelined = together(lambda: overlaps_of("sync"), lambda: overlaps_of("pipelined"))
+    assert sync == 0
+    assert pipelined > 0
 
 
 def test_threads_share_a_timeline(tmp_path: Path) -> None:
