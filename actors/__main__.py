@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("--connect", required=True, help="address of the learner, such as tcp://192.168.1.2:5555")
     parser.add_argument("--key", type=Path, help="file that `launch.py keys` made; none for a learner without keys")
     parser.add_argument("--index", type=int, help="number that launch.py gives to the actors that it starts")
+    parser.add_argument("--life", type=int, default=0, help="number that launch.py gives to each process it starts")
     arguments = parser.parse_args()
     if arguments.index is not None:
         run_child(
             f"actor {arguments.index}",
-            work=lambda: Actor(str(arguments.index), arguments.connect).run(),
+            work=lambda: Actor(str(arguments.index), arguments.connect, life=arguments.life).run(),
             on_word=lambda _: os._exit(SUCCESS),  # an environment's step may hang
         )
     name = _unique_name()

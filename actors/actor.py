@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from actors.closing import close_environment
 from actors.environment import describe_observations, describe_spaces, make_environment
@@ -34,11 +35,11 @@ class Actor:
         address: str,
         key: ActorKey | None = None,
         say: Callable[[str], None] = lambda _: None,
-        pid: int | None = None,
+        life: int = 0,
     ) -> None:
-        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand, and `pid` is the
-        number by which its supervisor knows it, where that is not this process's."""
-        self._hello = Hello(name, os.getpid() if pid is None else pid, fingerprint())
+        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand, and `life` is the
+        number that its supervisor gave this process."""
+        self._hello = Hello(name, life, fingerprint(), pid=os.getpid())
         self._address = address
         self._say = say
         self._socket = ActorSocket(address, key)
@@ -107,6 +108,7 @@ class Actor:
         """Say hello over every new connection, whose other end may be a new learner; say if there is none for long."""
         if self._socket.is_newly_connected():
             self._alone_since = time.monotonic()
+            self._hello = replace(self._hello, connection=self._hello.connection + 1)
             self._socket.send(self._hello)
         elif not self._socket.connected and self._welcomed:
             self._alone_since, self._welcomed = time.monotonic(), False

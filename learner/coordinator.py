@@ -17,7 +17,7 @@ from learner.faults import EnvironmentsFailed, Faults
 from learner.lanes import LaneBorder, LaneRecord, balance
 from learner.ledger import SampleLedger
 from learner.refusals import Quota, Refusals
-from learner.supervision import Supervision
+from learner.supervision import SHORTEST_PATIENCE, Supervision
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
@@ -30,6 +30,8 @@ from protocol.transport import LearnerSocket, Received
 POLL_SECONDS = 0.1  # how often a waiting learner looks whether it should stop, and whether an actor hangs
 SERVING_SECONDS = 0.05  # at once, while there is something to learn from
 GATHERING_SECONDS = 5.0  # that lanes wait for actors which have not joined yet, once the first has
+SERVING_INTERVAL = 0.1  # seconds between looks for messages during an update
+LOSSES_TO_WAIT = 2  # of a lane's hosts in a row, after which a lane waits for a lost actor's replacement
 FAREWELL_SECONDS = 1.0  # that remote actors have to hear that the run is over; who acts meanwhile hears it later
 PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds out whose
 MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
@@ -47,7 +49,9 @@ class ActorRecord:
 
     name: str
     user: str | None  # the key it connected with; None on this machine, and where there are no keys
-    pid: int
+    life: int
+    connection: int
+    pid: int  # for people
     local: bool  # whether the supervisor started it, and can kill it
     joined: float  # time.monotonic()
     last_heard: float  # time.monotonic() of its last message, or of its first grant after it had nothing to do
@@ -110,6 +114,11 @@ class Coordinator:
         self._warn = supervision.warn
         self._actors: dict[bytes, ActorRecord] = {}
         self._gathering = True  # whether lanes wait for actors that have not joined yet
+        self._gathering_since: float | None = None  # time.monotonic(); None counts from the first actor's joining
+        self._wait_for_replacements = False  # whether a lost actor's lanes wait for the one that replaces it
+        self._newest_hello: dict[str, tuple[int, int]] = {}  # of actors of this machine, by name: (life, connection)
+        self._ended_lives: set[int] = set()  # of actors of this machine
+        self._next_serving = 0.0  # time.monotonic()
         self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
         self._unbroken = 0.0  # seconds of serving since there was nothing to serve
@@ -160,6 +169,13 @@ class Coordinator:
         for _ in self._lanes:  # no more than that at once, lest a flood keep the learner from learning
             if not self._serve(0) or time.monotonic() > until:
                 return
+
+    def serve_meanwhile(self) -> None:
+        """During an update: handle what has arrived now and then, so that actors can join and hear an answer."""
+        self._supervision.check_stop()
+        if time.monotonic() >= self._next_serving:
+            self.serve_waiting()
+            self._next_serving = time.monotonic() + SERVING_INTERVAL
 
     def trained_on(self) -> None:
         """Forget what was gathered, since it has been trained on; the lanes' trained border is now behind it."""
@@ -251,6 +267,7 @@ class Coordinator:
         # ends, where every sender has had its turn for long enough.
         self._look_after_actors(silence_counts=received is None or self._unbroken > self._step_timeout)
         if received is None:
+            self._supervision.alive(max(self._step_timeout, SHORTEST_PATIENCE), listening=True)
             self._report_actors()
             received = self._socket.receive(timeout) if timeout else None
             if received is None:
@@ -301,6 +318,9 @@ class Coordinator:
             self._refuse(identity, "too many", f"{MAX_REMOTE} actors of other machines take part already")
             return
         namesakes = [other for other, record in self._actors.items() if record.name == hello.actor]
+        if self._is_past(identity, hello, namesakes, local):
+            self.refusals.counts["past life"] += 1
+            return
         if any(self._actors[other].user != user for other in namesakes):
             self._refuse(identity, "wrong user", f"another key has said hello as {hello.actor}")
             return
@@ -312,18 +332,32 @@ class Coordinator:
             self._refuse(identity, "fingerprint", reason)
             return
         for other in namesakes:
-            self._forget(other)  # its process was replaced
+            self._forget(other)  # its process was replaced, or its connection
+        if local:
+            self._newest_hello[hello.actor] = hello.life, hello.connection
         now = time.monotonic()
-        self._actors[identity] = ActorRecord(hello.actor, user, hello.pid, local, joined=now, last_heard=now)
+        self._actors[identity] = ActorRecord(
+            hello.actor, user, hello.life, hello.connection, hello.pid, local, joined=now, last_heard=now
+        )
         self._send(identity, Welcome(self._run_id, self._experiment))
+        self._announce(self._actors[identity], "actor_hello")
+
+    def _is_past(self, identity: bytes, hello: Hello, namesakes: list[bytes], local: bool) -> bool:
+        """Whether a Hello was said by a process that is no more, or over a connection that is no more.
+
+        An idle actor repeats its Hello. After it was killed, the last one may wait here as long as an update takes, and
+        its replacement may have said hello before it is read.
+        """
+        age = hello.life, hello.connection
+        if local and (hello.life in self._ended_lives or age < self._newest_hello.get(hello.actor, age)):
+            return True
+        known = [(self._actors[other].life, self._actors[other].connection) for other in namesakes]
+        return any(age < other for other in known) or (bool(known) and not self._socket.reaches(identity))
 
     def _make_ready(self, identity: bytes, ready: Ready) -> None:
         record = self._actors.get(identity)
         if record is None:  # it took so long that it was forgotten; once it is idle it says hello again
             self.refusals.counts["unknown sender"] += 1
-            return
-        if record.ready:
-            self._refuse(identity, "out of turn", "said ready out of turn")
             return
         try:
             ready.spaces.check()
@@ -344,6 +378,8 @@ class Coordinator:
         self.spaces = ready.spaces
         if self.libraries is None:
             self.libraries = ready.libraries
+        if record.ready:
+            return  # it was welcomed twice, and says twice that it is ready
         record.ready = True
         self._announce(record, "actor_ready")
         self._rebalance()
@@ -457,8 +493,11 @@ class Coordinator:
         """Let every lane have a host, and every actor its share."""
         ready = [identity for identity, record in self._actors.items() if record.ready]
         if self._gathering:
-            first = min((self._actors[identity].joined for identity in ready), default=time.monotonic())
-            self._gathering = len(ready) < self._num_actors and time.monotonic() - first < GATHERING_SECONDS
+            now, since, patience = time.monotonic(), self._gathering_since, self._step_timeout
+            if since is None:
+                since = min((self._actors[identity].joined for identity in ready), default=now)
+                patience = GATHERING_SECONDS
+            self._gathering = len(ready) < self._num_actors and now - since < patience
         sharers = max(len(ready), self._num_actors if self._gathering else 1)
         owners = [lane.moving_to or lane.owner for lane in self._lanes]
         for index, wanted in enumerate(balance(owners, ready, quota=-(-len(self._lanes) // sharers))):
@@ -508,10 +547,12 @@ class Coordinator:
             silence = now - record.last_heard
             if silence > self._step_timeout and (identity in busy or not record.ready):
                 remedy = "is replaced" if record.local else "loses its lanes"
+                reason = f"has made no progress for {silence:.1f} s (--step-timeout {self._step_timeout:g})"
                 if record.local or self._news.take():
-                    self._warn(f"actor {record.name} has made no progress for {silence:.1f} s and {remedy}")
+                    self._warn(f"actor {record.name} {reason} and {remedy}")
                 if record.local:
-                    self._report({"event": "kill", "actor": record.name, "pid": record.pid})
+                    self._ended_lives.add(record.life)  # it may yet say something before it is killed
+                    self._report({"event": "kill", "actor": record.name, "life": record.life, "reason": reason})
                 self._forget(identity)
 
     def _report_actors(self) -> None:
@@ -526,6 +567,7 @@ class Coordinator:
         actors = [
             {
                 "name": record.name,
+                "life": record.life,
                 "pid": record.pid,
                 "state": record.state(hosts=identity in lanes),
                 "lanes": lanes.get(identity, []),
@@ -558,11 +600,12 @@ class Coordinator:
             self._forget(identity)
         while True:
             try:
-                pid = self._supervision.lost.get_nowait()
+                life = self._supervision.lost.get_nowait()
             except Empty:
                 return
+            self._ended_lives.add(life)
             for identity, record in list(self._actors.items()):
-                if record.local and record.pid == pid:
+                if record.local and record.life == life:
                     self._forget(identity)
 
     def _announce(self, record: ActorRecord, event: str, **facts: Any) -> None:
@@ -587,6 +630,8 @@ class Coordinator:
         record = self._actors.pop(identity, None)
         if record is None:
             return
+        if record.local and self._wait_for_replacements:
+            self._gathering, self._gathering_since = True, time.monotonic()
         for index, lane in enumerate(self._lanes):
             if lane.owner == identity:
                 if record.local:  # one of another machine may leave for reasons of its own, or on purpose
@@ -598,6 +643,10 @@ class Coordinator:
 
     def _count_loss(self, index: int, lane: LaneRecord) -> None:
         lane.losses += lane.outstanding
+        if lane.losses >= LOSSES_TO_WAIT:
+            # It may be too much for a process that has other lanes, such as a simulator that each can have one of.
+            self._wait_for_replacements = self._gathering = True
+            self._gathering_since = time.monotonic()
         if lane.losses > MAX_LOSSES:
             raise EnvironmentsFailed(
                 f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"

@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO
 from learner.stopwatch import Stopwatch
-from learner.supervision import StopRequested, Supervision
+from learner.supervision import SHORTEST_PATIENCE, StopRequested, Supervision
 from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
 from protocol.observations import encode, normalized_size, numbers_of
@@ -40,6 +41,8 @@ from protocol.snapshot import PolicySnapshot, part_of
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
+LONG_PATIENCE = 600.0  # seconds that MLX may compile, or a disk may take to save
+STEPS_OF_PATIENCE = 10  # a step of an update may take that many times as long as the longest of the last update
 LANE_ARRAYS = [field.name for field in fields(LaneState)]  # as a checkpoint names them
 
 
@@ -78,7 +81,8 @@ class Learner:
         self._device = device
         self._report = supervision.report
         self._warn = supervision.warn
-        self._check_stop = supervision.check_stop
+        self._supervision = supervision
+        self._step_timeout = step_timeout
         self._coordinator = Coordinator(
             socket,
             config.experiment,
@@ -97,14 +101,18 @@ class Learner:
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
+        self._updated = False  # whether this process has done an update, and so has its kernels
+        self._step_seconds = 0.0  # that the longest step of the last update took
         self._stopwatch = Stopwatch()  # of an iteration
         self._border: Border | None = None  # after the last completed version
+        self._dismissed = False
         self._saving = threading.Lock()
         self._saved_version: int | None = None
         self._computation = computation(device, config.training.learner_threads)
 
     def run(self) -> str:
-        """Train to the end, or until stopped; returns the status, `finished` or `stopped`."""
+        """Train to the end, or until stopped; returns the status, `finished` or `stopped`. `conclude` saves what came
+        of it, and only then may actors be dismissed: a learner that is killed before needs them again."""
         try:
             self._begin()
             self._stopwatch = Stopwatch()
@@ -118,7 +126,11 @@ class Learner:
             return "finished"
         except StopRequested:
             return "stopped"
-        finally:
+
+    def dismiss_actors(self) -> None:
+        """Tell every actor that the run is over, and hear nothing more. Once is enough; more does nothing."""
+        if not self._dismissed:
+            self._dismissed = True
             self._coordinator.finish("the run is over")
             self._socket.close()
 
@@ -172,6 +184,8 @@ class Learner:
         if checkpoint is not None:
             with understood(checkpoint):
                 self._restore_facts(checkpoint)
+            if self._is_finished():
+                return  # the learner before this one was lost after it had saved the last version
         spaces = self._coordinator.wait_for_spaces()
         self._spaces = spaces
         self._statistics = RunningStatistics((normalized_size(spaces),))
@@ -209,9 +223,7 @@ class Learner:
         if self._config.ppo.normalize_rewards:
             scaled = self._reward_scaling(batch.rewards, batch.done, batch.environments)
             batch = replace(batch, rewards=scaled)
-        asynchronous = self._config.experiment.schedule == "async"
-        interrupt = self._coordinator.serve_waiting if asynchronous else self._check_stop
-        metrics = self._ppo.update(batch, self._version, to_inputs, interrupt)
+        metrics = self._ppo.update(batch, self._version, to_inputs, self._begin_update())
         lags = self._version - batch.policy_versions
         metrics |= {
             "policy/lag_mean": float(lags.mean()),
@@ -223,6 +235,27 @@ class Learner:
         self._window.extend(batch.episode_returns, batch.episode_lengths)
         return metrics
 
+    def _begin_update(self) -> Callable[[], None]:
+        """What is to be done between the steps of an update: serve actors, and say that the learner is at work."""
+        patience = max(self._step_timeout, SHORTEST_PATIENCE, STEPS_OF_PATIENCE * self._step_seconds)
+        if not self._updated:
+            patience = LONG_PATIENCE
+        asynchronous = self._config.experiment.schedule == "async"
+        serve = self._coordinator.serve_waiting if asynchronous else self._coordinator.serve_meanwhile
+        stepped, self._step_seconds = time.monotonic(), 0.0
+
+        def between_steps() -> None:
+            nonlocal stepped
+            now = time.monotonic()
+            # Of the first update only the last step counts: earlier ones may have waited for a compiler.
+            self._step_seconds = max(self._step_seconds if self._updated else 0.0, now - stepped)
+            stepped = now
+            self._supervision.alive(patience)
+            serve()
+
+        between_steps()
+        return between_steps
+
     def _complete_version(self, metrics: dict[str, Any]) -> None:
         """Broadcast the new weights first, then account for them: actors wait for nothing else."""
         self._version += 1
@@ -230,6 +263,7 @@ class Learner:
         self._check_finite(arrays, metrics)
         snapshot = self._snapshot(arrays)
         self._snapshots = [self._snapshots[-1], snapshot]
+        self._updated = True
         with trace.span("publish", policy_version=self._version), self._stopwatch.on("publish"):
             self._coordinator.publish(snapshot)
         self._last_update = time.monotonic()
@@ -238,8 +272,6 @@ class Learner:
         every = self._config.training.eval_every
         if every is not None and (self._version % every == 0 or self._is_finished()):
             self._queue_evaluation()  # before it is saved: a learner that goes on from there would not come back to it
-        if self._version % self._config.training.checkpoint_every == 0:
-            self._save()
         env_steps = self._version * self._config.experiment.env_steps_per_iteration
         wait_share, learn_share, send_share = self._stopwatch.take_shares("gather", "learn", "publish")
         row = {
@@ -261,6 +293,8 @@ class Learner:
         }
         self._metrics_file.append(row)
         self._report({"event": "iteration", **row})
+        if self._version % self._config.training.checkpoint_every == 0:
+            self._save()  # after the row: a learner that goes on from here would not write it
 
     def _snapshot(self, arrays: dict[str, np.ndarray]) -> PolicySnapshot:
         """The policy in `arrays`, which PPO's `state_dict` returned."""
@@ -338,6 +372,7 @@ class Learner:
     def _save(self) -> None:
         border = self._border
         assert border is not None
+        self._supervision.alive(LONG_PATIENCE)  # a disk may be slow
         try:
             with self._saving, trace.span("save", policy_version=border.checkpoint.policy_version):
                 path = write_checkpoint(self._run_dir / "checkpoints", border.whole())

@@ -3,6 +3,7 @@
 import fcntl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -42,9 +43,11 @@ def run_learner(
     learner = Learner(config, run_dir, socket, num_actors, step_timeout, device, supervision)
     conclusion = threading.Lock()  # taken once, by whoever ends the run
 
-    def conclude(status: str, error: str | None = None) -> None:
+    def conclude(status: str, error: str | None = None, then: Callable[[], None] = lambda: None) -> None:
         if conclusion.acquire(blocking=False):
-            report({"event": "summary", **learner.conclude(status, error)})
+            summary = learner.conclude(status, error)
+            then()
+            report({"event": "summary", **summary})
 
     def end_if_stuck() -> None:
         stop.wait()
@@ -54,12 +57,14 @@ def run_learner(
     threading.Thread(target=end_if_stuck, daemon=True, name="patience").start()
     with lock:
         try:
-            conclude(learner.run())
+            conclude(learner.run(), then=learner.dismiss_actors)  # a thread that is not ZeroMQ's must not do that
         except UserError:
             raise  # it says what to do, and training has not come far enough for a summary
         except Exception as error:
             conclude("failed", f"{type(error).__name__}: {error}")
             raise
+        finally:
+            learner.dismiss_actors()
 
 
 def _claim(run_dir: Path) -> TextIO:

@@ -1,6 +1,6 @@
 """A child's tie to its supervisor: standard input, a line for each thing to know; its end means that of the child.
 
-`stop` asks the learner to save and end; `lost PID` tells it that an actor's process is no more.
+`stop` asks the learner to save and end; `lost LIFE` tells it that an actor's process is no more.
 """
 
 import os

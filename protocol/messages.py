@@ -17,11 +17,17 @@ PROTOCOL_VERSION = 5
 
 @dataclass(frozen=True)
 class Hello:
-    """Actor to learner, until it is answered: I am here."""
+    """Actor to learner, until it is answered and whenever it has nothing to do: I am here.
+
+    A name is not enough to know a sender by: what a process said before it was killed may be read after its
+    replacement has said hello. Life and connection say which of the two is newer.
+    """
 
     actor: str  # its name, a number if the launcher started it; a newer process of that name replaces the older one
-    pid: int  # of its process, or the number that its supervisor gave it on another machine
+    life: int  # rises with every process that the launcher starts, and is 0 for one that was started by hand
     fingerprint: dict[str, str]  # library versions, and a digest of a fixed forward pass: equal where results are
+    connection: int = 0  # rises with every connection of this life, as far as it can tell
+    pid: int = 0  # of its process, for people
 
 
 @dataclass(frozen=True)

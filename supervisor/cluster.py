@@ -19,7 +19,7 @@ SHUTDOWN_SECONDS = 5.0  # that Ray has to end what it has started
 
 
 class RayWorkers(ProcessWorkers):
-    """Actors on the nodes of a Ray cluster. In place of a pid, which two nodes may both have, each has a number."""
+    """Actors on the nodes of a Ray cluster, where no pid says which one is meant: their lives do."""
 
     def __init__(
         self,
@@ -39,28 +39,26 @@ class RayWorkers(ProcessWorkers):
         self._cluster = cluster
         self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
         self._driver: subprocess.Popen[bytes] | None = None
-        self._placed: dict[int, int] = {}  # the driver's actors that have not ended: indices by number
-        self._started = 0
+        self._placed: dict[int, int] = {}  # the driver's actors that have not ended: indices by life
 
-    def start_actor(self, index: int) -> int:
+    def start_actor(self, index: int, life: int) -> int:
         with self._lock:
             self._driver = self._driver or self._start_driver()
-            self._started += 1
-            self._placed[self._started] = index
-        self._tell_driver(f"start {index} {self._started}")
-        return self._started
+            self._placed[life] = index
+        self._tell_driver(f"start {index} {life}")
+        return 0
 
-    def kill_actor(self, index: int, pid: int) -> bool:
-        self._tell_driver(f"kill {pid}")
+    def kill_actor(self, index: int, life: int) -> bool:
+        self._tell_driver(f"kill {life}")
         return True
 
     def restart_actor(self, index: int) -> None:
-        for number in self._numbers_of(index):
-            self._tell_driver(f"restart {number}")
+        for life in self._lives_of(index):
+            self._tell_driver(f"restart {life}")
 
     def end_actor(self, index: int) -> None:
-        for number in self._numbers_of(index):
-            self._tell_driver(f"kill {number}")
+        for life in self._lives_of(index):
+            self._tell_driver(f"kill {life}")
 
     def end(self, seconds: float) -> None:
         driver = self._driver
@@ -77,8 +75,8 @@ class RayWorkers(ProcessWorkers):
         self._watch(self._read_driver, driver, self._placed)
         return driver
 
-    def _numbers_of(self, index: int) -> list[int]:
-        return [number for number, placed in list(self._placed.items()) if placed == index]
+    def _lives_of(self, index: int) -> list[int]:
+        return [life for life, placed in list(self._placed.items()) if placed == index]
 
     def _tell_driver(self, line: str) -> None:
         self._tell(self._driver, line)
@@ -86,13 +84,13 @@ class RayWorkers(ProcessWorkers):
     def _read_driver(self, driver: subprocess.Popen[bytes], placed: dict[int, int]) -> None:
         for event in self._read_events(driver):
             if event["event"] == "actor_exit":
-                placed.pop(event["pid"], None)
+                placed.pop(event["life"], None)
             self._events.put(event)
         code = driver.wait()
         close_stdin(driver)
         with self._lock:  # from here on, the next actor has a new driver started, and none is added to these
             self._driver = None
         reason = last_line(self._log("ray")).removeprefix("ray: ")
-        for number, index in list(placed.items()):  # a cluster's actors end with their driver
-            exit_event = {"event": "actor_exit", "actor": index, "pid": number}
+        for life, index in list(placed.items()):  # a cluster's actors end with their driver
+            exit_event = {"event": "actor_exit", "actor": index, "life": life}
             self._events.put(exit_event | {"code": code, "last_line": reason})

@@ -40,6 +40,7 @@ class ProcessWorkers:
         self._events = events
         self._learner: subprocess.Popen[bytes] | None = None
         self._actors: dict[int, subprocess.Popen[bytes]] = {}
+        self._lives: dict[int, int] = {}  # of those actors
         self._watchers: list[threading.Thread] = []
         (run_dir / "logs").mkdir(exist_ok=True)
 
@@ -54,22 +55,28 @@ class ProcessWorkers:
         self._watch(self._read_learner, self._learner)
         return self._learner.pid
 
-    def start_actor(self, index: int) -> int:
-        arguments = ["--connect", self._address, "--index", str(index)]
+    def start_actor(self, index: int, life: int) -> int:
+        arguments = ["--connect", self._address, "--index", str(index), "--life", str(life)]
         log = self._log(f"actor-{index}")
         process = self._actors[index] = start_child("actors", arguments, log, stdout=subprocess.DEVNULL)
-        self._watch(self._await_actor, index, process, log)
+        self._lives[index] = life
+        self._watch(self._await_actor, index, life, process, log)
         return process.pid
 
     def stop_learner(self) -> None:
         self._tell(self._learner, STOP)
 
-    def tell_lost(self, pid: int) -> None:
-        self._tell(self._learner, f"{LOST} {pid}")
+    def kill_learner(self) -> bool:
+        if self._learner is not None:
+            kill(self._learner)
+        return True
 
-    def kill_actor(self, index: int, pid: int) -> bool:
+    def tell_lost(self, life: int) -> None:
+        self._tell(self._learner, f"{LOST} {life}")
+
+    def kill_actor(self, index: int, life: int) -> bool:
         process = self._actors.get(index)
-        if process is not None and process.pid == pid:
+        if process is not None and self._lives[index] == life:
             kill(process)
         return True
 
@@ -102,10 +109,10 @@ class ProcessWorkers:
         self._watchers.append(watcher)
         watcher.start()
 
-    def _await_actor(self, index: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _await_actor(self, index: int, life: int, process: subprocess.Popen[bytes], log: Path) -> None:
         code = process.wait()
         close_stdin(process)
-        exit_event = {"event": "actor_exit", "actor": index, "pid": process.pid}
+        exit_event = {"event": "actor_exit", "actor": index, "life": life}
         self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
 
     def _read_learner(self, process: subprocess.Popen[bytes]) -> None:

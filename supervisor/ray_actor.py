@@ -43,7 +43,7 @@ class ActorHost:
         try:
             from actors.actor import Actor
 
-            Actor(str(index), address, key, pid=number).run()
+            Actor(str(index), address, key, life=number).run()
         except UserError as error:
             return USER_ERROR, f"actor {index}: {error} (on {socket.gethostname()})"
         except Exception:

@@ -1,7 +1,7 @@
 """`python -m supervisor.ray_driver`: places actors on the nodes of a Ray cluster and tells how they end.
 
 A child of launch.py, which decides when: a line says `start INDEX NUMBER`, `kill NUMBER` or `restart NUMBER`, where a
-number names one start of one actor. What becomes of them goes to standard output, one JSON object a line.
+number is the life of one actor. What becomes of them goes to standard output, one JSON object a line.
 """
 
 import argparse
@@ -127,7 +127,7 @@ class Driver:
         if said:
             with open(self._logs / f"actor-{placed.index}.log", "a") as log:
                 log.write(f"{said}\n")
-        exit_event = {"event": "actor_exit", "actor": placed.index, "pid": number}
+        exit_event = {"event": "actor_exit", "actor": placed.index, "life": number}
         self.report(exit_event | {"code": code, "last_line": said.splitlines()[-1] if said else ""})
 
     def _kill(self, number: int) -> None:

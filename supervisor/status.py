@@ -76,6 +76,7 @@ class _Trace:
 
     def __init__(self, now: float) -> None:
         self.since = now  # when its state became `starting` or `lost`
+        self.life = 0  # of its process, as the learner calls it, too
         self.before = 0  # env-steps of its earlier processes, or to earlier learners
         self.reported = 0  # env-steps since
         self.speeds: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW)  # (time, env-steps)
@@ -137,13 +138,14 @@ class RunStatus:
         """The learner's process is `pid`, or 0 for a thread."""
         self._learner_pid = pid or None
 
-    def actor_started(self, name: str, pid: int, again: bool = False) -> None:
-        """Actor `name` is process `pid` now, or 0 for a thread; `again` if it is a restart."""
+    def actor_started(self, name: str, pid: int, life: int, again: bool = False) -> None:
+        """Actor `name` is process `pid` now, 0 for none of this machine, in its `life`; `again` if it is a restart."""
         actor = self._actor(name)
         actor.pid, actor.state, actor.lanes, actor.memory = pid or None, "starting", [], None
         actor.restarts += again
         trace = self._traces[name]
         trace.since, trace.before, trace.reported = self._clock(), trace.before + trace.reported, 0
+        trace.life = life
 
     def actor_removed(self, name: str) -> None:
         """Actor `name` is not wanted any more."""
@@ -217,7 +219,9 @@ class RunStatus:
         for record in records:
             name = record["name"]
             known = self._actors.get(name)
-            if name.isdecimal() and (known is None or known.pid not in (None, record["pid"]) or known.state == "lost"):
+            if name.isdecimal() and (
+                known is None or self._traces[name].life != record["life"] or known.state == "lost"
+            ):
                 continue  # the learner does not know yet that this process has gone
             actor, trace = self._actor(name), self._traces[name]
             if record["env_steps"] < trace.reported:  # it was counted by an earlier learner

@@ -4,6 +4,7 @@ It decides about processes and nothing else: the learner decides about lanes. Wh
 """
 
 import json
+import math
 import queue
 import signal
 import sys
@@ -30,7 +31,9 @@ from supervisor.terminal import Terminal
 from supervisor.workers import END_SECONDS, Events, RayCluster, Workers
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
-START_SECONDS = 120.0  # that an actor has to join the learner
+START_SECONDS = 120.0  # that an actor's process has to say hello to a learner that listens
+LEARNER_START_SECONDS = 600.0  # that a learner has to give its first sign of life: it may load a large checkpoint
+DISMISSED_SECONDS = 2.0  # that a run may go on after an actor was dismissed; then the learner has not dismissed it
 WANTED_ACTORS = "wanted-actors"  # in the run directory: how many actors to run from now on
 
 
@@ -168,7 +171,11 @@ class Supervisor:
         self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
         self._learner_crashes = Crashes()
         self._learning = False  # whether an iteration was completed: from then on every end has a summary
-        self._pids: dict[int, int] = {}  # of each actor's present process
+        self._started_lives = 0  # of actors: each process has the next number
+        self._lives: dict[int, int] = {}  # of each actor's present process
+        self._pids: dict[int, int] = {}  # of the same
+        self._hung: dict[int, str] = {}  # lives that the learner had killed, and why
+        self._silent_after = math.inf  # time.monotonic() after which the learner has been silent for too long
         self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
         self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
@@ -194,10 +201,8 @@ class Supervisor:
                     self._start_learner()
                 else:
                     self._start_actor(index, again=True)
-            for index in [i for i, since in self._joining.items() if now - since > START_SECONDS]:
-                del self._joining[index]
-                self._report.tell("warning", f"actor {index} has not joined within {START_SECONDS:.0f} s")
-                self._workers.restart_actor(index)
+            if now > self._silent_after:
+                self._lose_patience_with_learner()
             self._adjust_actors()
             self._evaluation.poll()
             self._report.tick()
@@ -229,10 +234,17 @@ class Supervisor:
                 self._report.tell("signal", f"{event['name']}: saving and ending", signal=event["name"])
                 self._stop()
             case "kill":
-                if not self._workers.kill_actor(int(event["actor"]), event["pid"]):
-                    self._stop(f"actor {event['actor']} hangs, and a thread cannot be killed")
+                self._hung[event["life"]] = event["reason"]
+                if not self._workers.kill_actor(int(event["actor"]), event["life"]):
+                    self._stop(f"actor {event['actor']} {event['reason']}, and a thread cannot be killed")
+            case "alive":
+                self._silent_after = time.monotonic() + event["patience"]
+                if event["listening"]:
+                    self._restart_actors_that_do_not_join()
+            case "actor_hello":
+                if event["actor"].isdecimal():
+                    self._joining.pop(int(event["actor"]), None)
             case "actor_ready" if event["actor"].isdecimal():
-                self._joining.pop(int(event["actor"]), None)
                 self._report.tell("actor_joined", f"actor {event['actor']} has joined", False, actor=event["actor"])
             case "actor_ready":  # another machine's, about whose process nothing can be decided here
                 self._report.tell("actor_joined", f"actor {event['actor']} has joined", actor=event["actor"])
@@ -254,7 +266,7 @@ class Supervisor:
             case "learner_exit":
                 self._lost_learner(event["code"], event["last_line"])
             case "actor_exit":
-                self._lost_actor(**{key: event[key] for key in ("actor", "pid", "code", "last_line")})
+                self._lost_actor(**{key: event[key] for key in ("actor", "life", "code", "last_line")})
             case "iteration":
                 self._learning = True
                 self._learner_crashes.in_a_row = 0
@@ -273,16 +285,37 @@ class Supervisor:
 
     def _start_learner(self) -> None:
         self._status.learner_started(self._workers.start_learner())
+        self._silent_after = time.monotonic() + LEARNER_START_SECONDS
+
+    def _lose_patience_with_learner(self) -> None:
+        """The learner hangs: a new one goes on from the newest checkpoint."""
+        self._silent_after = math.inf
+        text = "the learner has given no sign of life for too long"
+        if self._workers.kill_learner():
+            self._report.tell("warning", f"{text} and is replaced")
+        else:
+            self._stop(f"{text}, and a thread cannot be killed")
+
+    def _restart_actors_that_do_not_join(self) -> None:
+        """To be called when the learner has heard everyone: before that, an actor may wait for the learner alone."""
+        now = time.monotonic()
+        for index in [i for i, since in self._joining.items() if now - since > START_SECONDS]:
+            del self._joining[index]
+            self._report.tell("warning", f"actor {index} has not said hello within {START_SECONDS:.0f} s")
+            self._workers.restart_actor(index)
 
     def _start_actor(self, index: int, again: bool = False) -> None:
         self._joining[index] = time.monotonic()
-        self._pids[index] = self._workers.start_actor(index)
-        self._status.actor_started(str(index), self._pids[index], again)
+        self._started_lives += 1
+        self._lives[index] = self._started_lives
+        pid = self._pids[index] = self._workers.start_actor(index, self._started_lives)
+        self._status.actor_started(str(index), pid, self._started_lives, again)
         if again:
             text = f"actor {index} was started again"
-            self._report.tell("actor_restarted", text, False, actor=str(index), pid=self._pids[index])
+            self._report.tell("actor_restarted", text, False, actor=str(index), pid=pid)
 
     def _lost_learner(self, code: int, last_line: str) -> None:
+        self._silent_after = math.inf
         if code == USER_ERROR:
             raise UserError(last_line.removeprefix("learner: "))
         cause = f"the learner ended with code {code}" + (f": {last_line}" if last_line else "")
@@ -294,34 +327,41 @@ class Supervisor:
         text = f"{cause}; it starts again from its newest checkpoint {when(backoff)}"
         self._report.tell("learner_lost", text, code=code)
 
-    def _lost_actor(self, actor: int, pid: int, code: int, last_line: str) -> None:
-        self._workers.tell_lost(pid)
-        if self._pids.get(actor) != pid:
+    def _lost_actor(self, actor: int, life: int, code: int, last_line: str) -> None:
+        self._workers.tell_lost(life)
+        hung = self._hung.pop(life, None)
+        if self._lives.get(actor) != life:
             return  # another process has its place already
         self._joining.pop(actor, None)
-        if code == SUCCESS or self._deadline is not None or actor not in self._slots:
+        if self._deadline is not None or actor not in self._slots:
             return
-        if code == USER_ERROR:
-            reason = last_line.removeprefix(f"actor {actor}: ")
-            if self._learning:
-                self._stop(reason)
-                return
-            raise UserError(reason)
-        cause = f"actor {actor} ended with code {code}" + (f": {last_line}" if last_line else "")
+        if code == USER_ERROR and not self._learning:
+            raise UserError(last_line.removeprefix(f"actor {actor}: "))
+        if hung:
+            cause = f"actor {actor} {hung} and was killed"
+        else:
+            cause = f"actor {actor} ended with code {code}" + (f": {last_line}" if last_line else "")
+        # The run is over in a moment; unless the actor ended by itself, or the learner is lost in that moment and the
+        # next one needs it.
+        dismissed = code == SUCCESS
         if not self._can_restart:
-            self._stop(cause)
+            if not dismissed:
+                self._stop(cause)
             return
         backoff = self._slots[actor].next_backoff()
+        if backoff is not None and dismissed:
+            self._due[actor] = time.monotonic() + max(backoff, DISMISSED_SECONDS)
+            return
         if backoff is not None:
             self._due[actor] = time.monotonic() + backoff
             self._lost_at.setdefault(actor, time.monotonic())
             self.actor_restarts += 1
             text = f"{cause}; it starts again {when(backoff)}"
-            self._report.tell("actor_lost", text, actor=str(actor), pid=pid, code=code)
+            self._report.tell("actor_lost", text, actor=str(actor), pid=self._pids[actor], code=code)
             return
         del self._slots[actor]
         text = f"{cause}; it is given up after {CRASHES_ALLOWED} starts in a row"
-        self._report.tell("actor_retired", text, actor=str(actor), pid=pid, code=code)
+        self._report.tell("actor_retired", text, actor=str(actor), pid=self._pids[actor], code=code)
         self._status.actor_removed(str(actor))
         if not self._slots:
             self._stop(f"no actor is left: {cause}")

@@ -55,17 +55,21 @@ class ThreadWorkers:
         self._start({"event": "learner_exit"}, work)
         return 0
 
-    def start_actor(self, index: int) -> int:
-        self._start({"event": "actor_exit", "actor": index, "pid": 0}, Actor(str(index), self._address).run)
+    def start_actor(self, index: int, life: int) -> int:
+        exit_event = {"event": "actor_exit", "actor": index, "life": life}
+        self._start(exit_event, Actor(str(index), self._address, life=life).run)
         return 0
 
     def stop_learner(self) -> None:
         self._supervision.stop.set()
 
-    def tell_lost(self, pid: int) -> None:
-        pass  # all threads have one pid, and a run does not outlive an actor's
+    def kill_learner(self) -> bool:
+        return False
 
-    def kill_actor(self, index: int, pid: int) -> bool:
+    def tell_lost(self, life: int) -> None:
+        self._supervision.lost.put(life)
+
+    def kill_actor(self, index: int, life: int) -> bool:
         return False
 
     def restart_actor(self, index: int) -> None:
@@ -87,7 +91,7 @@ class ThreadWorkers:
                 work()
             except UserError as error:
                 code, last = USER_ERROR, str(error)
-            except Exception as error:
+            except BaseException as error:
                 traceback.print_exc()
                 code, last = FAILURE, f"{type(error).__name__}: {error}"
             self._events.put(exit_event | {"code": code, "last_line": last})

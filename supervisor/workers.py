@@ -1,7 +1,7 @@
 """The learner and the actors as the supervisor sees them: processes, here or all over a Ray cluster, or threads.
 
 All kinds put what happens into one queue: the learner's events as it reports them, and `learner_exit` and
-`actor_exit` with the exit code and the last line of what was said.
+`actor_exit` (with the life that is over) with the exit code and the last line of what was said.
 """
 
 from dataclasses import dataclass
@@ -28,20 +28,25 @@ class Workers(Protocol):
         """Start a learner; returns its pid, 0 for a thread."""
         ...
 
-    def start_actor(self, index: int) -> int:
-        """Start an actor; returns its pid, 0 for a thread, or another number that none before it had."""
+    def start_actor(self, index: int, life: int) -> int:
+        """Start an actor in its `life`, a number that no actor before it had; returns its pid, 0 where it has none on
+        this machine."""
         ...
 
     def stop_learner(self) -> None:
         """Ask the learner to save and end; its summary follows."""
         ...
 
-    def tell_lost(self, pid: int) -> None:
-        """Tell the learner that an actor's process is no more."""
+    def kill_learner(self) -> bool:
+        """Kill a learner that hangs; False where that cannot be done."""
         ...
 
-    def kill_actor(self, index: int, pid: int) -> bool:
-        """Kill an actor that hangs, unless another process has its place already; False where that cannot be done."""
+    def tell_lost(self, life: int) -> None:
+        """Tell the learner that an actor's life is over."""
+        ...
+
+    def kill_actor(self, index: int, life: int) -> bool:
+        """Kill an actor that hangs, unless another has its place already; False where that cannot be done."""
         ...
 
     def restart_actor(self, index: int) -> None:

@@ -2,7 +2,9 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -363,7 +365,7 @@ def test_the_supervisor_is_told_what_every_actor_is_about() -> None:
     for index in range(1, 5):
         talk.join(index)
     told = reports(talk)
-    assert (told["0"]["state"], told["0"]["env_steps"], told["0"]["pid"]) == ("working", STEPS, 1000)
+    assert (told["0"]["state"], told["0"]["env_steps"], told["0"]["life"]) == ("working", STEPS, 1000)
     assert (told["1"]["state"], told["1"]["lanes"], told["1"]["env_steps"]) == ("ready", [2], 0)
     assert (told["4"]["state"], told["4"]["lanes"], told["4"]["env_steps"]) == ("idle", [], 0)
     assert told["0"]["acting"] is None  # it takes two messages to know
@@ -375,7 +377,7 @@ def test_actors_are_told_about_at_most_once_a_second() -> None:
     talk = Conversation()
     for _ in range(20):
         talk.serve()
-    assert [event["event"] for event in talk.events] == ["actors"]
+    assert len(talk.told("actors")) == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, float("nan")), (1.0, float("inf")), (1.0, 0.5), (1e308, -1e308)])
@@ -898,3 +900,114 @@ def test_a_settled_ledger_leaves_out_what_will_be_produced_again() -> None:
     ledger.drop(5, "stale")
     ledger.train(20)
     assert ledger.settled() == {"produced": 25, "trained": 20, "dropped": {"stale": 5}, "in_flight": 0}
+
+
+LAST_WORDS: list[Message] = [
+    Hello("0", 1, {"numpy": "2"}),  # of a killed actor, which repeated it while it had nothing to do
+    Hello("0", 2, {"numpy": "2"}),  # of its replacement…
+    Hello("0", 2, {"numpy": "2"}),  # …which repeats it as well
+    Ready(SPACES, {}),
+    Ready(SPACES, {}),
+]
+
+
+def in_every_order(count: int) -> Iterator[tuple[int, ...]]:
+    """The orders in which the words of the dead, the word of its loss, and those of its replacement can be read."""
+    dead, lost, alive = (0, 1), 2, (3, 4, 5, 6)
+    for order in permutations(range(count)):
+        kept = [[i for i in order if i in who] for who in (dead, alive)]  # each says its words in one order
+        if kept == [sorted(who) for who in kept] and lost in order:
+            yield order
+
+
+@pytest.mark.parametrize("welcomed", [True, False])
+def test_the_last_words_of_a_killed_actor_change_nothing_in_whatever_order_they_are_read(welcomed: bool) -> None:
+    for order in in_every_order(7):
+        talk = Conversation(num_actors=2)
+        other = talk.join(1, pid=10)
+        if welcomed:
+            talk.say(b"dead", Hello("0", 1, {"numpy": "2"}))
+            talk.say(b"dead", Ready(SPACES, {}))
+        talk.publish(0)
+        talk.socket.sent.clear()
+
+        def speak(step: int, talk: Conversation = talk) -> None:
+            hello, ready = LAST_WORDS[1], LAST_WORDS[3]
+            match step:
+                case 0 | 1:
+                    talk.say(b"dead", LAST_WORDS[0] if step == 0 else ready)
+                case 2:
+                    talk.supervision.lost.put(1)
+                    talk.serve()
+                case _:
+                    talk.say(b"alive", hello if step < 5 else ready)
+
+        for step in order:
+            speak(step)
+        talk.say(b"alive", LAST_WORDS[1])  # once it has nothing to do, it says it again…
+        if talk.socket.take(Welcome, b"alive"):
+            talk.say(b"alive", LAST_WORDS[3])  # …and is ready once it is welcomed
+        assert not talk.socket.take(Refusal), order
+        assert talk.coordinator.refusals.counts.keys() <= {"past life", "unknown sender"}, order
+        owners = Counter(lane.owner for lane in talk.coordinator._lanes)
+        assert owners == {other: 2, b"alive": 2}, order
+
+
+def test_words_over_a_connection_that_is_gone_do_not_put_out_the_actor_that_came_back() -> None:
+    talk = Conversation(num_actors=0)
+    first = Hello("desk", 0, {"numpy": "2"}, connection=1)
+    talk.say(b"old", first, local=False)
+    talk.say(b"old", Ready(SPACES, {}), local=False)
+    talk.say(b"new", replace(first, connection=2), local=False)
+    talk.say(b"new", Ready(SPACES, {}), local=False)
+    talk.say(b"old", first, local=False)
+    assert {lane.owner for lane in talk.coordinator._lanes} == {b"new"}
+    talk.socket.gone.add(b"older")
+    talk.say(b"older", replace(first, connection=2), local=False)  # it did not notice that it had connected again
+    assert {lane.owner for lane in talk.coordinator._lanes} == {b"new"}
+    assert talk.coordinator.refusals.counts == {"past life": 2}
+
+
+def test_an_actor_that_was_given_up_is_not_welcomed_again() -> None:
+    talk = Conversation(num_actors=1, step_timeout=0.5)
+    identity = talk.join(0, pid=7)
+    talk.publish(0)
+    talk.coordinator._actors[identity].last_heard -= 1
+    talk.serve()
+    (kill,) = talk.told("kill")
+    assert (kill["actor"], kill["life"]) == ("0", 7)
+    assert "--step-timeout" in kill["reason"]
+    talk.say(identity, Hello("0", 7, {"numpy": "2"}))
+    assert not talk.coordinator._actors
+
+
+def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> None:
+    """As with a simulator that a process can have one of: two lanes in one process are one too many."""
+    talk = Conversation(num_actors=4)
+    actors = [talk.join(i, pid=i + 1) for i in range(4)]
+    talk.publish(0)
+    lanes = talk.coordinator._lanes
+    assert [lane.owner for lane in lanes] == actors
+    talk.supervision.lost.put(1)
+    talk.serve()
+    second = lanes[0].owner
+    assert second in actors[1:]  # the first time it moves at once
+    talk.supervision.lost.put(actors.index(second) + 1)
+    talk.serve()
+    kept = [actor for actor in actors[1:] if actor != second]
+    assert Counter(lane.owner for lane in lanes) == {None: 2, kept[0]: 1, kept[1]: 1}
+    talk.join(0, pid=5)
+    assert sorted(Counter(lane.owner for lane in lanes).values()) == [1, 1, 1, 1]
+    talk.join(actors.index(second), pid=6)
+    assert None not in {lane.owner for lane in lanes}
+    assert set(Counter(lane.owner for lane in lanes).values()) == {1}
+
+
+def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() -> None:
+    events: list[dict[str, Any]] = []
+    supervision = Supervision(events.append)
+    for _ in range(3):
+        supervision.alive(60.0)
+    supervision.alive(600.0)  # a longer time is told at once, since silence may follow
+    supervision.alive(60.0)  # a shorter one, too
+    assert [event["patience"] for event in events] == [60.0, 600.0, 60.0]

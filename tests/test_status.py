@@ -40,7 +40,7 @@ def row(env_steps: int, **more: Any) -> dict[str, Any]:
 
 def record(name: str, pid: int, **more: Any) -> dict[str, Any]:
     known = {"state": "working", "lanes": [0, 1], "env_steps": 600, "acting": 0.75, "seconds_silent": 0.25}
-    return {"name": name, "pid": pid, **known, **more}
+    return {"name": name, "life": pid, "pid": pid, **known, **more}
 
 
 def reported(*records: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def actor_of(status: RunStatus, name: str) -> dict[str, Any]:
 
 def test_a_status_holds_exactly_what_others_read() -> None:
     status = status_at(Clock())
-    status.actor_started("0", 1234)
+    status.actor_started("0", 1234, 1)
     said = status.as_dict()
     assert list(said) == "time state title env_steps total_steps seconds_left shares memory actors".split()  # noqa: SIM905
     assert list(said["shares"]) == ["acting", "waiting", "learning", "sending"]
@@ -89,7 +89,7 @@ def test_shares_are_means_over_the_last_iterations_and_unknown_ones_stay_unknown
 def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process() -> None:
     clock = Clock()
     status = status_at(clock)
-    status.actor_started("0", 1)
+    status.actor_started("0", 1, 1)
     assert actor_of(status, "0")["state"] == "starting"
     status.take(reported(record("0", 1)))
     clock.now += 2
@@ -106,7 +106,7 @@ def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process()
     assert (actor["state"], actor["pid"], actor["lanes"], actor["seconds_silent"]) == ("lost", None, [], 3)
     assert actor["env_steps_per_second"] is actor["acting"] is actor["memory"] is None
 
-    status.actor_started("0", 2, again=True)
+    status.actor_started("0", 2, 2, again=True)
     status.take(reported(record("0", 1, env_steps=1000)))
     assert actor_of(status, "0")["state"] == "starting"
     status.take(reported(record("0", 2, env_steps=50)))
@@ -116,7 +116,7 @@ def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process()
 
 def test_env_steps_add_up_over_learners() -> None:
     status = status_at(Clock())
-    status.actor_started("0", 1)
+    status.actor_started("0", 1, 1)
     status.take(reported(record("0", 1, env_steps=600)))
     status.take({"event": "learner_lost"})
     assert status.as_dict()["state"] == "starting"
@@ -144,7 +144,7 @@ def test_actors_are_in_the_order_of_their_numbers() -> None:
     status = status_at(Clock())
     status.take(reported(record("b", 1), record("a", 2)))
     for index in (10, 9, 2):
-        status.actor_started(str(index), index)
+        status.actor_started(str(index), index, index)
     assert [actor.name for actor in status.actors] == ["2", "9", "10", "a", "b"]
 
 
@@ -157,8 +157,8 @@ def test_memory_is_that_of_each_process_and_none_of_one_that_has_gone() -> None:
     assert memory_of(None) is None
     status = status_at(Clock())
     status.learner_started(child.pid)
-    status.actor_started("0", child.pid)
-    status.actor_started("1", 0)  # a thread
+    status.actor_started("0", child.pid, 1)
+    status.actor_started("1", 0, 2)  # a thread
     status.measure()
     assert (status.memory["launcher"] or 0) > 2**20
     assert status.memory["learner"] is None

@@ -53,7 +53,7 @@ def a_run(actors: int, title: str = "CartPole-v1, seed 0, pipelined: 8 actors ov
     status = status_at(clock)
     status.title = title
     for index in range(actors):
-        status.actor_started(str(index), 0)
+        status.actor_started(str(index), 0, 1)
     records = [record(str(i), 1, lanes=[i], env_steps=1000 * i) for i in range(actors)]
     status.take({"event": "started"})
     status.take(reported(*records))
@@ -109,7 +109,7 @@ def test_what_is_shown_is_what_was_told() -> None:
 
 def test_what_is_not_known_is_a_dash() -> None:
     status = RunStatus("run", 100)
-    status.actor_started("0", 1)
+    status.actor_started("0", 1, 1)
     for width, height in ((80, 24), (40, 20)):
         text = shown(status, width, height)
         assert "– left" in text and "return –" in text and "nan" not in text and "None" not in text
