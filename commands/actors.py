@@ -14,7 +14,7 @@ from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 from supervisor.supervisor import WANTED_ACTORS
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

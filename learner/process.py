@@ -15,7 +15,7 @@ from protocol.remote import RemoteAccess
 from protocol.transport import LearnerSocket
 
 PATIENCE = 2.5  # seconds a learner may take to stop by itself before it is finished from outside
-LOCK_SECONDS = 10.0  # that a learner whose launcher was killed may still be saving
+LOCK_SECONDS = 60.0  # that a learner whose launcher was killed may still be saving
 
 
 def run_learner(

@@ -180,6 +180,7 @@ class Supervisor:
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
         self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
         self._deadline: float | None = None  # for the learner's summary, once it was asked to stop
+        self._hurried = False  # whether that was asked twice
         self._failure: str | None = None  # why it was asked to stop, unless by a signal
 
     def start(self, num_actors: int) -> None:
@@ -232,6 +233,8 @@ class Supervisor:
                 self.summary = {key: value for key, value in event.items() if key != "event"}
             case "signal":
                 self._report.tell("signal", f"{event['name']}: saving and ending", signal=event["name"])
+                self._hurried = self._deadline is not None  # whoever asks twice will not wait for a slow disk
+                self._deadline = None
                 self._stop()
             case "kill":
                 self._hung[event["life"]] = event["reason"]
@@ -239,6 +242,8 @@ class Supervisor:
                     self._stop(f"actor {event['actor']} {event['reason']}, and a thread cannot be killed")
             case "alive":
                 self._silent_after = time.monotonic() + event["patience"]
+                if self._deadline is not None and not self._hurried:
+                    self._deadline = max(self._deadline, self._silent_after)  # it saves, and a disk may be slow
                 if event["listening"]:
                     self._restart_actors_that_do_not_join()
             case "actor_hello":

@@ -22,6 +22,16 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import LAUNCH, launch, running, summary_of, train
 
+FIRST_MOMENTS = 0.3  # seconds of an actor's life
+WORLDS = {  # what is trained: tiny updates, and such as take longer than an actor's restart
+    "small": ["--total-steps", 100_000],
+    "wide": ["--hidden-sizes", 768, 768, "--total-steps", 12_288],
+    "recurrent": ["--recurrent-size", 64, "--minibatches", 4, "--total-steps", 20_480],
+    "images": [
+        *["--env", "tests.environments:EverySpace-v0", "--env-kwargs", "observation='frames'"],
+        *["--network", "nature_cnn", "--total-steps", 6_144],
+    ],
+}
 CAMPAIGN = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2 --checkpoint-every 3".split()  # noqa: SIM905
 
 
@@ -50,6 +60,35 @@ class Chaos:
 
     def stop_actor(self) -> None:
         self._signal(self.actors(), signal.SIGSTOP)
+
+    def kill_young_actor(self) -> None:
+        """One in the first moments of its life: before it says hello, while it waits for an answer, or just after."""
+        self._kill_a_replacement(self.random.uniform(0, FIRST_MOMENTS))
+
+    def kill_rebuilding_actor(self) -> None:
+        """One that has joined in another's place, about when it rebuilds its lanes."""
+        self._kill_a_replacement(FIRST_MOMENTS + self.random.uniform(0, 3 * FIRST_MOMENTS))
+
+    def kill_actor_in_update(self) -> None:
+        """Just after an iteration was completed: the learner is at the next update, or soon will be."""
+        before, deadline = self.iterations(), time.monotonic() + 10
+        while self.iterations() == before and self._alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.kill_actor()
+
+    def stop_learner(self) -> None:
+        self._signal(self.learner(), signal.SIGSTOP)
+
+    def _kill_a_replacement(self, age: float) -> None:
+        known = {actor.pid for actor in self.actors()}
+        self.kill_actor()
+        deadline = time.monotonic() + 10
+        while self._alive() and time.monotonic() < deadline:
+            if new := [actor for actor in self.actors() if actor.pid not in known]:
+                time.sleep(age)
+                self._signal(new, signal.SIGKILL)
+                return
+            time.sleep(0.001)
 
     def kill_learner(self) -> None:
         self._signal(self.learner(), signal.SIGKILL)
@@ -95,7 +134,8 @@ class Chaos:
         with running(self.run_dir, *self.flags) as self.process:
             output = self._disturb(faults, due)
         assert self.process is not None
-        assert self.process.returncode == 0, output
+        if self.process.returncode != 0:
+            raise AssertionError(output)
         return summary_of(self.run_dir)
 
     def _disturb(self, faults: list[str], due: Callable[[int], bool]) -> str:
@@ -130,6 +170,10 @@ class Chaos:
 FAULTS = [
     "kill_actor",
     "stop_actor",
+    "kill_young_actor",
+    "kill_rebuilding_actor",
+    "kill_actor_in_update",
+    "stop_learner",
     "kill_learner",
     "kill_learner_while_saving",
     "kill_learner_and_actor",
@@ -147,31 +191,37 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=10, help="how often, at random iterations")
     parser.add_argument("--actors", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--total-steps", type=int, default=200_000)
+    parser.add_argument("--world", choices=WORLDS, help="what is trained, instead of each in turn by chance")
     parser.add_argument("flags", nargs="*", help="further flags of launch.py, after --")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
-    base: list[object] = ["--env", arguments.env, *CAMPAIGN, "--total-steps", arguments.total_steps, *arguments.flags]
     unequal = 0
-    print(f"{'run':>3}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  equal", flush=True)
+    print(
+        f"{'run':>3}  {'world':<9}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  equal", flush=True
+    )
     with tempfile.TemporaryDirectory() as name:
         undisturbed: dict[str, str] = {}
         for number, (schedule, faults) in enumerate(plan(arguments, chance), start=1):
-            flags = [*base, "--schedule", schedule]
-            if schedule not in undisturbed:
-                undisturbed[schedule] = train(Path(name) / schedule, "--in-process", *flags)["weights_digest"]
+            world = arguments.world or chance.choice(list(WORLDS))
+            flags = [*CAMPAIGN, *WORLDS[world], *arguments.flags, "--schedule", schedule]
+            calm = f"{world}-{schedule}"
+            if calm not in undisturbed:
+                undisturbed[calm] = train(Path(name) / calm, "--in-process", *flags)["weights_digest"]
             actors = arguments.actors if arguments.fault else chance.randint(1, arguments.actors)
             execution = ["--actors", actors, "--transport", chance.choice(["ipc", "tcp"]), "--step-timeout", 3]
             chaos = Chaos(Path(name) / str(number), [*flags, *execution], chance)
-            iterations = len((Path(name) / schedule / "metrics.jsonl").read_text().splitlines())
-            moments = sorted(chance.randrange(iterations - 2) for _ in faults)
-            summary = chaos.run(faults, due=lambda i: chaos.iterations() >= moments[i])  # noqa: B023
-            equal = summary["weights_digest"] == undisturbed[schedule]
+            iterations = len((Path(name) / calm / "metrics.jsonl").read_text().splitlines())
+            moments = sorted(chance.randrange(iterations + 1) for _ in faults)  # none is spared, not the last either
+            try:
+                summary = chaos.run(faults, due=lambda i: chaos.iterations() >= moments[i])  # noqa: B023
+                equal = summary["weights_digest"] == undisturbed[calm]
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                print(f"{error}", flush=True)
+                summary, equal = {"actor_restarts": "–", "learner_restarts": "–"}, False
             unequal += not equal
             done = " ".join(f"{fault}×{count}" for fault, count in Counter(chaos.done).items())
             print(
-                f"{number:>3}  {schedule:<9}  {done:<60}  {summary['actor_restarts']:>6}"
+                f"{number:>3}  {world:<9}  {schedule:<9}  {done:<60}  {summary['actor_restarts']:>6}"
                 f"  {summary['learner_restarts']:>7}  {'yes' if equal else 'NO'}",
                 flush=True,
             )
