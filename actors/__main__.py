@@ -15,19 +15,23 @@ from protocol.threads import use_one_thread  # noqa: E402
 
 use_one_thread(os.environ)  # before NumPy is imported
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_DFL)  # at once, and quietly: nothing is lost, the learner has it all
+    signal.signal(number, signal.SIG_DFL)  # at once, and quietly: there is no environment yet
 
 import argparse  # noqa: E402
 import re  # noqa: E402
 import secrets  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from actors.actor import Actor  # noqa: E402
 from protocol.keys import read_actor  # noqa: E402
-from protocol.lifeline import SUCCESS, run_child, run_to_the_end  # noqa: E402
+from protocol.lifeline import SUCCESS, leave, run_child, run_to_the_end  # noqa: E402
 from protocol.remote import check_tcp  # noqa: E402
+
+STOP_SECONDS = 2.0  # that an actor has to close its environments, once it is to end
+_stop = threading.Event()
 
 
 def main() -> None:
@@ -40,10 +44,12 @@ def main() -> None:
     if arguments.index is not None:
         run_child(
             f"actor {arguments.index}",
-            work=lambda: Actor(str(arguments.index), arguments.connect, life=arguments.life).run(),
-            on_word=lambda _: os._exit(SUCCESS),  # an environment's step may hang
+            work=lambda: Actor(str(arguments.index), arguments.connect, life=arguments.life, stop=_stop).run(),
+            on_word=lambda _: _end(),
         )
     name = _unique_name()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _end())
     run_to_the_end(f"actor {name}", lambda: _join(name, arguments.connect, arguments.key))
 
 
@@ -54,7 +60,13 @@ def _join(name: str, address: str, key: Path | None) -> None:
     def say(text: str) -> None:
         print(f"actor {name}: {text}", file=sys.stderr, flush=True)
 
-    Actor(name, address, read_actor(key) if key else None, say).run()
+    Actor(name, address, read_actor(key) if key else None, say, stop=_stop).run()
+
+
+def _end() -> None:
+    """Let the actor close its environments, and end it if one of them hangs. The learner has all that counts."""
+    _stop.set()
+    threading.Timer(STOP_SECONDS, leave, [SUCCESS]).start()
 
 
 def _unique_name() -> str:

@@ -1,6 +1,7 @@
 """An actor: joins the learner, and collects the rollouts it is granted until it is told to stop."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,10 @@ PROGRESS_INTERVAL = 0.5  # seconds between reports of progress
 PATIENCE = 3.0  # seconds without a learner after which that is said
 
 
+class _Stopped(BaseException):
+    """Ends what an actor is at; no Exception, since that may be caught on the way."""
+
+
 class Actor:
     """One actor, alone in a process or as a thread among others."""
 
@@ -36,9 +41,11 @@ class Actor:
         key: ActorKey | None = None,
         say: Callable[[str], None] = lambda _: None,
         life: int = 0,
+        stop: threading.Event | None = None,
     ) -> None:
-        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand, and `life` is the
-        number that its supervisor gave this process."""
+        """An actor for the learner at `address`; `say` takes lines for whoever started it by hand, `life` is the number
+        that its supervisor gave this process, and `stop` asks it to close its environments and return."""
+        self._stop = stop or threading.Event()
         self._hello = Hello(name, life, fingerprint(), pid=os.getpid())
         self._address = address
         self._say = say
@@ -88,6 +95,8 @@ class Actor:
                     if self._welcomed:
                         self._account(acting=False)
                         self._report()
+        except _Stopped:
+            return
         except ProtocolError as error:
             raise UserError(f"the learner at {self._address} sent what it should not: {error}") from None
         finally:
@@ -96,6 +105,7 @@ class Actor:
 
     def _receive(self) -> Message | None:
         """The next message; None where there is none and something is to be done, or was none for a while."""
+        self._check_stop()
         if self._grants:
             message = self._socket.receive(timeout=0)
         else:
@@ -162,7 +172,12 @@ class Actor:
         with trace.span("rollout", lane=grant.lane, rollout=grant.rollout_index, policy_version=version):
             return collect_rollout(lane, self._policies[version], grant, self._experiment, self._spaces)
 
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
     def _progress(self) -> None:
+        self._check_stop()
         self._steps += 1
         if time.monotonic() - self._last_progress >= PROGRESS_INTERVAL:
             self._account(acting=True)

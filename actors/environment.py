@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces as gym_spaces
 
 from actors.interface import ActionForm, ObservationForm
+from protocol import offspring
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.process import taken_names
@@ -89,6 +90,7 @@ def _nearest(name: str, error: BaseException) -> str:
 
 def make_environment(experiment: Experiment) -> gymnasium.Env:
     """One environment, without gymnasium's own checks: the lane makes those that matter on every step."""
+    offspring.watch()
     check_registered(experiment.env)
     kwargs = parse_env_kwargs(experiment.env_kwargs)
     wrappers = [(text, *load_wrapper(text)) for text in experiment.wrapper]
@@ -101,6 +103,7 @@ def make_environment(experiment: Experiment) -> gymnasium.Env:
             env = wrapper(env, **kwargs)
         except Exception as error:
             raise UserError(f"--wrapper {text} cannot be put on: {type(error).__name__}: {error}") from error
+    offspring.look()
     return env
 
 

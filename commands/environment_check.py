@@ -32,6 +32,7 @@ from commands.findings import Finding, note, ok, wrong
 from commands.train import performance_cores
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.lifeline import SUCCESS, leave
 from protocol.records import plain, typed
 from protocol.text import one_line
 
@@ -209,7 +210,7 @@ def main() -> None:
         tell(finding=wrong(f"it raised {type(error).__name__}: {one_line(error)}", "mend it"))
     tell(end=True)
     told.flush()
-    os._exit(0)  # whatever the environment has left running
+    leave(SUCCESS)
 
 
 class _Check:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from protocol import trace
 from protocol.errors import UserError
+from protocol.offspring import end_offspring
 from protocol.process import seek_user_modules_last
 
 SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
@@ -44,10 +45,23 @@ def run_to_the_end(name: str, work: Callable[[], None]) -> NoReturn:
         code = USER_ERROR
     except BaseException:
         traceback.print_exc()
+    leave(code)
+
+
+def ends_of_a_run() -> list[signal.Signals]:
+    """The signals that end a run. Whoever ignores SIGHUP (`nohup`) wants it to go on without its terminal; a shell's
+    background job was given an ignored SIGINT without anyone wanting that."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+
+
+def leave(code: int) -> NoReturn:
+    """End this process and all that its environments have started, without waiting for a library's threads."""
+    end_offspring()
     trace.flush()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # without waiting for a library's threads, or for the lifeline's
+    os._exit(code)
 
 
 def _listen(on_word: Callable[[list[str]], None]) -> None:

@@ -1,4 +1,6 @@
-"""When a process that keeps ending is started again, and when no more."""
+"""What ended a process, when one that keeps ending is started again, and when no more."""
+
+import signal
 
 BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before a process that has crashed twice, or too often, is started again
 CRASHES_ALLOWED = 5  # in a row, without any progress
@@ -21,3 +23,13 @@ class Crashes:
 def when(backoff: float) -> str:
     """A word for people."""
     return f"in {backoff:.1f} s" if backoff else "at once"
+
+
+def end_of(code: int, last_line: str) -> str:
+    """What ended a process, for people: `last_line` is the last that it said, and no news of one that was killed."""
+    if code < 0:
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:  # a real-time signal
+            return f"was killed by signal {-code}"
+    return f"ended with exit code {code}" + (f": {last_line}" if last_line else "")

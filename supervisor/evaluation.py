@@ -13,8 +13,8 @@ from typing import Any
 from learner.checkpoint import EVALUATIONS, list_checkpoints
 from protocol.files import read_rows
 from protocol.lifeline import SUCCESS, USER_ERROR
-from supervisor.crashes import CRASHES_ALLOWED, Crashes, when
-from supervisor.processes import close_stdin, kill, last_line, start_child
+from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
+from supervisor.processes import close_stdin, kill, last_line, size_of, start_child
 from supervisor.workers import Events
 
 RESULTS, BEST = "evaluations.jsonl", "best"  # in the run directory
@@ -49,6 +49,7 @@ class Evaluation:
         self._events = events
         self._log = run_dir / "logs" / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
+        self._log_start = 0  # where the child's part of it begins
         self._crashes = Crashes()
         self._given_up = False
         self._due = 0.0  # time.monotonic() of the next look
@@ -68,6 +69,7 @@ class Evaluation:
             if code != SUCCESS:
                 self._failed(code, now)
         elif self._child is None and not self._given_up and self.pending():
+            self._log_start = size_of(self._log)
             self._child = start_child(
                 "supervisor.evaluator", ["--run-dir", str(self._run_dir)], self._log, stdout=subprocess.DEVNULL
             )
@@ -132,7 +134,7 @@ class Evaluation:
         self._reported = len(results)
 
     def _failed(self, code: int, now: float) -> None:
-        cause = f"an evaluation ended with code {code}: {last_line(self._log)}"
+        cause = f"an evaluation {end_of(code, last_line(self._log, self._log_start))}"
         backoff = self._crashes.next_backoff() if code != USER_ERROR else None
         if backoff is not None:
             self._due = now + backoff

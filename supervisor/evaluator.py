@@ -29,7 +29,7 @@ from learner.checkpoint import (  # noqa: E402
 )
 from learner.config import RunConfig  # noqa: E402
 from protocol.files import read_rows, replace_file  # noqa: E402
-from protocol.lifeline import SUCCESS, run_child  # noqa: E402
+from protocol.lifeline import SUCCESS, leave, run_child  # noqa: E402
 from supervisor.evaluation import BEST, RESULTS, best_of  # noqa: E402
 
 NICENESS = 10  # learner and actors come first
@@ -46,7 +46,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one whose launcher was killed may still be about to end
             evaluate_pending(run_dir)
 
-    run_child("evaluator", work, on_word=lambda _: os._exit(SUCCESS))
+    run_child("evaluator", work, on_word=lambda _: leave(SUCCESS))
 
 
 def evaluate_pending(run_dir: Path) -> None:

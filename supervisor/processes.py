@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from protocol.lifeline import LOST, STOP
+from protocol.offspring import VARIABLE as OFFSPRING
 from protocol.process import HASH_SEED, START
 from protocol.remote import RemoteAccess
+from protocol.text import one_line
 from supervisor.workers import END_SECONDS, Events
 
+MAX_LOG, KEPT_LOG = 2**20, 2**18  # bytes of a log, and of it once it was longer
+MAX_LAST_LINE = 2000  # characters
+MAX_LAST_WORDS = 2**16  # bytes at a log's end in which its last line is looked for
 ROOT = Path(__file__).parent.parent
 
 
@@ -51,16 +57,18 @@ class ProcessWorkers:
             arguments += ["--listen-remote", self._remote.address]
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
             arguments += ["--supervised"] if self._remote.supervised else []
+        start = size_of(self._log("learner"))
         self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
-        self._watch(self._read_learner, self._learner)
+        self._watch(self._read_learner, self._learner, start)
         return self._learner.pid
 
     def start_actor(self, index: int, life: int) -> int:
         arguments = ["--connect", self._address, "--index", str(index), "--life", str(life)]
         log = self._log(f"actor-{index}")
+        start = size_of(log)
         process = self._actors[index] = start_child("actors", arguments, log, stdout=subprocess.DEVNULL)
         self._lives[index] = life
-        self._watch(self._await_actor, index, life, process, log)
+        self._watch(self._await_actor, index, life, process, log, start)
         return process.pid
 
     def stop_learner(self) -> None:
@@ -109,18 +117,18 @@ class ProcessWorkers:
         self._watchers.append(watcher)
         watcher.start()
 
-    def _await_actor(self, index: int, life: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _await_actor(self, index: int, life: int, process: subprocess.Popen[bytes], log: Path, start: int) -> None:
         code = process.wait()
         close_stdin(process)
         exit_event = {"event": "actor_exit", "actor": index, "life": life}
-        self._events.put(exit_event | {"code": code, "last_line": last_line(log)})
+        self._events.put(exit_event | {"code": code, "last_line": last_line(log, start)})
 
-    def _read_learner(self, process: subprocess.Popen[bytes]) -> None:
+    def _read_learner(self, process: subprocess.Popen[bytes], start: int) -> None:
         for event in self._read_events(process):
             self._events.put(event)
         code = process.wait()
         close_stdin(process)
-        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"))})
+        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"), start)})
 
     def _read_events(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         """What a child reports, until it ends."""
@@ -147,7 +155,8 @@ def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> su
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            env=os.environ | HASH_SEED | {"PYTHONPATH": os.pathsep.join(path)},
+            # A mark of its own, by which whatever its environments start is known: forks have it only from here.
+            env=os.environ | HASH_SEED | {"PYTHONPATH": os.pathsep.join(path), OFFSPRING: secrets.token_hex(16)},
             cwd=START,
             start_new_session=True,  # a terminal's signals are for the supervisor alone
         )
@@ -177,7 +186,40 @@ def close_stdin(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def last_line(log: Path) -> str:
-    """The last thing a process said before it ended: the error's own line, where there was one."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+def size_of(log: Path) -> int:
+    """Bytes of a log; 0 where there is none."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last thing that a process said before it ended, whose words begin at byte `start`: an error's own line, where
+    there was one. Empty where it said nothing, or where the log cannot be read."""
+    try:
+        with open(log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start if start <= size else 0, size - MAX_LAST_WORDS))  # it is shorter once it was cut
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return one_line(lines[-1], MAX_LAST_LINE) if lines else ""
+
+
+def cut_log(log: Path) -> None:
+    """Keep no more than the newest part of a log that has grown too long; what is said meanwhile may be lost.
+
+    Whoever writes to it appends, and goes on at its new end.
+    """
+    try:
+        if log.stat().st_size <= MAX_LOG:
+            return
+        with open(log, "r+b") as file:
+            file.seek(-KEPT_LOG, os.SEEK_END)
+            kept = file.read()
+            file.truncate(0)
+        with open(log, "ab") as file:
+            file.write(b"(what was here before was too much to keep)\n" + kept[kept.find(b"\n") + 1 :])
+    except OSError:
+        return  # it has gone, or the disk is full: whoever writes to it may go on

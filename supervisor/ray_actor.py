@@ -10,6 +10,7 @@ from contextlib import suppress
 from protocol.errors import UserError
 from protocol.keys import ActorKey
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.offspring import end_offspring
 from protocol.process import HASH_SEED, hash_seed_is_fixed
 from protocol.threads import use_one_thread
 
@@ -48,4 +49,6 @@ class ActorHost:
             return USER_ERROR, f"actor {index}: {error} (on {socket.gethostname()})"
         except Exception:
             return FAILURE, traceback.format_exc().strip()
+        finally:
+            end_offspring()
         return SUCCESS, ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from protocol.files import append_line, replace_file
 from protocol.process import as_typed
+from supervisor.processes import cut_log
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import DASH, Terminal, number
 
@@ -96,6 +97,8 @@ class Report:
         self.status.measure()
         text = json.dumps(self.status.as_dict(), allow_nan=False) + "\n"
         self._write(STATUS, lambda path: replace_file(path, text, durable=False))
+        for log in (self._run_dir / "logs").glob("*.log"):
+            cut_log(log)
 
     def _write(self, name: str, write: Any) -> None:
         """Write a file; where the disk will not have it, say so once and go on."""
@@ -128,7 +131,7 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         *([f"evaluations: {evaluations}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
         *([f"go on:       {_launch()} --resume {as_typed(run_dir)}"] if summary["status"] == "stopped" else []),
-        f"evaluate it: {_launch()} eval {as_typed(run_dir)}",
+        *([f"evaluate it: {_launch()} eval {as_typed(run_dir)}"] if summary["weights_digest"] else []),
     ]
 
 

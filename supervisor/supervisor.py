@@ -18,11 +18,11 @@ from typing import Any
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import replace_file
-from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR, ends_of_a_run
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
-from supervisor.crashes import CRASHES_ALLOWED, Crashes, when
+from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
 from supervisor.sinks import SinkName, Sinks
@@ -323,7 +323,7 @@ class Supervisor:
         self._silent_after = math.inf
         if code == USER_ERROR:
             raise UserError(last_line.removeprefix("learner: "))
-        cause = f"the learner ended with code {code}" + (f": {last_line}" if last_line else "")
+        cause = f"the learner {end_of(code, last_line)}"
         backoff = self._learner_crashes.next_backoff() if self._can_restart else None
         if backoff is None or self._deadline is not None:
             raise RunFailed(self._failure or cause)
@@ -342,10 +342,7 @@ class Supervisor:
             return
         if code == USER_ERROR and not self._learning:
             raise UserError(last_line.removeprefix(f"actor {actor}: "))
-        if hung:
-            cause = f"actor {actor} {hung} and was killed"
-        else:
-            cause = f"actor {actor} ended with code {code}" + (f": {last_line}" if last_line else "")
+        cause = f"actor {actor} {hung} and was killed" if hung else f"actor {actor} {end_of(code, last_line)}"
         # The run is over in a moment; unless the actor ended by itself, or the learner is lost in that moment and the
         # next one needs it.
         dismissed = code == SUCCESS
@@ -404,7 +401,7 @@ def _signals(events: Events) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         events.put({"event": "signal", "name": signal.Signals(number).name})
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, handle) for number in ends_of_a_run()}
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 Events = SimpleQueue[dict[str, Any]]
-END_SECONDS = 0.5  # that a process has to end by itself
+END_SECONDS = 3.0  # that a process has to end by itself: an actor closes its environments
 
 
 @dataclass(frozen=True)

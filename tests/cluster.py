@@ -25,7 +25,7 @@ from protocol.files import read_rows
 CARTPOLE = "benchmarks.environments:Uneven-v0"  # which can sleep in every step, so that a run lasts
 SHAPE = "--lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 AGAIN = re.compile(r"actor (\d+) delivers again, ([\d.]+) s after it was lost")
-LOST = re.compile(r"warning: actor (\d+) ended with code")
+LOST = re.compile(r"warning: actor (\d+) (ended with exit code|was killed)")
 ITERATION = re.compile(r"([\d,]+) / [\d,]+ env-steps")
 OBJECT_STORE = 80 * 2**20  # bytes
 

@@ -97,7 +97,7 @@ def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None
         wait_for(kill_evaluators, process)
         gate.open()
         out = output_of(process)
-    assert len(re.findall("warning: an evaluation ended with code -9", out)) == 3
+    assert len(re.findall("warning: an evaluation was killed by SIGKILL", out)) == 3
     assert_same_as(whole, run_dir)
 
 

@@ -192,6 +192,40 @@ def test_a_signal_ends_everything_with_all_saved(tmp_path: Path, number: signal.
         assert summary["weights_digest"] in output
 
 
+def ignore_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, "--actors", 1, *SMALL, *LONG, preexec_fn=ignore_hangups) as process:
+        wait_for(lambda: iterations(run_dir) >= 2, process)
+        process.send_signal(signal.SIGHUP)
+        reached = iterations(run_dir)
+        wait_for(lambda: iterations(run_dir) >= reached + 5, process)
+        stop(process, signal.SIGTERM)
+    names = [json.loads(line).get("signal") for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [name for name in names if name] == ["SIGTERM"]
+
+
+def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path) -> None:
+    """What it may do in silence is bounded, like an actor's step."""
+    gate = Gate(tmp_path / "run", 3)
+    whole = train(tmp_path / "whole", "--in-process", *SMALL, "--total-steps", 512 * 8)
+    flags = ["--actors", 2, *SMALL, "--total-steps", 512 * 8, "--step-timeout", 10, *gate.flags]
+    with running(tmp_path / "run", *flags) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 3, process)
+        (learner,) = [c for c in psutil.Process(process.pid).children() if "learner" in c.cmdline()]
+        learner.suspend()
+        wait_for(lambda: not learner.is_running(), process)
+        gate.open()
+        output = output_of(process)
+    assert "the learner has given no sign of life for too long and is replaced" in output
+    summary = summary_of(tmp_path / "run")
+    assert summary["learner_restarts"] == 1
+    assert summary["weights_digest"] == whole["weights_digest"]
+
+
 def test_children_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) -> None:
     with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 3, process)

@@ -95,12 +95,12 @@ def test_where_a_terminal_knows_no_unicode_none_is_drawn() -> None:
 
 def test_what_is_shown_is_what_was_told() -> None:
     status = a_run(2)
-    status.happened(Happening(0.0, "actor_lost", "actor 1 ended with code -9"))
+    status.happened(Happening(0.0, "actor_lost", "actor 1 was killed by SIGKILL"))
     wide = shown(status, 120, 40)
     for text in (
         "CartPole-v1, seed 0", "training", "30%", "3,000 of 10,000", "3:30 left", "return 290.00", "0 to 290", "34.5",
         "1,000", "policy lag", "25%", "50%", "12%", "-0.0123", "0.625", "0.0078", "0.875", "0.001", "actors: 2 working",
-        "actor 1 ended with code -9",
+        "actor 1 was killed by SIGKILL",
     ):  # fmt: skip
         assert text in wide, text
     for text in ("return 290.00", "3:30 left", "2 working", "30%", "waiting 25%"):

@@ -1,0 +1,79 @@
+"""`python keeper.py PARENT TOKEN`: waits until process PARENT is gone, and then ends every process it has left behind.
+
+A process group does not reach a simulator with a session of its own, and a killed process can clean up nothing. So
+this one remembers all descendants of PARENT that it sees. At its end it looks for more by the environment variable that
+they have inherited. It is run as a script, and imports nothing of this project: it has to be there at once.
+"""
+
+import os
+import sys
+import time
+
+import psutil
+
+VARIABLE = "PPO_OFFSPRING"  # holds TOKEN in everything that PARENT starts
+LOOK_SECONDS = 0.1  # between two looks at the descendants
+END_SECONDS = 5.0  # that ending them may take
+AGAIN_SECONDS = 0.05  # between two rounds of that
+
+Seen = dict[int, psutil.Process]  # by pid
+
+
+def see_descendants(parent: int, seen: Seen) -> None:
+    """Add all that are alive to `seen`, but for this process."""
+    try:
+        for child in psutil.Process(parent).children(recursive=True):
+            if child.pid != os.getpid():
+                seen.setdefault(child.pid, child)
+    except psutil.Error:
+        pass  # the parent has just ended
+
+
+def see_strays(parent: int, token: str, seen: Seen) -> None:
+    """Add whoever has the token, or is in the session that `parent` leads or led, but for these two processes."""
+    for process in psutil.process_iter():
+        if process.pid in (parent, os.getpid()) or process.pid in seen:
+            continue
+        try:
+            if os.getsid(process.pid) == parent or process.environ().get(VARIABLE) == token:
+                seen[process.pid] = process
+        except (psutil.Error, OSError):
+            continue  # it has just ended, or is none of this user's
+
+
+def end_all(parent: int, token: str, seen: Seen, spared: set[int]) -> None:
+    """Kill all in `seen`, and who else belongs to them, until nobody is left; never anyone `spared`, by pid."""
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline:
+        see_strays(parent, token, seen)
+        for process in list(seen.values()):
+            see_descendants(process.pid, seen)
+        alive = [process for pid, process in seen.items() if pid not in spared and _is_alive(process)]
+        if not alive:
+            return
+        for process in alive:
+            try:
+                process.kill()  # psutil makes sure that the pid is still that process's
+            except psutil.Error:
+                continue
+        time.sleep(AGAIN_SECONDS)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def main() -> None:
+    parent, token = int(sys.argv[1]), sys.argv[2]
+    seen: Seen = {}
+    while os.getppid() == parent:
+        see_descendants(parent, seen)
+        time.sleep(LOOK_SECONDS)
+    end_all(parent, token, seen, spared={os.getpid()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Processes that environments start, such as simulators: none of them outlives the process that steps them.
+
+As soon as this process is about to start one, it starts a keeper (`protocol/keeper.py`) beside it. An environment that
+starts none costs nothing.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from protocol.keeper import VARIABLE, Seen, end_all, see_descendants
+
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
+STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}  # which raise none of these events
+LOOK_SECONDS = 1.0  # between two looks for processes that were started without Python's knowledge
+
+_owner: int | None = None  # the process that watches: its forks have inherited the hook
+_keeper: subprocess.Popen[bytes] | None = None
+_starting = False
+_next_look = 0.0  # time.monotonic()
+
+
+def watch() -> None:
+    """From now on, let nothing that this process starts outlive it; to be called before an environment is made."""
+    global _owner
+    if _owner != os.getpid():
+        first, _owner = _owner is None, os.getpid()
+        os.environ.setdefault(VARIABLE, secrets.token_hex(16))
+        if first:
+            sys.addaudithook(_notice)
+
+
+def look() -> None:
+    """Notice what was started by other means than Python's; to be called after an environment was made."""
+    global _next_look
+    if _keeper is None and time.monotonic() >= _next_look:
+        _next_look = time.monotonic() + LOOK_SECONDS
+        if psutil.Process().children():
+            _start_keeper()
+
+
+def end_offspring() -> None:
+    """End whatever this process's environments have started and left; nothing where they started nothing."""
+    if _keeper is not None and _owner == os.getpid():
+        seen: Seen = {}
+        see_descendants(os.getpid(), seen)
+        end_all(os.getpid(), os.environ[VARIABLE], seen, spared={os.getpid(), _keeper.pid})
+
+
+def _notice(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in STARTS or (event == "import" and arguments[0] in STARTERS):
+        _start_keeper()
+
+
+def _start_keeper() -> None:
+    global _keeper, _starting
+    if _keeper is not None or _starting or _owner != os.getpid():
+        return
+    _starting = True
+    try:
+        keeper = Path(__file__).with_name("keeper.py")
+        _keeper = subprocess.Popen(
+            [sys.executable, "-P", str(keeper), str(os.getpid()), os.environ[VARIABLE]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={name: value for name, value in os.environ.items() if name != VARIABLE},
+            start_new_session=True,  # what kills this process's group must not kill the keeper
+        )
+    finally:
+        _starting = False
