@@ -11,7 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 
 from learner.faults import EnvironmentsFailed, Faults
 from learner.lanes import LaneBorder, LaneRecord, balance
@@ -80,6 +80,13 @@ class ActorRecord:
         return share if 0 <= share <= 1 else None
 
 
+class Check(NamedTuple):
+    """A lane is to be rebuilt at its next border from `border` on, by `host`; None chooses one."""
+
+    border: int
+    host: bytes | None = None
+
+
 class Coordinator:
     """The learner's side of every conversation with actors."""
 
@@ -119,6 +126,7 @@ class Coordinator:
         self._newest_hello: dict[str, tuple[int, int]] = {}  # of actors of this machine, by name: (life, connection)
         self._ended_lives: set[int] = set()  # of actors of this machine
         self._next_serving = 0.0  # time.monotonic()
+        self._checks: dict[int, Check] = {}  # by lane
         self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
         self._unbroken = 0.0  # seconds of serving since there was nothing to serve
@@ -456,8 +464,13 @@ class Coordinator:
             self._fresh.discard(index)
         if lane.owner is None or lane.moving_to is not None:
             return
-        record = self._actors[lane.owner]
         while (version := self._version_to_grant(lane)) is not None:
+            check = self._checks.get(index)
+            if check is not None and lane.granted >= check.border:
+                if lane.outstanding:
+                    return  # it moves at a border, so that nothing is stepped in vain
+                self._check_repetition(index, lane)
+            record = self._actors[lane.owner]
             rollout_index = lane.granted
             if version not in record.versions:
                 record.versions.add(version)
@@ -471,6 +484,24 @@ class Coordinator:
             self._send(lane.owner, Grant(self._run_id, index, rollout_index, version, lane.serial, state))
             if self.first_grant_time is None:
                 self.first_grant_time = time.monotonic()
+
+    def check_repetition(self) -> None:
+        """Rebuild two lanes early in the run, to see whether its environments repeat themselves.
+
+        Only where a lane is rebuilt is that seen. To be called before anything is published.
+        """
+        self._checks[0] = Check(self._lanes[0].granted + 1)
+
+    def _check_repetition(self, index: int, lane: LaneRecord) -> None:
+        """Let two actors exchange a lane each, or the only one make its lane's environments anew."""
+        host, partner = lane.owner, self._checks.pop(index).host
+        if partner is None:
+            others = [i for i, other in enumerate(self._lanes) if other.owner not in (None, host)]
+            if others:
+                partner = self._lanes[others[-1]].owner
+                self._checks[others[-1]] = Check(self._lanes[others[-1]].granted, host)
+        known = partner is not None and partner in self._actors and self._actors[partner].ready
+        self._move(index, partner if known else host)
 
     def _version_to_grant(self, lane: LaneRecord) -> int | None:
         """The policy version for the lane's next rollout; None where it is too early to grant it, or too late."""

@@ -203,6 +203,8 @@ class Learner:
         parameters = sum(array.size for array in self._ppo.model.parameters())
         facts = {"parameters": parameters, "observations": self._coordinator.observations}
         self._report({"event": "started", "policy_version": self._version, **facts})
+        if self._version == 0 and experiment.schedule != "async":
+            self._coordinator.check_repetition()  # a learner that goes on has every lane rebuilt, and sees it there
         for snapshot in self._snapshots:
             self._coordinator.publish(snapshot)
 

@@ -1011,3 +1011,42 @@ def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() 
     supervision.alive(600.0)  # a longer time is told at once, since silence may follow
     supervision.alive(60.0)  # a shorter one, too
     assert [event["patience"] for event in events] == [60.0, 600.0, 60.0]
+
+
+@pytest.mark.parametrize("schedule", ["sync", "pipelined"])
+def test_two_lanes_are_exchanged_early_and_nothing_is_stepped_in_vain(schedule: str) -> None:
+    talk = Conversation(num_actors=2, schedule=schedule)
+    first, second = talk.join(0), talk.join(1)
+    talk.coordinator.check_repetition()
+    hosts = [lane.owner for lane in talk.coordinator._lanes]
+    assert hosts == [first, first, second, second] or hosts == [first, second, first, second]
+    granted: dict[int, list[bytes]] = {index: [] for index in range(4)}  # by lane, who was granted its rollouts
+    states = 0
+    for version in range(4):
+        talk.publish(version)
+        while grants := [(i, m) for i, m in talk.socket.sent if isinstance(m, Grant)]:
+            talk.socket.sent.clear()
+            for identity, grant in grants:
+                granted[grant.lane].append(identity)
+                states += grant.state is not None
+                talk.say(identity, fulfil(grant))
+        talk.coordinator.gather(version)
+        talk.coordinator.trained_on()
+    changed = [lane for lane in range(4) if len(set(granted[lane])) == 2]
+    assert changed[0] == 0
+    assert len(changed) == 2
+    assert states == 2  # each was rebuilt once
+    assert not talk.coordinator.ledger.dropped
+    assert Counter(lane.owner for lane in talk.coordinator._lanes) == {first: 2, second: 2}
+
+
+def test_where_there_is_one_actor_a_lane_is_rebuilt_where_it_was() -> None:
+    talk = Conversation(num_actors=1)
+    only = talk.join(0)
+    talk.coordinator.check_repetition()
+    talk.publish(0)
+    (grant,) = [grant for grant in talk.socket.take(Grant, only) if grant.lane == 0]
+    talk.say(only, fulfil(grant))
+    (again,) = talk.socket.take(Grant, only)
+    assert (again.lane, again.rollout_index, again.serial) == (0, 1, grant.serial + 1)
+    assert again.state is not None
