@@ -13,6 +13,7 @@ from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
 from protocol import trace
+from protocol.arithmetic import users_context
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.keys import ActorKey
@@ -135,7 +136,7 @@ class Actor:
         self._policies.clear()
         self._close_lanes()
         self._experiment = experiment
-        env = make_environment(experiment)
+        env = users_context().run(make_environment, experiment)
         self._spaces = describe_spaces(env, experiment)
         ready = Ready(self._spaces, libraries_of(env), describe_observations(env, self._spaces.parts))
         close_environment(env)

@@ -18,6 +18,7 @@ from actors.environment import (
     reset_environment,
 )
 from actors.interface import ActionConverter, ObservationConverter
+from protocol.arithmetic import users_context
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import Spaces
@@ -59,6 +60,7 @@ class Simulation:
         observations are kept. `progress` is called after every construction, reset and step, and may raise to end it.
         """
         self._experiment, self._make, self._progress = experiment, make, progress
+        self._users = users_context()
         self._used = False  # whether the next reset is to have a fresh environment
         self.env: gymnasium.Env | None = None
         self._construct(first=True)
@@ -90,7 +92,7 @@ class Simulation:
             self._construct()
         assert self.env is not None
         try:
-            first = reset_environment(self.env, seed)
+            first = self._users.run(reset_environment, self.env, seed)
         except KeyboardInterrupt:
             raise
         except Nonsense as error:
@@ -124,7 +126,7 @@ class Simulation:
         """`step`, but for looking whether the observation is finite, which a lane does for all of its own at once.
         Returns (reward, terminated, truncated); on a fault, `observation` stays as it was."""
         try:
-            result = self.env.step(action)  # pyright: ignore[reportOptionalMemberAccess]
+            result = self._users.run(self.env.step, action)  # pyright: ignore[reportOptionalMemberAccess]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -176,7 +178,7 @@ class Simulation:
 
     def _construct(self, first: bool = False) -> None:
         try:
-            self.env = self._make(self._experiment)
+            self.env = self._users.run(self._make, self._experiment)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -80,7 +80,7 @@ class Parent(gymnasium.Env):
         return self.np_random.random(2, np.float32), 1.0, False, bool(self.np_random.random() < 0.1), {}
 
 
-gymnasium.register("Parent-v0", entry_point=Parent)
+gymnasium.register("Parent-v0", entry_point="tests.offspring:Parent")
 
 SMALL = ["--env", "tests.offspring:Parent-v0", "--num-envs", "2", "--lane-size", "1", "--rollout-length", "8"]
 SMALL += ["--minibatches", "2", "--epochs", "1"]

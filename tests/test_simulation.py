@@ -311,3 +311,29 @@ def test_a_close_is_called_in_the_thread_that_stepped_and_another_alarm_goes_on(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert threads == [threading.main_thread()]
+
+
+class Strict(gymnasium.Env):
+    """Lets NumPy raise on everything, as some modules do, and shows numbers too small for a float32."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        np.seterr(all="raise")
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        return np.full(2, 1e-50), {}
+
+    def step(self, action: Any) -> Any:
+        strict = np.geterr()["under"] == "raise"  # what the environment has set holds for it
+        return np.full(2, 1e-50), float(strict), False, False, {}
+
+
+def test_what_an_environment_sets_for_numpys_errors_holds_for_it_and_for_nothing_of_ours() -> None:
+    before = np.geterr()
+    simulation = Simulation(Experiment(), make=lambda _: Strict())
+    simulation.reset(1)
+    assert simulation.step(0)[1] == 1.0
+    assert np.geterr() == before
+    simulation.close()
