@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from learner.normalization import RunningStatistics
-from protocol.errors import UserError
+from protocol.errors import ProtocolError, UserError
 from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 3
@@ -111,7 +111,7 @@ def understood(checkpoint: Checkpoint) -> Iterator[None]:
     """Raise `UserError` where the block does not find in `checkpoint` what a learner of this run puts there."""
     try:
         yield
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ProtocolError) as error:
         raise UserError(
             f"checkpoint {checkpoint.policy_version:08d} is whole, but not one of this run's configuration: {error!r}"
         ) from None

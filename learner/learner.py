@@ -37,7 +37,9 @@ from learner.supervision import SHORTEST_PATIENCE, StopRequested, Supervision
 from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
 from protocol.observations import encode, normalized_size, numbers_of
+from protocol.records import plain, typed
 from protocol.snapshot import PolicySnapshot, part_of
+from protocol.spaces import Spaces
 from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
@@ -184,9 +186,13 @@ class Learner:
         if checkpoint is not None:
             with understood(checkpoint):
                 self._restore_facts(checkpoint)
-            if self._is_finished():
-                return  # the learner before this one was lost after it had saved the last version
-        spaces = self._coordinator.wait_for_spaces()
+        if checkpoint is not None and self._is_finished() and "spaces" in checkpoint.facts:
+            # The learner before this one was lost when it had saved the last version. No actor is needed any more.
+            with understood(checkpoint):
+                spaces = typed(checkpoint.facts["spaces"], Spaces, "the spaces")
+                spaces.check()
+        else:
+            spaces = self._coordinator.wait_for_spaces()
         self._spaces = spaces
         self._statistics = RunningStatistics((normalized_size(spaces),))
         self._reward_scaling = RewardScaling(experiment.num_envs, self._config.ppo.discount)
@@ -324,6 +330,7 @@ class Learner:
             "moved_global_random": self._coordinator.moved_global_random,
             "continued_elsewhere": self._continued_elsewhere,
             "seconds": self._elapsed(),
+            "spaces": plain(self._spaces),
             "fingerprint": self._coordinator.fingerprint,
             "libraries": self._coordinator.libraries,
             "learner": self._computation,
