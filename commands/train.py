@@ -27,6 +27,7 @@ from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.networks import check_network
+from protocol.process import as_typed
 from protocol.remote import RemoteAccess
 from supervisor.dashboard import dashboard
 from supervisor.sinks import SinkName, check_sinks
@@ -200,7 +201,7 @@ def _traced(path: Path | None) -> Iterator[None]:
         try:
             trace.begin(path.absolute())
         except OSError as error:
-            raise UserError(f"--trace {path} cannot be written: {error.strerror}") from None
+            raise UserError(f"--trace {as_typed(path)} cannot be written: {error.strerror}") from None
         trace.join("launcher")
     try:
         yield

@@ -1,8 +1,9 @@
-"""`python keeper.py PARENT TOKEN`: waits until process PARENT is gone, and then ends every process it has left behind.
+"""`python keeper.py PARENT MARK`: waits until process PARENT is gone, and then ends every process it has left behind.
 
 A process group does not reach a simulator with a session of its own, and a killed process can clean up nothing. So
-this one remembers all descendants of PARENT that it sees. At its end it looks for more by the environment variable that
-they have inherited. It is run as a script, and imports nothing of this project: it has to be there at once.
+this one remembers all descendants of PARENT that it sees. At its end it looks for more by MARK, an environment variable
+(NAME=VALUE) that they have inherited. It is run as a script, and imports nothing of this project: it has to be there at
+once.
 """
 
 import os
@@ -11,7 +12,6 @@ import time
 
 import psutil
 
-VARIABLE = "PPO_OFFSPRING"  # holds TOKEN in everything that PARENT starts
 LOOK_SECONDS = 0.1  # between two looks at the descendants
 END_SECONDS = 5.0  # that ending them may take
 AGAIN_SECONDS = 0.05  # between two rounds of that
@@ -29,23 +29,24 @@ def see_descendants(parent: int, seen: Seen) -> None:
         pass  # the parent has just ended
 
 
-def see_strays(parent: int, token: str, seen: Seen) -> None:
-    """Add whoever has the token, or is in the session that `parent` leads or led, but for these two processes."""
+def see_strays(parent: int, mark: str, seen: Seen) -> None:
+    """Add whoever has the mark, or is in the session that `parent` leads or led, but for these two processes."""
+    name, _, value = mark.partition("=")
     for process in psutil.process_iter():
         if process.pid in (parent, os.getpid()) or process.pid in seen:
             continue
         try:
-            if os.getsid(process.pid) == parent or process.environ().get(VARIABLE) == token:
+            if os.getsid(process.pid) == parent or process.environ().get(name) == value:
                 seen[process.pid] = process
         except (psutil.Error, OSError):
             continue  # it has just ended, or is none of this user's
 
 
-def end_all(parent: int, token: str, seen: Seen, spared: set[int]) -> None:
+def end_all(parent: int, mark: str, seen: Seen, spared: set[int]) -> None:
     """Kill all in `seen`, and who else belongs to them, until nobody is left; never anyone `spared`, by pid."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
-        see_strays(parent, token, seen)
+        see_strays(parent, mark, seen)
         for process in list(seen.values()):
             see_descendants(process.pid, seen)
         alive = [process for pid, process in seen.items() if pid not in spared and _is_alive(process)]
@@ -67,12 +68,12 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def main() -> None:
-    parent, token = int(sys.argv[1]), sys.argv[2]
+    parent, mark = int(sys.argv[1]), sys.argv[2]
     seen: Seen = {}
     while os.getppid() == parent:
         see_descendants(parent, seen)
         time.sleep(LOOK_SECONDS)
-    end_all(parent, token, seen, spared={os.getpid()})
+    end_all(parent, mark, seen, spared={os.getpid()})
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from protocol.keeper import VARIABLE, Seen, end_all, see_descendants
-
+VARIABLE = "PPO_OFFSPRING"  # of the environment of everything that this process starts
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
 STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}  # which raise none of these events
 LOOK_SECONDS = 1.0  # between two looks for processes that were started without Python's knowledge
@@ -40,6 +37,8 @@ def look() -> None:
     """Notice what was started by other means than Python's; to be called after an environment was made."""
     global _next_look
     if _keeper is None and time.monotonic() >= _next_look:
+        import psutil  # here: launch.py says itself what an installation lacks
+
         _next_look = time.monotonic() + LOOK_SECONDS
         if psutil.Process().children():
             _start_keeper()
@@ -48,9 +47,15 @@ def look() -> None:
 def end_offspring() -> None:
     """End whatever this process's environments have started and left; nothing where they started nothing."""
     if _keeper is not None and _owner == os.getpid():
+        from protocol.keeper import Seen, end_all, see_descendants
+
         seen: Seen = {}
         see_descendants(os.getpid(), seen)
-        end_all(os.getpid(), os.environ[VARIABLE], seen, spared={os.getpid(), _keeper.pid})
+        end_all(os.getpid(), _mark(), seen, spared={os.getpid(), _keeper.pid})
+
+
+def _mark() -> str:
+    return f"{VARIABLE}={os.environ[VARIABLE]}"
 
 
 def _notice(event: str, arguments: tuple[Any, ...]) -> None:
@@ -66,7 +71,7 @@ def _start_keeper() -> None:
     try:
         keeper = Path(__file__).with_name("keeper.py")
         _keeper = subprocess.Popen(
-            [sys.executable, "-P", str(keeper), str(os.getpid()), os.environ[VARIABLE]],
+            [sys.executable, "-P", str(keeper), str(os.getpid()), _mark()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
