@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "PPO_OFFSPRING"  # of the environment of everything that this process starts
+FOR_CHILD = "-child-"  # between the parent's pid and the rest of a mark that a parent gives
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
 STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}  # which raise none of these events
 LOOK_SECONDS = 1.0  # between two looks for processes that were started without Python's knowledge
@@ -28,9 +29,17 @@ def watch() -> None:
     global _owner
     if _owner != os.getpid():
         first, _owner = _owner is None, os.getpid()
-        os.environ.setdefault(VARIABLE, secrets.token_hex(16))
+        given = os.environ.get(VARIABLE, "")
+        if not given.startswith(f"{os.getppid()}{FOR_CHILD}"):  # inherited: it marks somebody else's offspring
+            os.environ[VARIABLE] = secrets.token_hex(16)
         if first:
             sys.addaudithook(_notice)
+
+
+def mark_for_child() -> dict[str, str]:
+    """What to add to the environment of a child that will run environments: a mark that its forks have from the start,
+    which they would not have of one that it makes itself."""
+    return {VARIABLE: f"{os.getpid()}{FOR_CHILD}{secrets.token_hex(16)}"}
 
 
 def look() -> None:

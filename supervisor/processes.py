@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.lifeline import LOST, STOP
-from protocol.offspring import VARIABLE as OFFSPRING
+from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, START
 from protocol.remote import RemoteAccess
 from protocol.text import one_line
@@ -155,8 +154,7 @@ def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> su
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            # A mark of its own, by which whatever its environments start is known: forks have it only from here.
-            env=os.environ | HASH_SEED | {"PYTHONPATH": os.pathsep.join(path), OFFSPRING: secrets.token_hex(16)},
+            env=os.environ | HASH_SEED | mark_for_child() | {"PYTHONPATH": os.pathsep.join(path)},
             cwd=START,
             start_new_session=True,  # a terminal's signals are for the supervisor alone
         )

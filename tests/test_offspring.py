@@ -1,9 +1,12 @@
 """Whatever processes environments start, none outlives the one that steps them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from launching import ROOT
 from offspring import end_a_run
 
 
@@ -37,3 +40,23 @@ def test_an_environment_without_processes_has_no_keeper() -> None:
     assert [child for child in psutil.Process().children() if "keeper.py" in " ".join(child.cmdline())] == [
         child for child in before if "keeper.py" in " ".join(child.cmdline())
     ]
+
+
+def test_what_one_process_leaves_is_none_of_another_that_it_started(tmp_path: Path) -> None:
+    """A mark is inherited by all descendants, those that run environments of their own among them."""
+    code = """
+import os, subprocess, sys, time
+from protocol import offspring
+offspring.watch()
+sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+inner = (
+    "import subprocess, sys\\nfrom protocol import offspring\\noffspring.watch()\\n"
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\\noffspring.end_offspring()"
+)
+subprocess.run([sys.executable, "-c", inner], check=True)
+time.sleep(1)
+assert sleeper.poll() is None, "another process's end ended it"
+offspring.end_offspring()
+assert sleeper.wait(60) == -9
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
