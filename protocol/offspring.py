@@ -16,6 +16,7 @@ VARIABLE = "PPO_OFFSPRING"  # of the environment of everything that this process
 FOR_CHILD = "-child-"  # between the parent's pid and the rest of a mark that a parent gives
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
 STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}  # which raise none of these events
+KEEPERS_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
 LOOK_SECONDS = 1.0  # between two looks for processes that were started without Python's knowledge
 
 _owner: int | None = None  # the process that watches: its forks have inherited the hook
@@ -85,7 +86,8 @@ def _start_keeper() -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={name: value for name, value in os.environ.items() if name != VARIABLE},
+            # Without what marks an environment's processes, here or for anybody else: the keeper is none of them.
+            env={name: os.environ[name] for name in KEEPERS_VARIABLES if name in os.environ},
             start_new_session=True,  # what kills this process's group must not kill the keeper
         )
     finally:
