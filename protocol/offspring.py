@@ -35,6 +35,8 @@ def watch() -> None:
             os.environ[VARIABLE] = secrets.token_hex(16)
         if first:
             sys.addaudithook(_notice)
+            if STARTERS & sys.modules.keys():
+                _start_keeper()
 
 
 def mark_for_child() -> dict[str, str]:
