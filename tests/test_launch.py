@@ -163,12 +163,16 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def heed_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+
+
 @pytest.mark.parametrize(
     ("number", "options"),
     [
         (signal.SIGINT, {}),
         (signal.SIGTERM, {}),
-        (signal.SIGHUP, {}),
+        (signal.SIGHUP, {"preexec_fn": heed_hangups}),
         (signal.SIGINT, {"preexec_fn": ignore_interrupts}),
     ],
 )
