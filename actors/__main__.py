@@ -23,15 +23,20 @@ import secrets  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import NoReturn  # noqa: E402
 
 from actors.actor import Actor  # noqa: E402
 from protocol.keys import read_actor  # noqa: E402
 from protocol.lifeline import SUCCESS, leave, run_child, run_to_the_end  # noqa: E402
+from protocol.offspring import end_offspring  # noqa: E402
 from protocol.remote import check_tcp  # noqa: E402
 
 STOP_SECONDS = 2.0  # that an actor has to close its environments, once it is to end
 _stop = threading.Event()
+_ends: list[Callable[[], NoReturn]] = []  # how to end, once it was asked for
 
 
 def main() -> None:
@@ -45,11 +50,11 @@ def main() -> None:
         run_child(
             f"actor {arguments.index}",
             work=lambda: Actor(str(arguments.index), arguments.connect, life=arguments.life, stop=_stop).run(),
-            on_word=lambda _: _end(),
+            on_word=lambda _: _end(partial(leave, SUCCESS)),
         )
     name = _unique_name()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _end())
+        signal.signal(number, lambda number, _: _end(partial(_die_of, number)))
     run_to_the_end(f"actor {name}", lambda: _join(name, arguments.connect, arguments.key))
 
 
@@ -61,12 +66,23 @@ def _join(name: str, address: str, key: Path | None) -> None:
         print(f"actor {name}: {text}", file=sys.stderr, flush=True)
 
     Actor(name, address, read_actor(key) if key else None, say, stop=_stop).run()
+    for end in _ends:
+        end()
 
 
-def _end() -> None:
+def _end(end: Callable[[], NoReturn]) -> None:
     """Let the actor close its environments, and end it if one of them hangs. The learner has all that counts."""
+    _ends.append(end)
     _stop.set()
     threading.Timer(STOP_SECONDS, leave, [SUCCESS]).start()
+
+
+def _die_of(number: int) -> NoReturn:
+    """End as a signal ends a process, but for what its environments have started."""
+    end_offspring()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise AssertionError("unreachable")
 
 
 def _unique_name() -> str:

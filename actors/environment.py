@@ -39,6 +39,7 @@ WORDS = {  # besides Python's own, those of JSON and TOML, and of floats
     "nan": math.nan,
     "inf": math.inf,
 }
+NAMES_TOO = {"none", "nan", "inf"}  # alone, a text: people call modes that. None, null and -inf are values
 BRACKETS = {")": "(", "]": "[", "}": "{"}
 SHOWN_PARTS = 16  # of an observation
 
@@ -139,6 +140,8 @@ def parse_value(text: str) -> Any:
 
     Raises `ValueError` on a text that looks like a literal which is damaged.
     """
+    if text.strip() in NAMES_TOO:
+        return text
     try:
         return _literal(_parse(text))
     except ValueError as error:

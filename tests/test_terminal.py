@@ -155,6 +155,10 @@ def test_quiet_prints_warnings_and_the_end_alone(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "events.jsonl").exists() and (tmp_path / "run" / "status.json").exists()
 
 
+def heed_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+
+
 class Tty:
     """A run in a terminal of its own, and everything that was written to it."""
 
@@ -169,6 +173,7 @@ class Tty:
             stderr=other,
             env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm"},
             start_new_session=True,
+            preexec_fn=heed_hangups,
         )
         os.close(other)
         self._closing = threading.Event()
