@@ -51,28 +51,24 @@ def make_keys(directory: Path, names: list[str]) -> list[Path]:
     for name in names:
         if _NAME.fullmatch(name) is None or f"{name}.key" == LEARNER or names.count(name) > 1:
             raise UserError(f"--names {name}: letters, digits, - and _ make a name; not `learner`, and none twice")
-    before = os.umask(0o077)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _refuse_open(directory, 0o077, "chmod 700")
-        text = "# Who may connect; a key without its line is refused.\n"
-        if (directory / ALLOWED).exists():
-            text = (directory / ALLOWED).read_text()
-        allowed = _parse(text, directory / ALLOWED)
-        paths = [directory / f"{name}.key" for name in names]
-        for name, path in zip(names, paths, strict=True):
-            if path.exists() or name in allowed:
-                raise UserError(f"{directory} has a key for {name} already; choose another of --names")
-        if not (directory / LEARNER).exists():
-            _write(directory / LEARNER, "The learner's. It stays on the learner's machine.", vars(KeyPair.fresh()))
-        learner = read_learner(directory)
-        for name, path in zip(names, paths, strict=True):
-            pair = KeyPair.fresh()
-            _write(path, f"Lets actors connect as {name}.", {**vars(pair), "learner": learner.public})
-            text += f'{name} = "{pair.public}"\n'
-        replace_file(directory / ALLOWED, text)
-    finally:
-        os.umask(before)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_open(directory, 0o077, "chmod 700")
+    text = "# Who may connect; a key without its line is refused.\n"
+    if (directory / ALLOWED).exists():
+        text = (directory / ALLOWED).read_text()
+    allowed = _parse(text, directory / ALLOWED)
+    paths = [directory / f"{name}.key" for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if path.exists() or name in allowed:
+            raise UserError(f"{directory} has a key for {name} already; choose another of --names")
+    if not (directory / LEARNER).exists():
+        _write(directory / LEARNER, "The learner's. It stays on the learner's machine.", vars(KeyPair.fresh()))
+    learner = read_learner(directory)
+    for name, path in zip(names, paths, strict=True):
+        pair = KeyPair.fresh()
+        _write(path, f"Lets actors connect as {name}.", {**vars(pair), "learner": learner.public})
+        text += f'{name} = "{pair.public}"\n'
+    replace_file(directory / ALLOWED, text)
     return paths
 
 
@@ -173,5 +169,6 @@ def _refuse_open(path: Path, forbidden: int, remedy: str) -> None:
 
 
 def _write(path: Path, comment: str, keys: dict[str, str]) -> None:
-    with open(path, "x") as file:
+    # The file is secret from the start. The umask would be the whole process's, and another thread may set it back.
+    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(f"# {comment}\n" + "".join(f'{name} = "{key}"\n' for name, key in keys.items()))

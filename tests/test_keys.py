@@ -1,6 +1,7 @@
 """Files of keys: who may read them, and what is never overwritten."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,15 @@ def test_a_line_removed_counts_at_once_and_half_a_file_changes_nothing(tmp_path:
     os.utime(file, (1, 1))
     assert two in allowed and one not in allowed
     assert len(warnings) == 1
+
+
+def test_keys_made_at_the_same_time_are_all_secret(tmp_path: Path) -> None:
+    """A umask, which is the whole process's, would be set back by whoever is done first."""
+    with ThreadPoolExecutor(8) as pool:
+        made = [
+            path for paths in pool.map(lambda i: make_keys(tmp_path / str(i), ["a", "b"]), range(40)) for path in paths
+        ]
+    assert len(made) == 80
+    for path in tmp_path.rglob("*.key"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert {path.parent.stat().st_mode & 0o777 for path in made} == {0o700}
