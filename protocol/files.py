@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-def replace_file(path: Path, data: str | bytes, durable: bool = True) -> None:
+def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Write `data` to `path` so that a crash at any moment leaves either the old file or the new. Raises `OSError`.
 
-    What need not outlive the machine is not `durable`, and then nobody waits for the disk.
+    What need not outlive the machine is not `durable`, and then nobody waits for the disk. The umask limits `mode`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             if durable:

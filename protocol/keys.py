@@ -68,7 +68,7 @@ def make_keys(directory: Path, names: list[str]) -> list[Path]:
         pair = KeyPair.fresh()
         _write(path, f"Lets actors connect as {name}.", {**vars(pair), "learner": learner.public})
         text += f'{name} = "{pair.public}"\n'
-    replace_file(directory / ALLOWED, text)
+    replace_file(directory / ALLOWED, text, mode=0o600)
     return paths
 
 
