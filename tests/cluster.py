@@ -16,11 +16,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 from gate import Gate
 from launching import TIMEOUT, running, summary_of, train, wait_for
 
 from protocol.files import read_rows
+from protocol.process import HASH_SEED
 
 CARTPOLE = "benchmarks.environments:Uneven-v0"  # which can sleep in every step, so that a run lasts
 SHAPE = "--lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
@@ -51,13 +54,16 @@ def cluster_of(nodes: int, cpus: int) -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        for _ in range(nodes - 1):
-            cluster.add_node(**node)
-        yield Nodes(cluster)
-    finally:
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in HASH_SEED.items():  # as docs/more-machines.md says of `ray start`
+            patch.setenv(name, value)
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        try:
+            for _ in range(nodes - 1):
+                cluster.add_node(**node)
+            yield Nodes(cluster)
+        finally:
+            cluster.shutdown()
 
 
 @dataclass
