@@ -23,10 +23,8 @@ import secrets  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import NoReturn  # noqa: E402
+from types import FrameType  # noqa: E402
 
 from actors.actor import Actor  # noqa: E402
 from protocol.keys import read_actor  # noqa: E402
@@ -36,7 +34,7 @@ from protocol.remote import check_tcp  # noqa: E402
 
 STOP_SECONDS = 2.0  # that an actor has to close its environments, once it is to end
 _stop = threading.Event()
-_ends: list[Callable[[], NoReturn]] = []  # how to end, once it was asked for
+_signals: list[int] = []  # that asked for it
 
 
 def main() -> None:
@@ -50,11 +48,11 @@ def main() -> None:
         run_child(
             f"actor {arguments.index}",
             work=lambda: Actor(str(arguments.index), arguments.connect, life=arguments.life, stop=_stop).run(),
-            on_word=lambda _: _end(partial(leave, SUCCESS)),
+            on_word=lambda _: _end(),
         )
     name = _unique_name()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: _end(partial(_die_of, number)))
+        signal.signal(number, _end_by)
     run_to_the_end(f"actor {name}", lambda: _join(name, arguments.connect, arguments.key))
 
 
@@ -66,23 +64,21 @@ def _join(name: str, address: str, key: Path | None) -> None:
         print(f"actor {name}: {text}", file=sys.stderr, flush=True)
 
     Actor(name, address, read_actor(key) if key else None, say, stop=_stop).run()
-    for end in _ends:
-        end()
+    if _signals:  # end as they end a process, but for what its environments have started
+        end_offspring()
+        signal.signal(_signals[0], signal.SIG_DFL)
+        os.kill(os.getpid(), _signals[0])
 
 
-def _end(end: Callable[[], NoReturn]) -> None:
+def _end() -> None:
     """Let the actor close its environments, and end it if one of them hangs. The learner has all that counts."""
-    _ends.append(end)
     _stop.set()
     threading.Timer(STOP_SECONDS, leave, [SUCCESS]).start()
 
 
-def _die_of(number: int) -> NoReturn:
-    """End as a signal ends a process, but for what its environments have started."""
-    end_offspring()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    raise AssertionError("unreachable")
+def _end_by(number: int, frame: FrameType | None) -> None:
+    _signals.append(number)
+    _end()
 
 
 def _unique_name() -> str:

@@ -136,7 +136,8 @@ def parse_env_kwargs(items: tuple[str, ...]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A Python or JSON literal, in which `true`, `null`, `nan` and `inf` are what they say, or else the text itself.
+    """A Python or JSON literal, in which `true`, `null` and `-inf` are what they say, or else the text itself. Alone,
+    `none`, `nan` and `inf` are texts.
 
     Raises `ValueError` on a text that looks like a literal which is damaged.
     """

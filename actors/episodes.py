@@ -47,17 +47,6 @@ def playing(
         simulation.close()
 
 
-def play_episodes(
-    experiment: Experiment,
-    snapshot: PolicySnapshot,
-    episodes: int,
-    make: Callable[[Experiment], gymnasium.Env] = make_environment,
-) -> list[Score]:
-    """The scores of `playing`, all at once."""
-    with playing(experiment, snapshot, episodes, make) as scores:
-        return list(scores)
-
-
 def _play(simulation: Simulation, policy: Policy, experiment: Experiment, episode: int) -> Score:
     seed = environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode)
     memory = np.zeros((1, experiment.recurrent_size), np.float32)

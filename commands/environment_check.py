@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -32,9 +31,12 @@ from commands.findings import Finding, note, ok, wrong
 from commands.train import performance_cores
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.keeper import Seen, end_all, see_descendants
 from protocol.lifeline import SUCCESS, leave
+from protocol.offspring import mark_for_child
 from protocol.records import plain, typed
 from protocol.text import one_line
+from supervisor.crashes import killed_by
 
 STEPS = 500  # that are compared
 PLAY_SECONDS = 5.0  # that the first of them may take
@@ -97,7 +99,9 @@ class _Probe:
         self.seconds = 0.0
         self._timeout = step_timeout
         self._task = json.dumps({"experiment": plain(experiment), "task": task, "step_timeout": step_timeout})
-        self._environ = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._mark = mark_for_child()
+        path = os.pathsep.join(sys.path)
+        self._environ = os.environ | self._mark | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
 
     def goes_as(self, other: "_Probe") -> bool:
         """Whether nothing is known to be different, as far as both have played."""
@@ -123,7 +127,7 @@ class _Probe:
         try:
             yield from self._follow(process, lines)
         finally:
-            _end(process)
+            _end(process, self._mark)
             reader.join(QUIET_SECONDS)
             self.seconds = time.monotonic() - begun
 
@@ -170,19 +174,16 @@ def _read(stream: Any, lines: queue.Queue[str]) -> None:
 
 def _ending(process: subprocess.Popen) -> str:
     code = process.wait()
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return killed_by(code) if code < 0 else f"exit code {code}"
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Kill it and everything that it started."""
-    started: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        started = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in started:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+def _end(process: subprocess.Popen, mark: dict[str, str]) -> None:
+    """Kill it and everything that it started, which has its mark."""
+    started: Seen = {}
+    see_descendants(process.pid, started)
+    process.kill()
+    ((name, value),) = mark.items()
+    end_all(process.pid, f"{name}={value}", started, spared={os.getpid()})
     process.wait()
 
 
@@ -460,8 +461,7 @@ def _sampler(env: gymnasium.Env | None, seed: int = SEED) -> Iterator[Any]:
 
 def _line(text: object) -> str:
     """A text on one line that can be read, without the colours that gymnasium gives its warnings."""
-    line = " ".join(str(text).replace("\x1b[33mWARN: ", "").replace("\x1b[0m", "").split())
-    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
+    return one_line(str(text).replace("\x1b[33mWARN: ", "").replace("\x1b[0m", ""), MAX_TEXT)
 
 
 def _time(seconds: float) -> str:

@@ -469,7 +469,7 @@ class Coordinator:
             if check is not None and lane.granted >= check.border:
                 if lane.outstanding:
                     return  # it moves at a border, so that nothing is stepped in vain
-                self._check_repetition(index, lane)
+                self._exchange(index, lane)
             record = self._actors[lane.owner]
             rollout_index = lane.granted
             if version not in record.versions:
@@ -486,13 +486,13 @@ class Coordinator:
                 self.first_grant_time = time.monotonic()
 
     def check_repetition(self) -> None:
-        """Rebuild two lanes early in the run, to see whether its environments repeat themselves.
+        """Rebuild two lanes early in the run, to see whether their environments repeat themselves.
 
         Only where a lane is rebuilt is that seen. To be called before anything is published.
         """
         self._checks[0] = Check(self._lanes[0].granted + 1)
 
-    def _check_repetition(self, index: int, lane: LaneRecord) -> None:
+    def _exchange(self, index: int, lane: LaneRecord) -> None:
         """Let two actors exchange a lane each, or the only one make its lane's environments anew."""
         host, partner = lane.owner, self._checks.pop(index).host
         if partner is None:

@@ -40,6 +40,7 @@ class Faults:
         self.episodes = 0  # finished or failed in their reset, and trained on
         self._env, self._stops, self._warn = experiment.env, experiment.on_env_error == "stop", warn
         self._kinds: set[str] = set()
+        self._kept: list[Fault] | None = None  # that have a file; None until that was looked for
         self._delivered = 0
         self._last = "see above"
 
@@ -78,12 +79,14 @@ class Faults:
             return
         try:
             self.folder.mkdir(exist_ok=True)
-            kept = [fault for _, fault, _ in list_faults(self.folder)]
+            if self._kept is None:
+                self._kept = [fault for _, fault, _ in list_faults(self.folder)]
             for fault in trajectory.faults:
-                if fault not in kept and len(kept) < MAX_FILES:
-                    kept.append(fault)
+                if fault not in self._kept and len(self._kept) < MAX_FILES:
                     data = asdict(fault) | {"actions": _actions(fault, trajectory, border).tolist()}
-                    replace_file(self.folder / f"{len(kept)}.json", json.dumps(data, allow_nan=False) + "\n", False)
+                    path = self.folder / f"{len(self._kept) + 1}.json"
+                    replace_file(path, json.dumps(data, allow_nan=False) + "\n", durable=False)
+                    self._kept.append(fault)
         except OSError as error:
             self._warn(f"a fault of {self._env} could not be kept in {self.folder}: {one_line(error)}")
 

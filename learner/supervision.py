@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from protocol.text import printable
+
 MAX_WARNING = 2000  # characters
 SHORTEST_PATIENCE = 10.0  # seconds without a sign of life after which a learner may be taken to hang
 ALIVE_SECONDS = 0.5  # between two signs of life
@@ -44,5 +46,4 @@ class Supervision:
 
     def warn(self, text: str) -> None:
         """Tell the user, whose terminal may not obey what an actor has put into a text."""
-        shown = "".join(c if c.isprintable() else "?" for c in text[:MAX_WARNING])
-        self.report({"event": "warning", "text": shown})
+        self.report({"event": "warning", "text": printable(text[:MAX_WARNING])})

@@ -3,6 +3,11 @@
 MAX_TEXT = 500  # characters of an environment's or a library's words that are worth keeping
 
 
+def printable(text: str) -> str:
+    """`text` without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def one_line(text: object, limit: int = MAX_TEXT) -> str:
     """`text` on one line, at most `limit` characters long, without anything that a terminal would obey.
 
@@ -12,6 +17,5 @@ def one_line(text: object, limit: int = MAX_TEXT) -> str:
         said = str(text)
     except BaseException as error:  # an error of the user's may fail at this, too
         said = f"{type(text).__name__}, whose text cannot be made ({type(error).__name__})"
-    line = " ".join(said[: 4 * limit].split())  # cut first: a text may be longer than is worth looking at
-    line = "".join(c if c.isprintable() else "?" for c in line)
+    line = printable(" ".join(said[: 4 * limit].split()))  # cut first: a text may be longer than is worth looking at
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

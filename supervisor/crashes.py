@@ -25,11 +25,16 @@ def when(backoff: float) -> str:
     return f"in {backoff:.1f} s" if backoff else "at once"
 
 
+def killed_by(code: int) -> str:
+    """Which signal ended a process, from its negative exit code."""
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
+
+
 def end_of(code: int, last_line: str) -> str:
     """What ended a process, for people: `last_line` is the last that it said, and no news of one that was killed."""
     if code < 0:
-        try:
-            return f"was killed by {signal.Signals(-code).name}"
-        except ValueError:  # a real-time signal
-            return f"was killed by signal {-code}"
+        return f"was {killed_by(code)}"
     return f"ended with exit code {code}" + (f": {last_line}" if last_line else "")

@@ -10,6 +10,7 @@ from typing import Any
 
 from protocol.files import append_line, replace_file
 from protocol.process import as_typed
+from protocol.text import printable
 from supervisor.processes import cut_log
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import DASH, Terminal, number
@@ -37,7 +38,7 @@ class Report:
 
     def tell(self, event: str, text: str, aloud: bool = True, **facts: Any) -> None:
         """A thing happened: `text` says it to people (not `aloud`: only to those who look), `facts` to programs."""
-        text = "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
+        text = printable(text[:MAX_TEXT])
         happening = Happening(time.time(), event, text)
         self.status.take({"event": event, **facts})
         line = json.dumps({"time": happening.time, "event": event, "text": text, **facts})

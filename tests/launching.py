@@ -28,6 +28,11 @@ T = TypeVar("T")
 SMALL = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 2048 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 
 
+def heed_hangups() -> None:
+    """For a process that is to be ended by SIGHUP: the tests themselves may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
     """`python launch.py FLAGS…`, to its end."""
     return subprocess.run(

@@ -16,7 +16,7 @@ from launching import ROOT, SMALL, launch, train
 from making import snapshot_of, trained_model
 
 from actors.environment import action_form, describe_spaces, make_environment, observation_form, reset_environment
-from actors.episodes import play_episodes
+from actors.episodes import playing
 from actors.exported import Description, ExportedPolicy, load_policy, save_policy
 from actors.graph import TOLERANCE, inputs_of, save_graph
 from commands.export import largest_difference
@@ -107,7 +107,8 @@ def test_an_exported_policy_acts_as_eval_does_bit_for_bit(name: str, tmp_path: P
     assert exported.description == original.description
     found = list(actions_in(experiment, exported, exported.reset))
     wanted: list[Any] = []
-    play_episodes(experiment, original.snapshot, EPISODES, lambda e: Recorder(make_environment(e), wanted))
+    with playing(experiment, original.snapshot, EPISODES, lambda e: Recorder(make_environment(e), wanted)) as scores:
+        assert len(list(scores)) == EPISODES
     assert len(found) > EPISODES
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.asarray(ours).dtype == np.asarray(theirs).dtype

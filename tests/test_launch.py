@@ -15,6 +15,7 @@ from launching import (
     LAUNCH,
     SMALL,
     TIMEOUT,
+    heed_hangups,
     launch,
     metrics_of,
     output_of,
@@ -161,10 +162,6 @@ def test_killed_actors_are_replaced_and_change_nothing(tmp_path: Path) -> None:
 
 def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def heed_hangups() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 
 
 @pytest.mark.parametrize(

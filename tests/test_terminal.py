@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from gate import iterations
-from launching import LAUNCH, SMALL, TIMEOUT, launch, summary_of, wait_for
+from launching import LAUNCH, SMALL, TIMEOUT, heed_hangups, launch, summary_of, wait_for
 from test_launch import LONG
 from test_status import Clock, record, reported, row, status_at
 
@@ -153,10 +153,6 @@ def test_quiet_prints_warnings_and_the_end_alone(tmp_path: Path) -> None:
         "evaluate",
     ]
     assert (tmp_path / "run" / "events.jsonl").exists() and (tmp_path / "run" / "status.json").exists()
-
-
-def heed_hangups() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 
 
 class Tty:
