@@ -1,6 +1,7 @@
 """`actors RUN_DIR --count N`: how many actors a run has from now on. The numbers stay the same."""
 
 import fcntl
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--count must be at least 1, not {command.count}")
     if not _is_running(command.run_dir):
         raise UserError(f"actors {command.run_dir}: no run is under way here")
-    wish = command.run_dir / WANTED_ACTORS
+    wish = command.run_dir / f"{WANTED_ACTORS}{os.getpid()}"
     replace_file(wish, str(command.count))
     deadline = time.monotonic() + ANSWER_SECONDS
     while wish.exists():

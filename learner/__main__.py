@@ -21,7 +21,7 @@ from typing import Any  # noqa: E402
 from learner.config import RunConfig  # noqa: E402
 from learner.process import run_learner  # noqa: E402
 from learner.supervision import Supervision  # noqa: E402
-from protocol.lifeline import LOST, run_child  # noqa: E402
+from protocol.lifeline import ACTORS, LOST, run_child  # noqa: E402
 from protocol.remote import RemoteAccess  # noqa: E402
 
 MAX_FILES = 65_536  # of open files, where the system would allow any number
@@ -58,6 +58,8 @@ def main() -> None:
     def listen(words: list[str]) -> None:
         if words[0] == LOST:
             supervision.lost.put(int(words[1]))
+        elif words[0] == ACTORS:
+            supervision.wanted.put(set(words[1:]))
         else:
             supervision.stop.set()
 

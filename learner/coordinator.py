@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ class Coordinator:
         self._socket = socket
         self._experiment = experiment
         self._run_id = run_id
-        self._num_actors = num_actors
+        self._wanted = {str(index) for index in range(num_actors)}  # actors that the supervisor has, or starts again
         self._total_iterations = total_iterations
         self._step_timeout = step_timeout
         self._supervision = supervision
@@ -320,7 +321,7 @@ class Coordinator:
         if ACTOR_NAME.fullmatch(hello.actor) is None or hello.actor.isdecimal() != local:
             self._refuse(identity, "name", "an actor's name that is none, or one of this machine's")
             return
-        if self.spaces is None and self._num_actors and not local:
+        if self.spaces is None and self._wanted and not local:
             return  # this machine's say what is right; it will say hello again
         if not local and sum(not record.local for record in self._actors.values()) >= MAX_REMOTE:
             self._refuse(identity, "too many", f"{MAX_REMOTE} actors of other machines take part already")
@@ -528,8 +529,8 @@ class Coordinator:
             if since is None:
                 since = min((self._actors[identity].joined for identity in ready), default=now)
                 patience = GATHERING_SECONDS
-            self._gathering = len(ready) < self._num_actors and now - since < patience
-        sharers = max(len(ready), self._num_actors if self._gathering else 1)
+            self._gathering = len(ready) < len(self._wanted) and now - since < patience
+        sharers = max(len(ready), len(self._wanted) if self._gathering else 1)
         owners = [lane.moving_to or lane.owner for lane in self._lanes]
         for index, wanted in enumerate(balance(owners, ready, quota=-(-len(self._lanes) // sharers))):
             lane = self._lanes[index]
@@ -629,6 +630,9 @@ class Coordinator:
             if record is not None and not record.local:
                 self._announce(record, "actor_gone")
             self._forget(identity)
+        with suppress(Empty):
+            while True:
+                self._wanted = self._supervision.wanted.get_nowait()
         while True:
             try:
                 life = self._supervision.lost.get_nowait()
@@ -661,11 +665,13 @@ class Coordinator:
         record = self._actors.pop(identity, None)
         if record is None:
             return
-        if record.local and self._wait_for_replacements:
+        # One of another machine may leave for reasons of its own, and one that is not wanted any more is not lost.
+        lost = record.local and record.name in self._wanted
+        if lost and self._wait_for_replacements:
             self._gathering, self._gathering_since = True, time.monotonic()
         for index, lane in enumerate(self._lanes):
             if lane.owner == identity:
-                if record.local:  # one of another machine may leave for reasons of its own, or on purpose
+                if lost:
                     self._count_loss(index, lane)
                 lane.hand_over(None)
             elif lane.moving_to == identity:

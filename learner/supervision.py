@@ -25,6 +25,7 @@ class Supervision:
     report: Callable[[dict[str, Any]], None]  # events, from the learner; the last is the summary
     stop: threading.Event = field(default_factory=threading.Event)
     lost: SimpleQueue[int] = field(default_factory=SimpleQueue)  # lives of actor processes that are no more
+    wanted: SimpleQueue[set[str]] = field(default_factory=SimpleQueue)  # names of its actors, whenever these change
     _patience: float = 0.0  # that was told last
     _next_sign: dict[bool, float] = field(default_factory=dict)  # time.monotonic(), by whether it was listening
 

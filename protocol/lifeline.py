@@ -1,6 +1,7 @@
 """A child's tie to its supervisor: standard input, a line for each thing to know; its end means that of the child.
 
-`stop` asks the learner to save and end; `lost LIFE` tells it that an actor's process is no more.
+`stop` asks the learner to save and end; `lost LIFE` tells it that an actor's process is no more; `actors NAME…` tells it
+which actors there are, or will be again.
 """
 
 import os
@@ -17,7 +18,7 @@ from protocol.offspring import end_offspring
 from protocol.process import seek_user_modules_last
 
 SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
-STOP, LOST = "stop", "lost"
+STOP, LOST, ACTORS = "stop", "lost", "actors"
 
 
 def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> NoReturn:

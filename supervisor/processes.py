@@ -7,12 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from protocol.lifeline import LOST, STOP
+from protocol.lifeline import ACTORS, LOST, STOP
 from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, START
 from protocol.remote import RemoteAccess
@@ -80,6 +80,9 @@ class ProcessWorkers:
 
     def tell_lost(self, life: int) -> None:
         self._tell(self._learner, f"{LOST} {life}")
+
+    def tell_wanted(self, indices: Iterable[int]) -> None:
+        self._tell(self._learner, " ".join([ACTORS, *map(str, indices)]))
 
     def kill_actor(self, index: int, life: int) -> bool:
         process = self._actors.get(index)

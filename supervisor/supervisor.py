@@ -34,7 +34,8 @@ STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor's process has to say hello to a learner that listens
 LEARNER_START_SECONDS = 600.0  # that a learner has to give its first sign of life: it may load a large checkpoint
 DISMISSED_SECONDS = 2.0  # that a run may go on after an actor was dismissed; then the learner has not dismissed it
-WANTED_ACTORS = "wanted-actors"  # in the run directory: how many actors to run from now on
+LONGEST_LOOK = 1.0  # seconds between two looks at the events that count as listening: Ctrl-Z may have stopped us
+WANTED_ACTORS = "wanted-actors-"  # how files in the run directory begin that say how many actors to run from now on
 
 
 class RunFailed(Exception):
@@ -161,7 +162,7 @@ class Supervisor:
         self.actor_restarts = 0
         self.learner_restarts = 0
         self._workers = workers
-        self._wanted_file = run_dir / WANTED_ACTORS
+        self._run_dir = run_dir
         self._events = events
         self._report = report
         self._status = report.status
@@ -175,26 +176,30 @@ class Supervisor:
         self._lives: dict[int, int] = {}  # of each actor's present process
         self._pids: dict[int, int] = {}  # of the same
         self._hung: dict[int, str] = {}  # lives that the learner had killed, and why
-        self._silent_after = math.inf  # time.monotonic() after which the learner has been silent for too long
+        self._awake, self._looked = 0.0, time.monotonic()  # seconds spent listening, and until when they are counted
+        self._silent_after = math.inf  # on that clock, when the learner will have been silent for too long
         self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
         self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
-        self._deadline: float | None = None  # for the learner's summary, once it was asked to stop
+        self._deadline: float | None = None  # on that clock, for the learner's summary, once it was asked to stop
         self._hurried = False  # whether that was asked twice
         self._failure: str | None = None  # why it was asked to stop, unless by a signal
 
     def start(self, num_actors: int) -> None:
-        self._wanted_file.unlink(missing_ok=True)
+        for wish in self._wishes():
+            wish.unlink(missing_ok=True)
+        self._slots = {index: Crashes() for index in range(num_actors)}
         self._start_learner()
-        for index in range(num_actors):
-            self._slots[index] = Crashes()
+        for index in self._slots:
             self._start_actor(index)
 
     def watch(self) -> None:
         """Until the learner has summarized the run. Raises `UserError` or `RunFailed` when that cannot be."""
         while self.summary is None:
             now = time.monotonic()
-            if self._deadline is not None and now > self._deadline:
+            self._awake += min(now - self._looked, LONGEST_LOOK)
+            self._looked = now
+            if self._deadline is not None and self._awake > self._deadline:
                 raise RunFailed(self._failure or f"the learner did not end within {STOP_SECONDS:.0f} s and was killed")
             for index in [i for i, due in self._due.items() if due <= now and self._deadline is None]:
                 del self._due[index]
@@ -202,7 +207,7 @@ class Supervisor:
                     self._start_learner()
                 else:
                     self._start_actor(index, again=True)
-            if now > self._silent_after:
+            if self._awake > self._silent_after:
                 self._lose_patience_with_learner()
             self._adjust_actors()
             self._evaluation.poll()
@@ -241,7 +246,7 @@ class Supervisor:
                 if not self._workers.kill_actor(int(event["actor"]), event["life"]):
                     self._stop(f"actor {event['actor']} {event['reason']}, and a thread cannot be killed")
             case "alive":
-                self._silent_after = time.monotonic() + event["patience"]
+                self._silent_after = self._awake + event["patience"]
                 if self._deadline is not None and not self._hurried:
                     self._deadline = max(self._deadline, self._silent_after)  # it saves, and a disk may be slow
                 if event["listening"]:
@@ -286,11 +291,12 @@ class Supervisor:
             self._start_learner()  # only a learner can tell what its newest checkpoint amounts to
         self._status.state = "stopping"
         self._workers.stop_learner()
-        self._deadline = self._deadline or time.monotonic() + STOP_SECONDS
+        self._deadline = self._deadline or self._awake + STOP_SECONDS
 
     def _start_learner(self) -> None:
         self._status.learner_started(self._workers.start_learner())
-        self._silent_after = time.monotonic() + LEARNER_START_SECONDS
+        self._workers.tell_wanted(self._slots)
+        self._silent_after = self._awake + LEARNER_START_SECONDS
 
     def _lose_patience_with_learner(self) -> None:
         """The learner hangs: a new one goes on from the newest checkpoint."""
@@ -362,6 +368,7 @@ class Supervisor:
             self._report.tell("actor_lost", text, actor=str(actor), pid=self._pids[actor], code=code)
             return
         del self._slots[actor]
+        self._workers.tell_wanted(self._slots)
         text = f"{cause}; it is given up after {CRASHES_ALLOWED} starts in a row"
         self._report.tell("actor_retired", text, actor=str(actor), pid=self._pids[actor], code=code)
         self._status.actor_removed(str(actor))
@@ -370,28 +377,36 @@ class Supervisor:
 
     def _adjust_actors(self) -> None:
         """Follow what `launch.py actors` wrote; threads cannot."""
-        if not self._can_restart:
-            return
-        try:
-            wanted = int(self._wanted_file.read_text())
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError):  # not written by `launch.py actors`
-            self._wanted_file.unlink(missing_ok=True)
-            return
+        for wish in self._wishes() if self._can_restart else []:
+            try:
+                wanted = int(wish.read_text())
+            except (OSError, ValueError):  # removed meanwhile, or not written by `launch.py actors`
+                wanted = 0
+            if wanted > 0:
+                self._have_actors(wanted)
+            wish.unlink(missing_ok=True)
+
+    def _wishes(self) -> list[Path]:
+        """What `launch.py actors` wrote and nobody has read, the oldest first. Each has a file of its own."""
+        wishes = []
+        for path in self._run_dir.glob(f"{WANTED_ACTORS}*"):
+            with suppress(FileNotFoundError):  # whoever wrote it has lost patience
+                wishes.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(wishes)]
+
+    def _have_actors(self, wanted: int) -> None:
         self._workers.num_actors = wanted
-        for index in [i for i in self._slots if i >= wanted]:
-            del self._slots[index]
+        had, self._slots = self._slots, {index: self._slots.get(index) or Crashes() for index in range(wanted)}
+        self._workers.tell_wanted(self._slots)
+        for index in sorted(had.keys() - self._slots.keys()):
             self._due.pop(index, None)
+            self._joining.pop(index, None)
             self._workers.end_actor(index)
             self._status.actor_removed(str(index))
             self._report.tell("actor_retired", f"actor {index} is not wanted any more", False, actor=str(index))
-        for index in range(wanted):
-            if index not in self._slots:
-                self._slots[index] = Crashes()
-                self._start_actor(index)
+        for index in sorted(self._slots.keys() - had.keys()):
+            self._start_actor(index)
         self._report.tell("note", f"now with {wanted} actors")
-        self._wanted_file.unlink()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ class ThreadWorkers:
 
     def tell_lost(self, life: int) -> None:
         self._supervision.lost.put(life)
+
+    def tell_wanted(self, indices: Iterable[int]) -> None:
+        self._supervision.wanted.put(set(map(str, indices)))
 
     def kill_actor(self, index: int, life: int) -> bool:
         return False

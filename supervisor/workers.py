@@ -4,6 +4,7 @@ All kinds put what happens into one queue: the learner's events as it reports th
 `actor_exit` (with the life that is over) with the exit code and the last line of what was said.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -43,6 +44,10 @@ class Workers(Protocol):
 
     def tell_lost(self, life: int) -> None:
         """Tell the learner that an actor's life is over."""
+        ...
+
+    def tell_wanted(self, indices: Iterable[int]) -> None:
+        """Tell the learner which actors there are from now on, or will be again."""
         ...
 
     def kill_actor(self, index: int, life: int) -> bool:

@@ -126,7 +126,9 @@ class Chaos:
         launch("actors", self.run_dir, "--count", self.random.randint(1, 6))
 
     def resume(self) -> None:
-        arguments = [*LAUNCH, "--resume", str(self.run_dir), "--step-timeout", "3"]
+        words = list(map(str, self.flags))
+        patience = words.index("--step-timeout") if "--step-timeout" in words else len(words)
+        arguments = [*LAUNCH, "--resume", str(self.run_dir), *words[patience : patience + 2]]
         self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self, faults: list[str], due: Callable[[int], bool]) -> dict[str, Any]:
@@ -197,7 +199,8 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     unequal = 0
     print(
-        f"{'run':>3}  {'world':<9}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  equal", flush=True
+        f"{'run':>3}  {'world':<9}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  {'seconds':>7}  equal",
+        flush=True,
     )
     with tempfile.TemporaryDirectory() as name:
         undisturbed: dict[str, str] = {}
@@ -208,10 +211,13 @@ def main() -> int:
             if calm not in undisturbed:
                 undisturbed[calm] = train(Path(name) / calm, "--in-process", *flags)["weights_digest"]
             actors = arguments.actors if arguments.fault else chance.randint(1, arguments.actors)
-            execution = ["--actors", actors, "--transport", chance.choice(["ipc", "tcp"]), "--step-timeout", 3]
+            execution = ["--actors", actors, "--transport", chance.choice(["ipc", "tcp"])]
+            if chance.random() < 0.5 or any(fault.startswith("stop") for fault in faults):
+                execution += ["--step-timeout", 3]  # else the default, where a lane may wait for long
             chaos = Chaos(Path(name) / str(number), [*flags, *execution], chance)
             iterations = len((Path(name) / calm / "metrics.jsonl").read_text().splitlines())
             moments = sorted(chance.randrange(iterations + 1) for _ in faults)  # none is spared, not the last either
+            began = time.monotonic()
             try:
                 summary = chaos.run(faults, due=lambda i: chaos.iterations() >= moments[i])  # noqa: B023
                 equal = summary["weights_digest"] == undisturbed[calm]
@@ -222,7 +228,7 @@ def main() -> int:
             done = " ".join(f"{fault}×{count}" for fault, count in Counter(chaos.done).items())
             print(
                 f"{number:>3}  {world:<9}  {schedule:<9}  {done:<60}  {summary['actor_restarts']:>6}"
-                f"  {summary['learner_restarts']:>7}  {'yes' if equal else 'NO'}",
+                f"  {summary['learner_restarts']:>7}  {time.monotonic() - began:>7.1f}  {'yes' if equal else 'NO'}",
                 flush=True,
             )
     return 1 if unequal else 0

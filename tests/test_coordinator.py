@@ -1003,6 +1003,31 @@ def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> 
     assert set(Counter(lane.owner for lane in lanes).values()) == {1}
 
 
+@pytest.mark.parametrize("wanted", [{"0"}, {"1", "2"}], ids=["fewer are wanted", "some were given up"])
+def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str]) -> None:
+    """After a lane's second loss they would wait for a replacement, as long as --step-timeout."""
+    talk = Conversation(num_actors=4)
+    for index in range(4):
+        talk.join(index, pid=index + 1)
+    talk.publish(0)
+    lanes = talk.coordinator._lanes
+    for life in (5, 6):
+        assert lanes[0].owner is not None
+        host = talk.coordinator._actors[lanes[0].owner]
+        talk.supervision.lost.put(host.life)
+        talk.serve()
+        talk.join(int(host.name), pid=life)
+    assert lanes[0].losses == 2
+    talk.supervision.wanted.put(wanted)
+    for actor in list(talk.coordinator._actors.values()):
+        if actor.name not in wanted:
+            talk.supervision.lost.put(actor.life)
+    talk.serve()
+    assert lanes[0].losses == 2  # whoever is not wanted is not lost
+    assert None not in {lane.owner for lane in lanes}
+    assert {talk.coordinator._actors[lane.owner].name for lane in lanes if lane.owner} == wanted
+
+
 def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() -> None:
     events: list[dict[str, Any]] = []
     supervision = Supervision(events.append)

@@ -15,7 +15,6 @@ import pytest
 from chaos import CAMPAIGN, Chaos
 from gate import Gate
 from launching import (
-    LAUNCH,
     TIMEOUT,
     launch,
     metrics_of,
@@ -54,10 +53,6 @@ class GatedChaos(Chaos):
     def open_gate(self) -> None:
         assert self.gate is not None
         self.gate.open()
-
-    def resume(self) -> None:
-        arguments = [*LAUNCH, "--resume", str(self.run_dir)]
-        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def disturb(run_dir: Path, flags: list[object], faults: list[str], every: int) -> dict[str, Any]:
@@ -278,8 +273,12 @@ def test_actors_come_and_go_while_a_run_goes_on(tmp_path: Path) -> None:
             done = launch("actors", chaos.run_dir, "--count", count)
             assert done.returncode == 0, done.stderr
             wait_for(lambda: len(chaos.actors()) == count, chaos.process)  # noqa: B023
+        for done in together(*(partial(launch, "actors", chaos.run_dir, "--count", count) for count in (4, 2))):
+            assert done.returncode == 0, done.stderr
         gate.open()
         output_of(chaos.process)
+    told = (chaos.run_dir / "events.jsonl").read_text()
+    assert [told.count(f"now with {count} actors") for count in (3, 1, 2, 4)] == [1, 1, 2, 1]  # no wish was lost
     assert summary_of(chaos.run_dir)["actor_restarts"] == 0
     assert summary_of(chaos.run_dir)["weights_digest"] == undisturbed["weights_digest"]
     assert launch("actors", chaos.run_dir, "--count", 2).returncode == 2
