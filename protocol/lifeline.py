@@ -1,7 +1,7 @@
 """A child's tie to its supervisor: standard input, a line for each thing to know; its end means that of the child.
 
-`stop` asks the learner to save and end; `lost LIFE` tells it that an actor's process is no more; `actors NAME…` tells it
-which actors there are, or will be again.
+`stop` asks the learner to save and end; `lost LIFE` tells it that an actor's process is no more; `actors NAME…` tells
+it which actors there are, or will be again.
 """
 
 import os

@@ -199,7 +199,8 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     unequal = 0
     print(
-        f"{'run':>3}  {'world':<9}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  {'seconds':>7}  equal",
+        f"{'run':>3}  {'world':<9}  {'schedule':<9}  {'faults':<60}  {'actors':>6}  {'learner':>7}  {'seconds':>7}"
+        "  equal",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as name:
