@@ -1,8 +1,10 @@
 """What holds for all tests, set before any of them imports NumPy."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,6 +16,18 @@ os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a t
 # No test depends on how fast the machine is: neither an example nor their making has a time to be done in.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_the_tests() -> Iterator[None]:
+    from launching import wait_for
+
+    def left() -> list[psutil.Process]:
+        processes = psutil.process_iter(["environ"])
+        return [p for p in processes if (p.info["environ"] or {}).get("STARTED_BY_TESTS") == str(os.getpid())]
+
+    yield
+    wait_for(lambda: not left())  # what was orphaned may need a moment
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ def test_a_run_finishes_and_says_that_it_is_not_reproducible(tmp_path: Path, fla
     check_books(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_from_lanes_that_are_not_equally_far(tmp_path: Path) -> None:
     steps = ["--total-steps", 30_000, "--checkpoint-every", 5]
     gate = Gate(tmp_path / "run", 8)

@@ -327,6 +327,7 @@ def test_the_sleeping_environment_is_a_proper_one() -> None:
     assert steps == benchmarks.environments.EPISODE_LENGTH
 
 
+@pytest.mark.slow
 def test_actor_measures_rollouts_and_memory(tmp_path: Path) -> None:
     written = benchmark(tmp_path, "actor", "--seconds", "0.01")
     assert contenders_of(written) == ["actor: policy and lane", "SyncVectorEnv, random actions", "resident"]
@@ -336,6 +337,7 @@ def test_actor_measures_rollouts_and_memory(tmp_path: Path) -> None:
     assert comparison["ratio"] == pytest.approx(written["rows"][0]["median"] / written["rows"][1]["median"])
 
 
+@pytest.mark.slow
 def test_wire_measures_every_size_in_every_way(tmp_path: Path) -> None:
     written = benchmark(tmp_path, "wire", "--megabytes", "2", "--size", "65536", str(4 * 2**20))
     ways = ["receive and stack", "receive, check and stack", "bare pyzmq"]
@@ -346,6 +348,7 @@ def test_wire_measures_every_size_in_every_way(tmp_path: Path) -> None:
     assert targets == [None, None, "≥ 0.8", None]
 
 
+@pytest.mark.slow
 def test_curve_measures_every_size_with_keys_and_without(tmp_path: Path) -> None:
     written = benchmark(tmp_path, "curve", "--megabytes", "2", "--size", "65536", str(4 * 2**20))
     assert contenders_of(written) == ["with keys", "without"] * 2
@@ -371,6 +374,7 @@ def test_no_result_tells_where_it_was_measured() -> None:
     assert str(Path.home()) not in text and os.uname().nodename not in text
 
 
+@pytest.mark.slow
 def test_stragglers_compares_both_schedules_where_lanes_are_unequal_and_where_they_are_equal(tmp_path: Path) -> None:
     written = benchmark(tmp_path, "stragglers", "--iterations", "3", "--slowest-ms", "0.5")
     assert contenders_of(written) == ["async", "pipelined"] * 4

@@ -53,6 +53,7 @@ def write_files_of(page: Path, folder: Path) -> None:
         (folder / name).write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> None:
     write_files_of(page, tmp_path)
@@ -71,6 +72,7 @@ def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
         run(words, tmp_path)
 
 
+@pytest.mark.slow
 def test_reproducibility_ends_with_equal_weights_as_it_says(tmp_path: Path) -> None:
     (first, second, compare) = commands_of(ROOT / "docs/reproducibility.md")[:3]
     for words in ([*first, *SHORT], [*second, *SHORT], compare):

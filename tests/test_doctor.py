@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from launching import launch
+from marks import slow
 
 from commands.environment_check import Timing, check_environment, measure, suggested_actors
 from protocol.experiment import Experiment
@@ -54,17 +55,17 @@ def test_an_environment_that_repeats_itself_is_said_to() -> None:
     ("env", "expected"),
     [
         ("tests.environments:Forgetful-v0", "go different ways"),
-        ("tests.environments:GlobalRandom-v0", "draws from the global"),
-        ("tests.environments:RememberingReward-v0", "its reset leaks state"),
-        ("tests.environments:Raise-v0", "raised RuntimeError: the step fails"),
+        slow("tests.environments:GlobalRandom-v0", "draws from the global"),
+        slow("tests.environments:RememberingReward-v0", "its reset leaks state"),
+        slow("tests.environments:Raise-v0", "raised RuntimeError: the step fails"),
         ("Nowhere-v0", "--env Nowhere-v0"),
         ("CartPole", "there is CartPole-v1"),
-        ("tests.environments:Constructor-v0", "constructor: it raised RuntimeError: the constructor fails"),
-        ("tests.environments:Nan-v0", "step: the observation is not finite"),
+        slow("tests.environments:Constructor-v0", "constructor: it raised RuntimeError: the constructor fails"),
+        slow("tests.environments:Nan-v0", "step: the observation is not finite"),
         ("tests.environments_doctor:Hashed-v0", "with another PYTHONHASHSEED"),
-        ("tests.environments_doctor:Numbered-v0", "in another process it goes another way"),
-        ("tests.environments_doctor:Shared-v0", "its instances share state"),
-        ("tests.environments_doctor:Drawn-v0", "np.random` in its constructor, reset:"),
+        slow("tests.environments_doctor:Numbered-v0", "in another process it goes another way"),
+        slow("tests.environments_doctor:Shared-v0", "its instances share state"),
+        slow("tests.environments_doctor:Drawn-v0", "np.random` in its constructor, reset:"),
         ("tests.environments_doctor:Leaving-v0", "it ended its process in its step: exit code 3"),
     ],
 )
@@ -74,16 +75,19 @@ def test_what_is_wrong_with_an_environment_is_named_with_what_to_do(env: str, ex
     assert line.startswith("WRONG")
 
 
+@pytest.mark.slow
 def test_a_leak_that_rebuilding_mends_is_none() -> None:
     text = said("tests.environments:RememberingReward-v0", rebuild_env=True)
     assert "but --rebuild-env makes a fresh one" in text
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended_with_a_line() -> None:
     findings = list(check_environment(Experiment("tests.environments_doctor:Hanging-v0"), step_timeout=5.0))
     assert "its step has not returned within 5 s" in findings[-1].text and "--step-timeout" in str(findings[-1])
 
 
+@pytest.mark.slow
 def test_doctor_takes_the_flags_that_it_advises() -> None:
     done = launch(
         "doctor", "tests.environments:RememberingReward-v0", "--rebuild-env", "--step-timeout", 90, "--num-envs", 16

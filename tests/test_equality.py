@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from launching import SMALL, together, train
+from marks import slow
 
 EXECUTIONS = {
     "in-process": ["--in-process", "--actors", 1],
@@ -22,13 +23,14 @@ def digests(path: Path, names: list[str], *flags: object, **environ: str) -> dic
     return dict(zip(names, (summary["weights_digest"] for summary in together(*runs)), strict=True))
 
 
-@pytest.mark.parametrize("schedule", ["sync", "pipelined"])
+@pytest.mark.parametrize("schedule", [slow("sync"), "pipelined"])
 def test_actors_transport_and_threads_do_not_change_the_weights(tmp_path: Path, schedule: str) -> None:
     executions = ["in-process", "in-process-3", "1-ipc", "2-tcp", "4-ipc", "8-ipc"]
     found = digests(tmp_path, executions, "--schedule", schedule)
     assert len(set(found.values())) == 1, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["sync", "pipelined"])
 def test_the_same_holds_on_an_ordinary_processor(tmp_path: Path, schedule: str) -> None:
     found = digests(tmp_path, ["in-process", "2-tcp", "8-ipc"], "--schedule", schedule, OPENBLAS_CORETYPE="Haswell")
@@ -59,17 +61,18 @@ KINDS: dict[str, tuple[str, str, list[object]]] = {
     "several parts, a CNN and a memory": ("dict", "multi_discrete", ["--recurrent-size", 8, "--normalize-rewards"]),
     "in pipelined": ("dict", "multi_binary", ["--recurrent-size", 8, "--schedule", "pipelined"]),
 }
+QUICK = {"bytes", "several parts, a CNN and a memory"}
 
 
-@pytest.mark.parametrize(("observation", "action", "flags"), KINDS.values(), ids=KINDS)
-def test_the_same_holds_for_every_space_and_network(
-    tmp_path: Path, observation: str, action: str, flags: list[object]
-) -> None:
+@pytest.mark.parametrize("kind", [kind if kind in QUICK else slow(kind) for kind in KINDS])
+def test_the_same_holds_for_every_space_and_network(tmp_path: Path, kind: str) -> None:
+    observation, action, flags = KINDS[kind]
     kwargs = ["--env-kwargs", f"observation='{observation}'", f"action='{action}'"]
     found = digests(tmp_path, ["in-process", "2-ipc"], *EVERY_SPACE, "--schedule", "sync", *kwargs, *flags)
     assert len(set(found.values())) == 1, found
 
 
+@pytest.mark.slow
 def test_seed_and_schedule_do_change_the_weights(tmp_path: Path) -> None:
     found = [
         train(tmp_path / name, *EXECUTIONS["in-process"], *SMALL, *flags)["weights_digest"]

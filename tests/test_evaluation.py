@@ -12,6 +12,7 @@ import psutil
 import pytest
 from gate import Gate, iterations
 from launching import children, launch, output_of, running, stop, summary_of, train, wait_for
+from marks import slow
 
 from learner.checkpoint import list_checkpoints
 from protocol.files import read_rows
@@ -80,6 +81,7 @@ def test_of_equal_evaluations_the_older_is_the_best() -> None:
     assert best_of(results) is results[2]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
     gate = Gate(run_dir, 8)  # which also holds the evaluator of version 8
@@ -101,6 +103,7 @@ def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None
     assert_same_as(whole, run_dir)
 
 
+@pytest.mark.slow
 def test_a_killed_learner_a_stop_and_a_resume_change_nothing(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
     gate = Gate(run_dir, 8)  # which also holds the evaluator of version 8
@@ -184,7 +187,11 @@ FEW = ["--num-envs", 8, "--lane-size", 2, "--rollout-length", 16, "--minibatches
 
 
 @pytest.mark.parametrize(
-    "kwargs", [["how=raise"], ["how=nan"], ["how=exit"], ["how=exit", "where=reset"], ["move=True"]]
+    "kwargs",
+    [
+        ["how=nan"],
+        *(slow(k) for k in (["how=raise"], ["how=exit"], ["how=exit", "where=reset"], ["move=True"])),
+    ],
 )
 def test_episodes_that_end_in_a_fault_are_counted_apart(
     tmp_path: Path, kwargs: list[str], monkeypatch: pytest.MonkeyPatch
@@ -206,6 +213,7 @@ def test_episodes_that_end_in_a_fault_are_counted_apart(
     assert f"{len(result['faults'])} of 20 episodes ended in a fault" in done.stdout
 
 
+@pytest.mark.slow
 def test_where_every_episode_ends_in_a_fault_there_is_no_return_and_no_best(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train(run_dir, *ILL, "--env-kwargs", "every=2000000011", *FEW, "--eval-every", 4, "--actors", 1)
@@ -238,7 +246,7 @@ def test_the_best_is_among_those_that_have_a_return() -> None:
     assert best_of(results[:1]) is None
 
 
-@pytest.mark.parametrize("how", ["raise", "exit", "hang", "hang in C"])
+@pytest.mark.parametrize("how", ["raise", *map(slow, ("exit", "hang", "hang in C"))])
 def test_results_come_before_a_close_that_fails_or_hangs(tmp_path: Path, how: str) -> None:
     run_dir = tmp_path / "run"
     train(run_dir, *ILL, "--env-kwargs", "every=2000000011", *FEW, "--in-process")
@@ -251,6 +259,7 @@ def test_results_come_before_a_close_that_fails_or_hangs(tmp_path: Path, how: st
     assert json.loads((run_dir / "eval.json").read_text())["episodes"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", [["--in-process"], ["--actors", 2]])
 def test_a_run_ends_whatever_close_does(tmp_path: Path, execution: list[object]) -> None:
     for how in ("raise", "hang"):

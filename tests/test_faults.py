@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from launching import launch, summary_of, train
+from marks import slow
 from test_lanes import ended, first_border, trajectory
 
 from learner.faults import MAX_FAULTS, MAX_FILES, EnvironmentsFailed, Faults, list_faults
@@ -110,8 +111,8 @@ def test_what_is_no_fault_file_is_passed_over(tmp_path: Path) -> None:
     assert list_faults(tmp_path) == []
 
 
-@pytest.mark.parametrize("where", ["reset", "step"])
-@pytest.mark.parametrize("how", ["exit", "long"])
+@pytest.mark.parametrize("where", ["reset", slow("step")])
+@pytest.mark.parametrize("how", ["exit", slow("long")])
 def test_every_execution_meets_the_same_faults(tmp_path: Path, where: str, how: str) -> None:
     flags = [*ILL, "--env-kwargs", f"how={how}", f"where={where}", "every=17", *SMALL]
     one = train(tmp_path / "one", *flags, "--in-process")
@@ -122,6 +123,7 @@ def test_every_execution_meets_the_same_faults(tmp_path: Path, where: str, how: 
     assert kept[0] == kept[1] and len(kept[0]) == min(one["env_faults"], MAX_FILES)
 
 
+@pytest.mark.slow
 def test_an_environment_that_can_never_be_reset_ends_the_run_and_goes_on_once_it_is_mended(tmp_path: Path) -> None:
     module = tmp_path / "mendable.py"
     text = (

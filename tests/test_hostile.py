@@ -17,6 +17,7 @@ from protocol.keys import make_keys, read_actor
 from protocol.transport import ActorSocket
 
 
+@pytest.mark.slow
 def test_strangers_at_an_open_port_change_nothing(tmp_path: Path) -> None:
     """A short version of `python -m tests.hostile`."""
     outcome = attack(tmp_path / "run", messages=3000, connections=100, holders=3, seed=0)

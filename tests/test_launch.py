@@ -25,6 +25,7 @@ from launching import (
     train,
     wait_for,
 )
+from marks import slow
 
 from commands import COMMANDS
 
@@ -117,7 +118,7 @@ def test_a_finished_run_resumes_to_nothing(finished: Path) -> None:
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("flags", [["--in-process"], ["--actors", 3, "--transport", "tcp"]])
+@pytest.mark.parametrize("flags", [slow(["--in-process"]), ["--actors", 3, "--transport", "tcp"]])
 def test_a_stopped_and_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, flags: list[object]) -> None:
     experiment = [*SMALL, "--total-steps", 512 * 20]
     whole = train(tmp_path / "whole", "--in-process", *experiment)
@@ -209,6 +210,7 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> N
     assert [name for name in names if name] == ["SIGTERM"]
 
 
+@pytest.mark.slow
 def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path) -> None:
     """What it may do in silence is bounded, like an actor's step."""
     gate = Gate(tmp_path / "run", 3)
@@ -227,6 +229,7 @@ def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path) -> None:
     assert summary["weights_digest"] == whole["weights_digest"]
 
 
+@pytest.mark.slow
 def test_children_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) -> None:
     with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 3, process)

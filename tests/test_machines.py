@@ -36,6 +36,7 @@ def test_two_machines_compute_what_one_does(tmp_path: Path, line: Line, local: s
     assert line.carried > 100 and line.lost == 0
 
 
+@pytest.mark.slow
 def test_a_line_that_loses_and_delays_packets_changes_nothing(tmp_path: Path, local: str) -> None:
     with Line(loss=0.05, delay=0.01) as line:
         outcome = TwoMachines(line, tmp_path, SHORT).run(actors=2)
@@ -58,6 +59,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return dict(zip(FAULTS, together(*(partial(disturb, fault) for fault in FAULTS)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_lanes_move_meanwhile_and_the_actor_comes_back(disturbed: dict[str, Outcome], local: str, fault: str) -> None:
     """Whatever has become of the other machine: the line is cut, or the actor sleeps."""

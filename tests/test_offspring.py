@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import ROOT
+from marks import slow
 from offspring import end_a_run
 
 
@@ -15,11 +16,11 @@ from offspring import end_a_run
     [
         ("session", "normal"),
         ("mp-fork", "in-process"),
-        ("group", "int"),
-        ("mp-spawn", "actor"),
         ("daemon", "launcher and actors"),
-        ("fork", "all"),
-        ("shell", "in-process kill"),
+        slow("group", "int"),
+        slow("mp-spawn", "actor"),
+        slow("fork", "all"),
+        slow("shell", "in-process kill"),
     ],
 )
 def test_no_process_that_an_environment_started_survives(tmp_path: Path, kind: str, end: str) -> None:

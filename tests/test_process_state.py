@@ -1,6 +1,8 @@
 """What a process, a folder or a user's module could change in a run, and does not."""
 
+import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -73,6 +75,7 @@ def run_in(folder: Path, *flags: object, code: int = 0, environ: dict[str, str] 
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_sets_are_iterated_alike_in_every_process(folder: Path) -> None:
     for name, flags, seed in (
         ("one", ["--actors", 1], {}),
@@ -123,6 +126,7 @@ def test_a_hash_seed_that_cannot_be_fixed_is_refused_in_one_line(flag: str, tmp_
     assert done.stderr.count("\n") == 1 and "PYTHONHASHSEED" in done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_in_the_users_folder_takes_a_modules_place(folder: Path) -> None:
     flags = ["--env", "CartPole-v1", *SMALL, "--actors", 2, "--eval-every", 2, "--eval-episodes", 1]
     run_in(folder, *flags, "--run-dir", "without")
@@ -189,3 +193,17 @@ def test_a_module_of_the_users_that_has_a_name_of_ours_is_named(folder: Path, na
         said = run_in(folder, "--env", env, *SMALL, code=2)
         assert said.count("\n") == 1
         assert f"({name} in {folder}: modules of this project have that name and come first; rename yours)" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the constant is that of Linux on x86-64 or arm64")
+def test_own_arithmetic_rounds_to_nearest_whatever_a_library_has_set() -> None:
+    mathematics = ctypes.CDLL("libm.so.6")
+    upward = 0x800 if platform.machine() == "x86_64" else 0x400000
+    thirds = np.full(4, 1 / 3, np.float32)
+    right = own_context().run(np.multiply, thirds, np.float32(7.1))
+    assert mathematics.fesetround(upward) == 0
+    try:
+        assert (np.multiply(thirds, np.float32(7.1)) != right).all()
+        np.testing.assert_array_equal(own_context().run(np.multiply, thirds, np.float32(7.1)), right)
+    finally:
+        mathematics.fesetround(0)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from gate import Gate, iterations
 from launching import ROOT, TIMEOUT, launch, output_of, running, stop, summary_of, train, wait_for
+from marks import slow
 from test_transport import free_tcp_address
 
 from protocol.files import read_rows
@@ -114,6 +115,7 @@ def test_remote_actors_that_die_and_a_learner_that_does_change_nothing(
     assert summary_of(run_dir)["weights_digest"] == undisturbed
 
 
+@pytest.mark.slow
 def test_whoever_is_not_allowed_is_told_so_in_one_line(tmp_path: Path, address: str, keys: Path) -> None:
     (stranger,) = make_keys(tmp_path / "others", ["one"])
     (unlisted,) = make_keys(tmp_path / "unlisted", ["one"])
@@ -281,7 +283,7 @@ def test_without_keys_a_key_is_too_much_and_insecure_is_a_loud_warning(tmp_path:
     assert "WARNING: no keys" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_an_actor_waits_for_its_learner_and_ends_at_a_signal_quietly(address: str, number: signal.Signals) -> None:
     with actor(address, None) as process:
         assert process.stderr is not None

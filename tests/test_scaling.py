@@ -179,6 +179,7 @@ def test_lanes_that_do_not_divide_the_environments_are_refused(
     assert "--num-envs 10 is not a multiple of --lane-size 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_check_compares_runs_with_what_was_foretold_from_inputs_measured_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

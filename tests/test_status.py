@@ -302,6 +302,7 @@ def test_what_the_actors_delivered_adds_up_to_the_run(tmp_path: Path) -> None:
     assert status["memory"]["launcher"] > 2**20 and status["memory"]["learner"] is None
 
 
+@pytest.mark.slow
 def test_an_actor_without_lanes_is_idle_and_acts_none_of_its_time(tmp_path: Path) -> None:
     def told() -> list[dict[str, Any]]:
         path = tmp_path / "run" / "status.json"

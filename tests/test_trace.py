@@ -46,6 +46,7 @@ def test_every_process_is_on_the_timeline_and_tracing_changes_nothing(tmp_path: 
     assert traced["weights_digest"] == train(tmp_path / "plain", *SMALL, "--actors", 2)["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_pipelined_run_acts_while_it_learns_and_a_sync_run_never_does(tmp_path: Path) -> None:
     def overlaps_of(schedule: str) -> int:
         path = tmp_path / f"{schedule}.json"

@@ -1,0 +1,10 @@
+"""Marks of tests."""
+
+from typing import Any
+
+import pytest
+
+
+def slow(*case: Any) -> Any:
+    """A case of a parametrized test that counts among the slow ones."""
+    return pytest.param(*case, marks=pytest.mark.slow)
