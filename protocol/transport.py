@@ -4,7 +4,9 @@ Flow is controlled by grants (an actor has only what it was granted), so the que
 need no high-water mark. Those of remote actors have one that only a peer which does not keep to its grants can reach.
 """
 
+import ctypes
 import errno
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -152,7 +154,12 @@ class LearnerSocket:
         self._authenticator.start()
 
     def _router(self, prefix: bytes) -> zmq.Socket:
-        """A socket whose peers are known by `prefix` and their identity, which a remote one may choose."""
+        """A socket whose peers are known by `prefix` and their identity, which a remote one may choose.
+
+        ZeroMQ numbers those that choose none, from a number on that it takes from C's `rand`, and aborts the process
+        where one of them has chosen the next number. So nobody else may know how `rand` goes on.
+        """
+        ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))
         socket = self._sockets[prefix] = _socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to an actor that has gone is an error, not silence
         self._poller.register(socket, zmq.POLLIN)

@@ -2,15 +2,19 @@
 
 import random
 import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gate import iterations
-from hostile import FLAGS, GROWTH, attack, connect_raw, undisturbed
-from launching import free_port, launch, metrics_of, running, stop, summary_of, wait_for
+from hostile import FLAGS, GROWTH, attack, connect_raw, raw_dealer, send_raw, undisturbed
+from launching import ROOT, TIMEOUT, free_port, launch, metrics_of, running, stop, summary_of, wait_for
 
 from learner.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, write_checkpoint
 from protocol.keys import make_keys, read_actor
@@ -25,6 +29,54 @@ def test_strangers_at_an_open_port_change_nothing(tmp_path: Path) -> None:
     assert outcome.summary["refused"].keys() >= {"malformed", "wrong kind", "name", "handshake"}
     assert outcome.summary["samples"]["dropped"]["stale"] > 0
     assert outcome.growth < GROWTH
+
+
+NUMBERS_OF_AN_UNSEEDED_RAND = (0x6B8B4567, 0xE43C9869)  # glibc's, from which the first two sockets would count
+LISTEN = """
+import sys
+from protocol.remote import RemoteAccess
+from protocol.transport import LearnerSocket
+socket = LearnerSocket(f"ipc://{sys.argv[1]}", RemoteAccess(f"tcp://127.0.0.1:{sys.argv[2]}", None))
+while True:
+    if received := socket.receive(1):
+        print(received.message, flush=True)
+"""
+
+
+def test_nobody_can_choose_the_identity_that_the_next_peer_is_given() -> None:
+    """ZeroMQ aborts the process of a ROUTER that is about to give it."""
+    port, folder = free_port(), tempfile.mkdtemp(dir="/tmp")
+    words = [sys.executable, "-c", LISTEN, f"{folder}/s", str(port)]
+    with ExitStack() as stack:
+        learner = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT))
+        stack.callback(learner.kill)
+        stack.callback(shutil.rmtree, folder)
+        assert learner.stdout is not None
+
+        def say(identity: bytes = b"") -> None:
+            connection = stack.enter_context(connected(port))
+            send_raw(connection, raw_dealer(identity) + b"\x00\x03abc")
+            assert learner.stdout is not None
+            assert learner.stdout.readline(), "the learner was aborted"
+
+        for start in NUMBERS_OF_AN_UNSEEDED_RAND:
+            for number in range(start, start + 8):
+                say(b"\0" + number.to_bytes(4))
+        for _ in range(4):
+            say()
+
+
+def connected(port: int) -> socket.socket:
+    """A connection to that port of this machine, as soon as somebody listens."""
+    found: list[socket.socket] = []
+
+    def connect() -> bool:
+        with suppress(ConnectionRefusedError):
+            found.append(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+        return bool(found)
+
+    wait_for(connect)
+    return found[0]
 
 
 def test_without_a_key_nobody_is_heard(tmp_path: Path) -> None:
