@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from gate import Gate, iterations
 from launching import SMALL, launch, metrics_of, running, stop, summary_of, train, wait_for
+from marks import slow
 
 ASYNC = [*SMALL, "--schedule", "async"]
 
@@ -22,7 +23,7 @@ def check_books(run_dir: Path) -> None:
     [
         ["--actors", 3],
         ["--in-process", "--actors", 2],
-        ["--actors", 2, "--recurrent-size", 8, "--normalize-rewards"],
+        slow(["--actors", 2, "--recurrent-size", 8, "--normalize-rewards"]),
     ],
     ids=["processes", "threads", "a memory"],
 )

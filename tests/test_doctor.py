@@ -54,7 +54,7 @@ def test_an_environment_that_repeats_itself_is_said_to() -> None:
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ("tests.environments:Forgetful-v0", "go different ways"),
+        slow("tests.environments:Forgetful-v0", "go different ways"),
         slow("tests.environments:GlobalRandom-v0", "draws from the global"),
         slow("tests.environments:RememberingReward-v0", "its reset leaks state"),
         slow("tests.environments:Raise-v0", "raised RuntimeError: the step fails"),
@@ -110,6 +110,7 @@ class Sleeping(gymnasium.Env):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
+@pytest.mark.slow
 def test_waiting_is_told_from_computing() -> None:
     timing = measure(Sleeping())
     assert timing.step >= 0.02 and timing.busy < 0.5

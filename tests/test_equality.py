@@ -37,6 +37,7 @@ def test_the_same_holds_on_an_ordinary_processor(tmp_path: Path, schedule: str) 
     assert len(set(found.values())) == 1, found
 
 
+@pytest.mark.slow
 def test_the_same_holds_for_box_actions_and_truncated_episodes(tmp_path: Path) -> None:
     found = digests(
         tmp_path, ["in-process", "4-ipc"], "--env", "Pendulum-v1", "--rollout-length", 128, "--total-steps", 8192

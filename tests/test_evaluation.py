@@ -52,11 +52,13 @@ def test_every_nth_version_and_the_last_are_evaluated(whole: Path) -> None:
     assert len({tuple(result["returns"]) for result in results}) > 1
 
 
+@pytest.mark.slow
 def test_evaluations_are_equal_with_three_actors(tmp_path: Path, whole: Path) -> None:
     train(tmp_path / "run", *EVERY, "--actors", 3)
     assert_same_as(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_evaluating_does_not_change_the_weights(tmp_path: Path, whole: Path) -> None:
     summary = train(tmp_path / "run", *EXPERIMENT, "--in-process")
     assert summary["weights_digest"] == summary_of(whole)["weights_digest"]
@@ -147,6 +149,7 @@ def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: 
     assert list_checkpoints(run_dir / "evaluations") == []
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_keeps_failing_is_given_up_and_said(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

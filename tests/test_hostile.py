@@ -79,6 +79,7 @@ def connected(port: int) -> socket.socket:
     return found[0]
 
 
+@pytest.mark.slow
 def test_without_a_key_nobody_is_heard(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir(mode=0o700)
     make_keys(tmp_path / "keys", ["one"])

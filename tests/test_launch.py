@@ -92,6 +92,7 @@ def test_a_target_return_ends_the_run_once_100_episodes_have_finished(tmp_path: 
     assert summary_of(tmp_path / "run")["samples"]["in_flight"] == 0
 
 
+@pytest.mark.slow
 def test_more_actors_than_lanes_is_said_and_works(tmp_path: Path) -> None:
     flags = [*SMALL, "--lane-size", 8, "--total-steps", 512]
     done = launch("--run-dir", tmp_path / "run", "--actors", 3, *flags)
@@ -142,6 +143,7 @@ def test_a_stopped_and_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, 
         }
 
 
+@pytest.mark.slow
 def test_killed_actors_are_replaced_and_change_nothing(tmp_path: Path) -> None:
     experiment = [*SMALL, "--total-steps", 512 * 20]
     whole = train(tmp_path / "whole", "--in-process", *experiment)
@@ -332,6 +334,7 @@ def test_resume_refuses_other_experiment_flags_and_takes_execution_flags(finishe
     assert launch("--resume", finished, "--actors", 5, "--transport", "tcp").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     with running(tmp_path / "run", *SMALL, "--total-steps", 512 * 60) as process:
         assert process.stdout is not None
@@ -341,6 +344,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     assert summary_of(tmp_path / "run")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_torn_summary_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
     train(tmp_path / "run", "--in-process", *SMALL)
     digest = summary_of(tmp_path / "run")["weights_digest"]

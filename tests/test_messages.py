@@ -1,5 +1,6 @@
 """Messages arrive as they left; what is not exactly a message, or does not fit the run, is refused by name."""
 
+import copy
 import dataclasses
 import types
 import typing
@@ -147,7 +148,7 @@ def plain_value(value: Any) -> Any:
 
 
 def fields_of(kind: type) -> dict[str, Any]:
-    return {"protocol": PROTOCOL_VERSION, "kind": kind.__name__, **plain(EXAMPLES[kind])}
+    return {"protocol": PROTOCOL_VERSION, "kind": kind.__name__, **copy.deepcopy(plain(EXAMPLES[kind]))}
 
 
 def reason(fields: dict[str, Any]) -> str:

@@ -110,6 +110,7 @@ def test_a_configuration_that_was_edited_wrongly(small_run: Path, tmp_path: Path
     assert "num_envs is 'many', and must be a whole number" in refused("eval", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_extra_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('ale_py', 'mujoco', 'Box2D', 'minigrid'):\n    sys.modules[name] = None\n"

@@ -141,6 +141,7 @@ def test_nothing_in_the_users_folder_takes_a_modules_place(folder: Path) -> None
     assert any("eval/return_mean" in row for row in metrics_of(folder / "with")) or (folder / "with" / "best").exists()
 
 
+@pytest.mark.slow
 def test_a_users_np_seterr_and_warnings_filter_reach_no_arithmetic_of_ours(folder: Path) -> None:
     flags = [*SMALL, "--actors", 2]
     run_in(folder, "--env", "sets:Sets-v0", *flags, "--run-dir", "plain")
@@ -155,6 +156,7 @@ def test_own_arithmetic_raises_nothing() -> None:
         assert own_context().run(np.exp, np.float32(-1000)) == 0
 
 
+@pytest.mark.slow
 def test_a_learner_that_computes_otherwise_is_named_on_resume(folder: Path) -> None:
     run_in(folder, "--env", "CartPole-v1", *SMALL, "--checkpoint-every", 2, "--run-dir", "run")
     record = summary_of(folder / "run")["learner"]
@@ -173,6 +175,7 @@ def test_a_learner_that_computes_otherwise_is_named_on_resume(folder: Path) -> N
     assert "learner: kernels" in run_in(folder, "compare", "run", "other")
 
 
+@pytest.mark.slow
 def test_an_environment_may_change_the_working_directory(folder: Path) -> None:
     (folder / "moves.py").write_text(SETS.replace("self.steps = 0", "self.steps = 0; import os; os.chdir('/')"))
     for flags in (["--in-process"], []):

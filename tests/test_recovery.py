@@ -129,6 +129,7 @@ def test_a_memory_and_observations_of_several_parts_move_to_another_actor(tmp_pa
     assert disturbed["weights_digest"] == whole["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_killed_learner_is_restarted_and_counted(tmp_path: Path) -> None:
     summary = disturb_campaign(tmp_path / "run", "pipelined", ["kill_learner", "kill_learner"])
     assert summary["learner_restarts"] == 2
@@ -150,6 +151,7 @@ def test_steps_that_never_return_change_nothing(tmp_path: Path, silent: Silent) 
     assert_unchanged(tmp_path / "undisturbed", silent.hung, silent.marks, *HANG)
 
 
+@pytest.mark.slow
 def test_steps_that_end_the_process_change_nothing(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -219,6 +221,7 @@ def test_an_environment_that_draws_from_the_global_random_is_named(tmp_path: Pat
     assert summary_of(tmp_path / "run")["deterministic"] is False
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_training_goes_on_and_what_could_not_be_saved_is_no_success(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -203,6 +203,7 @@ gymnasium.register("Robot-v0", entry_point=Robot, max_episode_steps=100)
 """
 
 
+@pytest.mark.slow
 def test_an_actor_with_another_version_of_the_environment_is_refused_naming_both(
     tmp_path: Path, address: str, keys: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from launching import LAUNCH, TIMEOUT, launch, train
+from marks import slow
 
 from learner.faults import list_faults
 
@@ -39,7 +40,7 @@ def test_faults_are_listed_and_each_comes_again_with_the_users_own_line(raising:
     assert done.stdout.endswith("the fault has come again\n")
 
 
-@pytest.mark.parametrize("where", ["step", "reset"])
+@pytest.mark.parametrize("where", ["step", slow("reset")])
 def test_nonsense_and_resets_come_again(tmp_path: Path, where: str) -> None:
     done = launch("replay", run_with_faults(tmp_path / "run", "how=nan", f"where={where}"), 1)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -241,6 +241,7 @@ def test_a_terminal_need_not_obey_what_an_actor_said(tmp_path: Path) -> None:
     assert event["text"] == report.status.happenings[0].text == "before?[2J?after"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_killed_actor_tells_what_happened_in_order_and_its_status_is_always_whole(tmp_path: Path) -> None:
     path = tmp_path / "run"
     seen: list[dict[str, Any]] = []

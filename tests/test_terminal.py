@@ -202,6 +202,7 @@ class Tty:
 ALTERNATE, BACK = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
+@pytest.mark.slow
 def test_in_a_terminal_the_view_stands_and_what_was_said_stays(tmp_path: Path) -> None:
     tty = Tty(80, 24, "--run-dir", tmp_path / "run", "--actors", 2, *SMALL, "--total-steps", 512 * 40)
     with tty.process:

@@ -32,6 +32,7 @@ def overlaps(spans: dict[str, list[dict[str, Any]]]) -> int:
     return sum(min(a["ts"] + a["dur"], b["ts"] + b["dur"]) > max(a["ts"], b["ts"]) for a in rollouts for b in updates)
 
 
+@pytest.mark.slow
 def test_every_process_is_on_the_timeline_and_tracing_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     traced = train(tmp_path / "traced", *SMALL, "--actors", 2, "--trace", path)
