@@ -171,8 +171,8 @@ def ignore_interrupts() -> None:
     ("number", "options"),
     [
         (signal.SIGINT, {}),
-        (signal.SIGTERM, {}),
-        (signal.SIGHUP, {"preexec_fn": heed_hangups}),
+        slow(signal.SIGTERM, {}),
+        slow(signal.SIGHUP, {"preexec_fn": heed_hangups}),
         (signal.SIGINT, {"preexec_fn": ignore_interrupts}),
     ],
 )

@@ -70,6 +70,7 @@ def test_the_debugger_stops_where_the_environment_raised(raising: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_said_in_one_line(raising: Path, tmp_path: Path) -> None:
     data = json.loads((raising / "faults" / "1.json").read_text())
     (tmp_path / "faults").mkdir()
