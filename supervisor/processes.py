@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from protocol.lifeline import ACTORS, LOST, STOP
 from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, START
@@ -72,6 +74,12 @@ class ProcessWorkers:
 
     def stop_learner(self) -> None:
         self._tell(self._learner, STOP)
+
+    def learner_is_stopped(self) -> bool:
+        try:
+            return self._learner is not None and psutil.Process(self._learner.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False  # it has ended
 
     def kill_learner(self) -> bool:
         if self._learner is not None:

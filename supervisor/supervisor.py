@@ -33,6 +33,7 @@ from supervisor.workers import END_SECONDS, Events, RayCluster, Workers
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor's process has to say hello to a learner that listens
 LEARNER_START_SECONDS = 600.0  # that a learner has to give its first sign of life: it may load a large checkpoint
+STOPPED_SECONDS = 10.0  # that a learner may be stopped by a signal, whatever it is at
 DISMISSED_SECONDS = 2.0  # that a run may go on after an actor was dismissed; then the learner has not dismissed it
 LONGEST_LOOK = 1.0  # seconds between two looks at the events that count as listening: Ctrl-Z may have stopped us
 WANTED_ACTORS = "wanted-actors-"  # how files in the run directory begin that say how many actors to run from now on
@@ -177,6 +178,7 @@ class Supervisor:
         self._pids: dict[int, int] = {}  # of the same
         self._hung: dict[int, str] = {}  # lives that the learner had killed, and why
         self._awake, self._looked = 0.0, time.monotonic()  # seconds spent listening, and until when they are counted
+        self._heard = 0.0  # on that clock, when the learner last gave a sign of life, or was started
         self._silent_after = math.inf  # on that clock, when the learner will have been silent for too long
         self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
@@ -207,7 +209,8 @@ class Supervisor:
                     self._start_learner()
                 else:
                     self._start_actor(index, again=True)
-            if self._awake > self._silent_after:
+            stopped = self._awake - self._heard > STOPPED_SECONDS and self._workers.learner_is_stopped()
+            if stopped or self._awake > self._silent_after:
                 self._lose_patience_with_learner()
             self._adjust_actors()
             self._evaluation.poll()
@@ -246,7 +249,7 @@ class Supervisor:
                 if not self._workers.kill_actor(int(event["actor"]), event["life"]):
                     self._stop(f"actor {event['actor']} {event['reason']}, and a thread cannot be killed")
             case "alive":
-                self._silent_after = self._awake + event["patience"]
+                self._heard, self._silent_after = self._awake, self._awake + event["patience"]
                 if self._deadline is not None and not self._hurried:
                     self._deadline = max(self._deadline, self._silent_after)  # it saves, and a disk may be slow
                 if event["listening"]:
@@ -296,11 +299,11 @@ class Supervisor:
     def _start_learner(self) -> None:
         self._status.learner_started(self._workers.start_learner())
         self._workers.tell_wanted(self._slots)
-        self._silent_after = self._awake + LEARNER_START_SECONDS
+        self._heard, self._silent_after = self._awake, self._awake + LEARNER_START_SECONDS
 
     def _lose_patience_with_learner(self) -> None:
         """The learner hangs: a new one goes on from the newest checkpoint."""
-        self._silent_after = math.inf
+        self._heard = self._silent_after = math.inf
         text = "the learner has given no sign of life for too long"
         if self._workers.kill_learner():
             self._report.tell("warning", f"{text} and is replaced")
@@ -326,7 +329,7 @@ class Supervisor:
             self._report.tell("actor_restarted", text, False, actor=str(index), pid=pid)
 
     def _lost_learner(self, code: int, last_line: str) -> None:
-        self._silent_after = math.inf
+        self._heard = self._silent_after = math.inf
         if code == USER_ERROR:
             raise UserError(last_line.removeprefix("learner: "))
         cause = f"the learner {end_of(code, last_line)}"

@@ -63,6 +63,9 @@ class ThreadWorkers:
     def stop_learner(self) -> None:
         self._supervision.stop.set()
 
+    def learner_is_stopped(self) -> bool:
+        return False
+
     def kill_learner(self) -> bool:
         return False
 

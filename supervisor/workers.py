@@ -38,6 +38,10 @@ class Workers(Protocol):
         """Ask the learner to save and end; its summary follows."""
         ...
 
+    def learner_is_stopped(self) -> bool:
+        """Whether the system runs the learner no more, since someone sent it SIGSTOP."""
+        ...
+
     def kill_learner(self) -> bool:
         """Kill a learner that hangs; False where that cannot be done."""
         ...

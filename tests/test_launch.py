@@ -15,6 +15,7 @@ from launching import (
     LAUNCH,
     SMALL,
     TIMEOUT,
+    children,
     heed_hangups,
     launch,
     metrics_of,
@@ -213,14 +214,15 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path) -> None:
-    """What it may do in silence is bounded, like an actor's step."""
+@pytest.mark.parametrize("reached", [0, 3])
+def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path, reached: int) -> None:
+    """What it may do in silence is bounded, like an actor's step, and so is its start, where it may do much."""
     gate = Gate(tmp_path / "run", 3)
     whole = train(tmp_path / "whole", "--in-process", *SMALL, "--total-steps", 512 * 8)
     flags = ["--actors", 2, *SMALL, "--total-steps", 512 * 8, "--step-timeout", 10, *gate.flags]
     with running(tmp_path / "run", *flags) as process:
-        wait_for(lambda: iterations(tmp_path / "run") >= 3, process)
-        (learner,) = [c for c in psutil.Process(process.pid).children() if "learner" in c.cmdline()]
+        wait_for(lambda: iterations(tmp_path / "run") >= reached, process)
+        (learner,) = wait_for(lambda: children(psutil.Process(process.pid), "learner"), process)
         learner.suspend()
         wait_for(lambda: not learner.is_running(), process)
         gate.open()
