@@ -8,6 +8,7 @@ from typing import Any
 from learner.checkpoint import Checkpoint, load_newest_checkpoint
 from learner.config import RunConfig
 from protocol.errors import UserError
+from protocol.files import read_rows
 from supervisor.evaluation import BEST
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
@@ -41,14 +42,14 @@ class Run:
         """The metrics of every iteration so far; raises `UserError` where they cannot be read."""
         path = self.path / METRICS
         try:
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
-        except (OSError, ValueError) as error:
+            return list(read_rows(path, ["policy_version"]))
+        except OSError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
 
     def summary(self) -> dict[str, Any] | None:
         """How the run ended; None while it is under way, or where its launcher was killed."""
         try:
-            return json.loads((self.path / SUMMARY).read_text())
-        except (OSError, ValueError):
+            summary = json.loads((self.path / SUMMARY).read_text())
+        except (OSError, ValueError, RecursionError):
             return None
+        return summary if isinstance(summary, dict) else None

@@ -1,20 +1,20 @@
 """A run directory as it grows: each reading takes in what was written since the last one."""
 
 import json
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dashboard.curves import METRICS, SECONDS, STEPS, VERSION, Curves
 from learner.config import load_settings
 from protocol.errors import UserError
+from protocol.files import row_of
 
 LAG = "policy/lag_mean"
+READING_SECONDS = 0.5  # that a page waits for what is new; of a long run it is shown more and more
 EVENTS = 200  # the newest ones, that the page lists
 
 
@@ -23,32 +23,29 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._inode: int | None = None
         self._offset = 0  # of what was read
+        self._last = b""  # line of it
 
     def read(self, forget: Callable[[], None]) -> Iterator[dict[str, Any]]:
         """The objects that were completed since the last reading; what is none is left out.
 
-        `forget` is called before the first one where this is another file, to be read from its beginning: a run that
-        goes on from a checkpoint writes its later rows again.
+        `forget` is called before the first one where the file has to be read from its beginning: a run that goes on
+        from a checkpoint cuts its later rows off, and writes them again.
         """
         try:
             file = open(self._path, "rb")  # noqa: SIM115 - the with is below, outside the try
         except FileNotFoundError:
             return
         with file:
-            status = os.fstat(file.fileno())
-            if self._inode not in (None, status.st_ino) or status.st_size < self._offset:
-                self._offset = 0
+            file.seek(self._offset - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                self._offset, self._last = 0, b""
+                file.seek(0)
                 forget()
-            self._inode = status.st_ino
-            file.seek(self._offset)
             while (line := file.readline()).endswith(b"\n"):  # the last may be half written
-                self._offset += len(line)
-                with suppress(ValueError):  # torn by a kill, or by a full disk
-                    value = json.loads(line)
-                    if isinstance(value, dict):
-                        yield value
+                self._offset, self._last = self._offset + len(line), line
+                if (row := row_of(line)) is not None:
+                    yield row
 
 
 class RunReader:
@@ -96,10 +93,14 @@ class RunReader:
             }
 
     def _refresh(self) -> None:
+        until = time.monotonic() + READING_SECONDS
         for row in self._files["metrics"].read(self._forget_metrics):
-            self._curves.append(row)
-            self._newest = row
-            self._count_lags(row.get("policy/lag_histogram"))
+            if all(isinstance(row.get(name), int | float) for name in (VERSION, STEPS)):
+                self._curves.append(row)
+                self._newest = row
+                self._count_lags(row.get("policy/lag_histogram"))
+            if time.monotonic() > until:
+                break  # the page asks again
         for evaluation in self._files["evaluations"].read(self._forget_evaluations):
             self._evaluations.append(evaluation)
         for event in self._files["events"].read(self._forget_events):
@@ -120,7 +121,7 @@ class RunReader:
         self._event_count = 0
 
     def _count_lags(self, histogram: Any) -> None:
-        if not isinstance(histogram, list):
+        if not isinstance(histogram, list) or not all(isinstance(count, int) for count in histogram):
             return
         self._lags += [0] * (len(histogram) - len(self._lags))
         for lag, count in enumerate(histogram):
@@ -129,6 +130,7 @@ class RunReader:
     def _evaluation_points(self) -> list[dict[str, Any]]:
         names = (VERSION, STEPS, "episodes", "return_mean", "return_std")
         points = [{name: evaluation.get(name) for name in names} for evaluation in self._evaluations]
+        points = [point for point in points if all(isinstance(value, int | float | None) for value in point.values())]
         seconds = self._curves.seconds_at([point[VERSION] for point in points])
         return [point | {"seconds": moment} for point, moment in zip(points, seconds, strict=True)]
 

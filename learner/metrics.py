@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from protocol.files import replace_file
+from protocol.files import keep_rows, read_rows, replace_file, row_of
 
 WINDOW = 100  # episodes
+VERSION = "policy_version"
 
 
 class EpisodeWindow:
@@ -53,12 +54,34 @@ class MetricsFile:
         self._warn = warn
         self._failed = False
         try:
-            lines = path.read_text().splitlines() if path.exists() else []
-            lines = [line for line in lines if _version(line) <= policy_version]
-            replace_file(path, "".join(line + "\n" for line in lines))
-            replace_file(self._csv_path, "".join(self._csv(json.loads(line)) for line in lines))
+            self._continue(policy_version)
         except OSError as error:
             self._complain(error)
+
+    def _continue(self, policy_version: int) -> None:
+        """Take the later rows out of both files, at whose ends they are."""
+        self._path.touch()
+        last = keep_rows(self._path, lambda line: _version(row_of(line)) <= policy_version)
+        newest = _version(row_of(last)) if last is not None else None
+        header = self._read_header()
+        if header:
+            columns = next(csv.reader([header]))
+            end = keep_rows(
+                self._csv_path, lambda line: line == header.encode() or _version_in(line, columns) <= policy_version
+            )
+            if end is not None and newest is not None and _version_in(end, columns) == newest:
+                self._columns = columns
+                return
+        replace_file(self._csv_path, "")
+        with open(self._csv_path, "a") as file:
+            file.writelines(self._csv(row) for row in read_rows(self._path, [VERSION]))
+
+    def _read_header(self) -> str:
+        """The line of the table's columns; empty where there is none."""
+        with suppress(FileNotFoundError, UnicodeDecodeError), open(self._csv_path, newline="") as file:
+            line = file.readline()
+            return line if line.endswith("\n") else ""
+        return ""
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; where the disk will not have it, say so once and go on."""
@@ -95,9 +118,16 @@ class MetricsFile:
         self._failed = True
 
 
-def _version(line: str) -> float:
-    """The policy version of a row; infinite for what is no row: torn by a kill, or by a full disk."""
+def _version(row: dict[str, Any] | None) -> float:
+    """The policy version of a row; infinite for what is none."""
+    version = row.get(VERSION) if row is not None else None
+    return version if isinstance(version, int | float) else math.inf
+
+
+def _version_in(line: bytes, columns: list[str]) -> float:
+    """The policy version of a line of the table; infinite for what is none."""
     try:
-        return json.loads(line)["policy_version"]
-    except (ValueError, TypeError, KeyError):
+        (values,) = csv.reader([line.decode()])
+        return float(values[columns.index(VERSION)]) if len(values) == len(columns) else math.inf
+    except (ValueError, csv.Error):
         return math.inf

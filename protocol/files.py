@@ -2,9 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+LONGEST_NUMBER = 20  # characters of a whole number in a row: 64 bits
+TAIL = 2**16  # bytes of a file of rows that are read first to find its last ones
 
 
 def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int = 0o666) -> None:
@@ -37,15 +41,62 @@ def append_line(path: Path, text: str) -> None:
             raise
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines, but for what is half written, or was torn by a kill or a full disk.
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """The object in a line of a file of JSON lines.
+
+    None for what is none: half written, torn by a kill or a full disk, or not written by this project, which writes no
+    number that JSON or a float cannot hold.
+    """
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line, parse_int=_number, parse_constant=_number)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _number(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError("a number that nobody here wrote")
+    return int(text)  # NaN and Infinity are none
+
+
+def read_rows(path: Path, numbers: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines that have these numbers; what is no such row is left out.
 
     Empty where there is no file; raises another `OSError`.
     """
-    rows = []
-    with suppress(FileNotFoundError):
-        for line in path.read_text(errors="replace").splitlines(keepends=True):
-            with suppress(ValueError):
-                row = json.loads(line) if line.endswith("\n") else None
-                rows += [row] if isinstance(row, dict) else []
-    return rows
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            row = row_of(line)
+            if row is not None and all(isinstance(row.get(name), int | float) for name in numbers):
+                yield row
+
+
+def keep_rows(path: Path, keep: Callable[[bytes], bool]) -> bytes | None:
+    """Cut a file of lines after the last one that `keep` takes, and take out others near the end that it does not.
+
+    Returns that line; None where there is none. Reads no more of a long file than it has to. Raises `OSError`.
+    """
+    try:
+        file = open(path, "rb+")  # noqa: SIM115 - the with is below, outside the try
+    except FileNotFoundError:
+        return None
+    with file:
+        size, length = file.seek(0, os.SEEK_END), TAIL
+        while True:
+            start = max(0, size - length)
+            file.seek(start)
+            if start:
+                start += len(file.readline())  # whose beginning may lie before
+            lines = file.readlines()
+            kept = [line for line in lines if line.endswith(b"\n") and keep(line)]
+            if kept or start == 0 or length >= size:
+                break
+            length *= 2
+        if kept != lines:
+            file.seek(start)
+            file.writelines(kept)
+            file.truncate()
+        return kept[-1] if kept else None

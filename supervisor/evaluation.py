@@ -17,9 +17,16 @@ from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.processes import close_stdin, kill, last_line, size_of, start_child
 from supervisor.workers import Events
 
+SCORES = ("return_mean", "return_std")  # of an evaluation; None where every episode ended in a fault
 RESULTS, BEST = "evaluations.jsonl", "best"  # in the run directory
 LOOK_SECONDS = 0.2  # from one look at the child to the next
 END_SECONDS = 2.0
+
+
+def read_results(run_dir: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run so far, the oldest first; what is none is left out."""
+    rows = read_rows(run_dir / RESULTS, ["policy_version", "episodes"])
+    return [row for row in rows if all(isinstance(row.get(name, ""), float | int | None) for name in SCORES)]
 
 
 def best_of(results: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -35,8 +42,8 @@ def _outcome(result: dict[str, Any]) -> str:
     if result["return_mean"] is not None:
         mean, deviation = result["return_mean"], result["return_std"]
         said.append(f"return {mean:.2f} ± {deviation:.2f} over {result['episodes']} episodes")
-    if result.get("faults"):
-        first = result["first_fault"]
+    first = result.get("first_fault")
+    if isinstance(first, dict) and first.keys() >= {"seed", "text"}:
         said.append(f"{result['faults']} ended in a fault, first with seed {first['seed']}: {first['text']}")
     return "; ".join(said)
 
@@ -53,7 +60,7 @@ class Evaluation:
         self._crashes = Crashes()
         self._given_up = False
         self._due = 0.0  # time.monotonic() of the next look
-        self._reported = len(self._results())
+        self._reported = len(read_results(run_dir))
         self._size = 0  # of the file of results when it was last read
 
     def poll(self) -> None:
@@ -102,7 +109,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The best and the last evaluation, for the run's summary; empty where there was none."""
-        results = self._results()
+        results = read_results(self._run_dir)
         if not results:
             return {}
         names = ("policy_version", "episodes", "return_mean", "return_std")
@@ -115,16 +122,13 @@ class Evaluation:
             }
         }
 
-    def _results(self) -> list[dict[str, Any]]:
-        return read_rows(self._run_dir / RESULTS)
-
     def _report(self) -> None:
         path = self._run_dir / RESULTS
         size = path.stat().st_size if path.exists() else 0
         if size == self._size:
             return
         self._size = size
-        results = self._results()
+        results = read_results(self._run_dir)
         for i in range(self._reported, len(results)):
             result = results[i]
             self._crashes = Crashes()

@@ -28,9 +28,9 @@ from learner.checkpoint import (  # noqa: E402
     remove_leftovers,
 )
 from learner.config import RunConfig  # noqa: E402
-from protocol.files import read_rows, replace_file  # noqa: E402
+from protocol.files import replace_file  # noqa: E402
 from protocol.lifeline import SUCCESS, leave, run_child  # noqa: E402
-from supervisor.evaluation import BEST, RESULTS, best_of  # noqa: E402
+from supervisor.evaluation import BEST, RESULTS, best_of, read_results  # noqa: E402
 
 NICENESS = 10  # learner and actors come first
 
@@ -55,7 +55,7 @@ def evaluate_pending(run_dir: Path) -> None:
     remove_leftovers(run_dir / BEST)
     while pending := list_checkpoints(run_dir / EVALUATIONS):
         path = pending[0]
-        results = read_rows(run_dir / RESULTS)
+        results = read_results(run_dir)
         if int(path.name) not in {result["policy_version"] for result in results}:
             checkpoint = load_checkpoint(path)
             episodes = config.training.eval_episodes

@@ -245,7 +245,7 @@ class _Feeder:
         replace_file(self._path, json.dumps(self._state))
         try:
             for kind, file in KINDS.items():
-                for row in read_rows(self._run_dir / file):
+                for row in read_rows(self._run_dir / file, ["policy_version"]):
                     self._log(sink, kind, row)
             self._enter(sink)
             while (event := self.events.get()) is not None:
@@ -279,12 +279,13 @@ class _Feeder:
 def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:
     """What a sink gets of an iteration or an evaluation."""
     if kind == "evaluation":
-        known = {name: row[name] for name in ("return_mean", "return_std") if row[name] is not None}
+        known = {name: row[name] for name in ("return_mean", "return_std") if row.get(name) is not None}
         return {f"evaluation/{name}": value for name, value in known.items()}
     numbers: dict[str, float] = {
         name: value
         for name, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "policy_version"
     }
-    samples = row["samples"] | {"dropped": sum(row["samples"]["dropped"].values())}
+    samples = dict(row.get("samples", {}))
+    samples["dropped"] = sum(samples.get("dropped", {}).values())
     return numbers | {f"samples/{name}": count for name, count in samples.items()}

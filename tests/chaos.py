@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from launching import LAUNCH, launch, running, summary_of, train
+from launching import LAUNCH, children, launch, running, summary_of, train
 
 FIRST_MOMENTS = 0.3  # seconds of an actor's life
 WORLDS = {  # what is trained: tiny updates, and such as take longer than an actor's restart
@@ -50,10 +50,10 @@ class Chaos:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def actors(self) -> list[psutil.Process]:
-        return [child for child in self._children() if "actors" in child.cmdline()]
+        return self._children("actors")
 
     def learner(self) -> list[psutil.Process]:
-        return [child for child in self._children() if "learner" in child.cmdline()]
+        return self._children("learner")
 
     def kill_actor(self) -> None:
         self._signal(self.actors(), signal.SIGKILL)
@@ -110,7 +110,7 @@ class Chaos:
     def kill_everything(self) -> None:
         """SIGKILL to the launcher and all its children, then `--resume`."""
         assert self.process is not None
-        for process in [*self._children(), psutil.Process(self.process.pid)]:
+        for process in [*self.learner(), *self.actors(), psutil.Process(self.process.pid)]:
             self._signal([process], signal.SIGKILL)
         self.process.communicate()
         self.resume()
@@ -156,10 +156,10 @@ class Chaos:
     def _alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def _children(self) -> list[psutil.Process]:
+    def _children(self, module: str) -> list[psutil.Process]:
         assert self.process is not None
         try:
-            return [c for c in psutil.Process(self.process.pid).children() if c.status() != psutil.STATUS_ZOMBIE]
+            return children(psutil.Process(self.process.pid), module)
         except psutil.NoSuchProcess:
             return []
 

@@ -128,6 +128,30 @@ def test_a_file_that_was_replaced_or_cut_is_read_from_its_beginning(tmp_path: Pa
     assert forgotten == [True]
 
 
+def test_a_file_that_was_cut_and_grew_again_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path, forgotten = tmp_path / "rows.jsonl", []
+    write_rows(path, [row(1), row(2)])
+    file = GrowingFile(path)
+    assert len(list(file.read(pytest.fail))) == 2
+    write_rows(path, [row(1), row(2, **{RETURN: 7.25}), row(3)])
+    assert list(file.read(lambda: forgotten.append(True))) == [row(1), row(2, **{RETURN: 7.25}), row(3)]
+    assert forgotten == [True]
+
+
+def test_rows_that_nobody_here_wrote_are_left_out(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [row(1), row(2)])
+    foreign = [b"\xff\n", b"null\n", b"[" * 100_000 + b"\n", b'{"policy_version": "x", "env_steps": 1}\n', b"{}\n"]
+    foreign += [b'{"policy_version": 3, "env_steps": 4, "policy/lag_histogram": ["x"]}\n']
+    foreign += [b'{"policy_version": 1, "episodes": [], "return_mean": {}}\n']
+    for name in ("metrics", "evaluations", "events"):
+        with open(run_dir / f"{name}.jsonl", "ab") as file:
+            file.writelines(foreign)
+    (run,) = open_runs([run_dir])
+    shown = run.since("")
+    assert shown["newest"]["policy_version"] == 3
+    assert json.loads(json.dumps(shown["evaluations"]))
+
+
 def test_a_run_without_most_of_its_files_is_shown_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "trai')
     (tmp_path / "summary.json").write_text("[]")
@@ -145,8 +169,8 @@ def test_a_run_is_read_piece_by_piece(tmp_path: Path) -> None:
     first = run.since("")
     assert first["anew"]
     assert finite(first["settled"][RETURN]["values"]) == [None, 9.5]
-    write_rows(run_dir / "metrics.jsonl", [row(n, **{RETURN: n}) for n in (1, 2, 3)])  # cut, and as long again: as a
-    with open(run_dir / "metrics.jsonl", "a") as file:  # writer that appends would leave it
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row(3, **{RETURN: 3})) + "\n")
         file.write(json.dumps(row(4, **{RETURN: 4.5})) + "\n")
     second = run.since(first["cursor"])
     assert not second["anew"]

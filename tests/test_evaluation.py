@@ -15,8 +15,7 @@ from launching import children, launch, output_of, running, stop, summary_of, tr
 from marks import slow
 
 from learner.checkpoint import list_checkpoints
-from protocol.files import read_rows
-from supervisor.evaluation import Evaluation, best_of
+from supervisor.evaluation import Evaluation, best_of, read_results
 
 EXPERIMENT = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 14336 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 EVERY: list[object] = [*EXPERIMENT, "--eval-every", 8, "--eval-episodes", 3]
@@ -24,7 +23,7 @@ VERSIONS = [8, 16, 24, 28]  # the last one is evaluated, too
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    return read_rows(run_dir / "evaluations.jsonl")
+    return read_results(run_dir)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from learner.metrics import EpisodeWindow, MetricsFile
+from protocol.files import read_rows, row_of
 
 
 def extend(window: EpisodeWindow, returns: range) -> None:
@@ -166,3 +167,45 @@ def test_a_row_that_one_file_refuses_is_in_neither(tmp_path: Path, suffix: str) 
     file.append({"policy_version": 3})
     assert [row["policy_version"] for row in rows(path)] == [1, 3]
     assert [row["policy_version"] for row in table(path)] == ["1", "3"]
+
+
+FOREIGN = [
+    b"\xff\xfe\n",
+    b"null\n",
+    b'"text"\n',
+    b"[" * 100_000 + b"\n",
+    b'{"policy_version": "x"}\n',
+    b'{"policy_version": 1',
+]
+FOREIGN += [b'{"policy_version": NaN}\n', b'{"policy_version": 1' + b"0" * 5000 + b"}\n", b"{}\n"]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda line: repr(line[:22]))
+def test_what_is_no_row_ends_nothing(tmp_path: Path, foreign: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, 1, 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for place in range(3):
+        path.write_bytes(b"".join([*lines[:place], foreign, *lines[place:]]))
+        write(path, 2, 3)
+        found = [row["policy_version"] for row in read_rows(path, ["policy_version"])]
+        # A torn line spoils the one that was written after it, if there was one.
+        assert found == [
+            version for version in (1, 2, 3) if foreign.endswith(b"\n") or version != place + 1 or place == 2
+        ]
+
+
+def test_what_a_long_file_is_continued_with_does_not_grow_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, *range(1, 3000))
+    before = path.read_bytes(), path.with_suffix(".csv").read_bytes()
+    parsed: list[bytes] = []
+    monkeypatch.setattr("learner.metrics.row_of", lambda line: parsed.append(line) or row_of(line))
+    write(path, 2980)
+    assert len(parsed) < 2000  # those near the end
+    assert [row["policy_version"] for row in rows(path)] == list(range(1, 2981))
+    assert [row["policy_version"] for row in table(path)] == [str(version) for version in range(1, 2981)]
+    write(path, 2980, *range(2981, 3000))
+    assert (path.read_bytes(), path.with_suffix(".csv").read_bytes()) == before
