@@ -1,6 +1,8 @@
 """One environment, as everything here steps it: training, evaluation, play, replay and doctor share its checks."""
 
 import random
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,13 @@ RETURNED = "observation, reward, terminated, truncated, info"
 FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environment that was written for gym
 
 
+def let_users_interrupt(error: BaseException) -> None:
+    """Raise what may be a user's Ctrl-C. That comes to the main thread alone, and to no actor's process."""
+    heeded = signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
+    if isinstance(error, KeyboardInterrupt) and heeded and threading.current_thread() is threading.main_thread():
+        raise error
+
+
 class EnvironmentFault(Exception):
     """An environment raised or returned nonsense; the text says in what, and what. Its cause is what was raised, None
     for nonsense."""
@@ -41,7 +50,7 @@ class EnvironmentFault(Exception):
 class Simulation:
     """One environment and what it last showed.
 
-    Whatever user code raises, `SystemExit` included and `KeyboardInterrupt` excepted, becomes an `EnvironmentFault`.
+    Whatever user code raises, `SystemExit` included, becomes an `EnvironmentFault`; but not a user's Ctrl-C.
     After one, and with `rebuild_env` after each episode, the next reset makes a fresh environment.
     """
 
@@ -69,11 +78,12 @@ class Simulation:
             self.spaces = spaces or describe_spaces(self.env, experiment)
             self.to_env = ActionConverter(action_form(self.env.action_space), self.spaces)
             self._store = ObservationConverter(observation_form(self.env.observation_space), self.spaces)
-        except (UserError, KeyboardInterrupt):
+        except UserError:
             self.close()
             raise
         except BaseException as error:
             self.close()
+            let_users_interrupt(error)
             raise EnvironmentFault("constructor", f"its spaces cannot be read: {_told(error)}") from error
         stored = self.spaces.observation
         self.observation = np.zeros(stored.shape, stored.dtype) if observation is None else observation
@@ -93,19 +103,17 @@ class Simulation:
         assert self.env is not None
         try:
             first = self._users.run(reset_environment, self.env, seed)
-        except KeyboardInterrupt:
-            raise
         except Nonsense as error:
             raise self.fault("reset", str(error)) from None
         except BaseException as error:
+            let_users_interrupt(error)
             raise self.fault("reset", f"it raised {_told(error)}") from error
         try:
             self.observation[...] = self._store(first)
             if not self.is_finite():
                 raise Nonsense("the observation is not finite")
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
+            let_users_interrupt(error)
             raise self.fault("reset", _said(error)) from (None if isinstance(error, ValueError) else error)
         self._used = self._experiment.rebuild_env
         self._progress()
@@ -127,9 +135,8 @@ class Simulation:
         Returns (reward, terminated, truncated); on a fault, `observation` stays as it was."""
         try:
             result = self._users.run(self.env.step, action)  # pyright: ignore[reportOptionalMemberAccess]
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
+            let_users_interrupt(error)
             advice = f" (a step returns {RETURNED})" if FOUR_VALUES in one_line(error) else ""
             raise self.fault("step", f"it raised {_told(error)}{advice}") from error
         try:
@@ -145,9 +152,8 @@ class Simulation:
             if type(truncated) is not bool:
                 truncated = _truth("truncated", truncated)
             self.observation[...] = self._store(observation)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
+            let_users_interrupt(error)
             raise self.fault("step", _said(error)) from (None if isinstance(error, ValueError) else error)
         self._return_before = self.episode_return
         self.episode_return += reward
@@ -179,9 +185,8 @@ class Simulation:
     def _construct(self, first: bool = False) -> None:
         try:
             self.env = self._users.run(self._make, self._experiment)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
+            let_users_interrupt(error)
             if first and isinstance(error, UserError):
                 raise
             raise EnvironmentFault("constructor", one_line(f"constructor: it raised {_told(error)}")) from error

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from commands.command_line import parse
-from commands.curves import differing, settings_of
+from commands.curves import differing
 from commands.runs import Run
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
     table = Table("", *(Column(run.path.name, overflow="fold") for run in runs))
     for name in differing([run.config for run in runs]):
-        table.add_row(name, *(_shown(settings_of(run.config)[name]) for run in runs))
+        table.add_row(name, *(_shown(run.config.settings[name]) for run in runs))
     table.add_section()
     results = [results_of(run) for run in runs]
     summaries = [run.summary() or {} for run in runs]

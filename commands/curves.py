@@ -1,6 +1,5 @@
 """Runs as curves and scores: grouped by what distinguishes them, averaged over seeds. Pure functions of rows."""
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,14 +42,9 @@ class Interval:
     high: float
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """All settings of a run, by name."""
-    return {name: value for part in vars(config).values() for name, value in dataclasses.asdict(part).items()}
-
-
 def differing(configs: Sequence[RunConfig]) -> list[str]:
     """The settings, in their own order, that are not the same in all of `configs`."""
-    all_settings = [settings_of(config) for config in configs]
+    all_settings = [config.settings for config in configs]
     return [name for name in all_settings[0] if any(other[name] != all_settings[0][name] for other in all_settings)]
 
 
@@ -63,10 +57,10 @@ def group(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
     for run in runs:
         by_env[run.config.experiment.env].append(run)
     differ = {name for same in by_env.values() for name in differing([run.config for run in same])}
-    named = [name for name in settings_of(runs[0].config) if name in differ and name not in IGNORED]
+    named = [name for name in runs[0].config.settings if name in differ and name not in IGNORED]
     groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        settings = settings_of(run.config)
+        settings = run.config.settings
         label = ", ".join(f"{name.replace('_', ' ')} {_short(settings[name])}" for name in named)
         groups[label][run.config.experiment.env].append(run)
     return {label: dict(envs) for label, envs in groups.items()}

@@ -19,13 +19,15 @@ import tyro
 from actors.environment import check_registered, parse_env_kwargs
 from commands import COMMANDS
 from commands.command_line import parse, value_of
-from commands.runs import CONFIG, Run
+from commands.runs import CHECKPOINTS, CONFIG, METRICS, Run
 from commands.versions import installed_versions
 from dashboard.server import check_installed as check_dashboard_installed
+from learner.checkpoint import load_newest_checkpoint
 from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.files import read_rows
 from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
@@ -76,6 +78,8 @@ class ExecutionConfig:
     """Directory for the results; by default a fresh one under runs/."""
     resume: Path | None = None
     """Continue the run in this directory, with its own settings."""
+    begin_anew: bool = False
+    """With --resume: where no checkpoint of the run can be read, begin it again from nothing."""
     config: Path | None = None
     """Take settings from this TOML file, such as another run's config.toml; flags beat it, and it beats the preset."""
 
@@ -132,6 +136,10 @@ def main(arguments: list[str]) -> int:
                 raise UserError(
                     f"{flag} and --resume exclude each other: a run goes on in its own directory, as it began"
                 )
+        if not execution.begin_anew:
+            _refuse_to_begin_anew(execution.resume)
+    elif execution.begin_anew:
+        raise UserError("--begin-anew is for --resume, which is missing; a new run begins from nothing anyway")
     if execution.dashboard:
         check_dashboard_installed()
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
@@ -254,6 +262,17 @@ def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:
                     f"--resume continues a run with its own settings: --{name.replace('_', '-')} is {old[name]} there"
                     f" and cannot become {new[name]}; leave the flag out, or start a new run"
                 )
+
+
+def _refuse_to_begin_anew(run_dir: Path) -> None:
+    """Raise `UserError` where going on would mean to do again what was done: nothing of it can be read any more."""
+    if next(read_rows(run_dir / METRICS, ["policy_version"]), None) is None:
+        return
+    if load_newest_checkpoint(run_dir / CHECKPOINTS, lambda _: None) is None:
+        raise UserError(
+            f"{run_dir / CHECKPOINTS} has no checkpoint that can be read; --begin-anew lets the run begin again from"
+            " nothing"
+        )
 
 
 def _fresh_run_dir(experiment: Experiment) -> Path:

@@ -138,6 +138,11 @@ class RunConfig:
     def total_iterations(self) -> int:
         return -(-self.training.total_steps // self.experiment.env_steps_per_iteration)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting, by its name."""
+        return {name: value for part in vars(self).values() for name, value in dataclasses.asdict(part).items()}
+
     def check(self) -> None:
         """Raise `UserError` on settings that cannot work, alone or together."""
         self.experiment.check()

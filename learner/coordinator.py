@@ -38,6 +38,7 @@ PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds
 MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
 MAX_REMOTE = 1024  # actors of other machines that take part; every one is looked at several times a second
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
+CHECKED_SHARE = 1 / 32  # of all stepping that may go into rebuilding one lane of each pair
 REPORT_SECONDS = 1.0  # between reports about the actors
 SHARE_WINDOW = 40  # messages of progress, twice a second, over which an actor's share of acting is taken
 MAX_DIFFERENCES = 8  # that a refusal names
@@ -128,6 +129,8 @@ class Coordinator:
         self._ended_lives: set[int] = set()  # of actors of this machine
         self._next_serving = 0.0  # time.monotonic()
         self._checks: dict[int, Check] = {}  # by lane
+        self._planned_checks = [] if self._asynchronous else check_borders(total_iterations)
+        self._planned = 0  # checks so far
         self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
         self._unbroken = 0.0  # seconds of serving since there was nothing to serve
@@ -157,6 +160,7 @@ class Coordinator:
         for record in self._actors.values():
             record.versions &= self._snapshots.keys()
         self._fresh.clear()
+        self._plan_check()
         self._offer_all()
 
     def gather(self, version: int) -> list[Trajectory]:
@@ -493,14 +497,29 @@ class Coordinator:
         """
         self._checks[0] = Check(self._lanes[0].granted + 1)
 
+    def _plan_check(self) -> None:
+        """Rebuild two more lanes now and then, for what an environment does seldom, or after many episodes; unless too
+        much of all stepping would go into it, since episodes are long."""
+        index = self._planned % len(self._lanes)
+        lane = self._lanes[index]
+        due = [border for border in self._planned_checks if border <= lane.granted]
+        if not due:
+            return
+        self._planned_checks = self._planned_checks[len(due) :]
+        steps = sum(len(piece) for log in lane.newest.logs for piece in log)
+        if steps * (self._planned + 1) <= CHECKED_SHARE * self.ledger.produced:
+            self._planned += 1
+            self._checks[index] = Check(lane.granted)
+
     def _exchange(self, index: int, lane: LaneRecord) -> None:
         """Let two actors exchange a lane each, or the only one make its lane's environments anew."""
         host, partner = lane.owner, self._checks.pop(index).host
         if partner is None:
             others = [i for i, other in enumerate(self._lanes) if other.owner not in (None, host)]
             if others:
-                partner = self._lanes[others[-1]].owner
-                self._checks[others[-1]] = Check(self._lanes[others[-1]].granted, host)
+                other = others[-1 - self._planned % len(others)]
+                partner = self._lanes[other].owner
+                self._checks[other] = Check(self._lanes[other].granted, host)
         known = partner is not None and partner in self._actors and self._actors[partner].ready
         self._move(index, partner if known else host)
 
@@ -689,6 +708,16 @@ class Coordinator:
                 f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"
                 f" (environments {index * self._experiment.lane_size} and following)"
             )
+
+
+def check_borders(iterations: int) -> list[int]:
+    """Before which rollouts lanes are rebuilt to see whether environments repeat themselves, after the first check: at
+    first soon, then seldom, and once more near the end."""
+    early, border = [], 4
+    while border < iterations:
+        early.append(border)
+        border *= 4
+    return sorted({*early, iterations // 2, iterations - 2} - {-1, 0, 1})
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

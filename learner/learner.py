@@ -99,7 +99,7 @@ class Learner:
         self._version = 0
         self._window = EpisodeWindow()
         self._batch_memory: dict[str, np.ndarray] = {}
-        self._continued_elsewhere = False  # whether a learner that computes otherwise began the run
+        self._continued_elsewhere = False  # whether a learner that computes otherwise, or other settings, began the run
         self._seconds = 0.0  # of learning before this process
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
@@ -110,6 +110,7 @@ class Learner:
         self._dismissed = False
         self._saving = threading.Lock()
         self._saved_version: int | None = None
+        self._settings = {name: str(value) for name, value in config.settings.items()}
         self._computation = computation(device, config.training.learner_threads)
 
     def run(self) -> str:
@@ -334,6 +335,7 @@ class Learner:
             "fingerprint": self._coordinator.fingerprint,
             "libraries": self._coordinator.libraries,
             "learner": self._computation,
+            "settings": self._settings,
         }
         return Border(Checkpoint(self._version, arrays, facts), self._coordinator.trained_borders())
 
@@ -353,6 +355,12 @@ class Learner:
             self._continued_elsewhere = True
             changes = ", ".join(f"{name} {self._computation[name]} instead of {begun[name]}" for name in differing)
             self._warn(f"the learner goes on with {changes}: the run may not end with the same bits")
+        if edited := differences(self._settings, facts.get("settings", {})):
+            self._continued_elsewhere = True
+            changes = ", ".join(
+                f"{name} {self._settings[name]} instead of {facts['settings'][name]}" for name in edited
+            )
+            self._warn(f"config.toml was edited, and the run goes on with {changes}: it is not reproducible any more")
         self._coordinator.ledger.restore(facts["samples"])
         self._coordinator.faults.count, self._coordinator.faults.episodes = facts["env_faults"], facts["episodes"]
         for name in ("lanes_not_replayable", "moved_global_random"):

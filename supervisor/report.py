@@ -5,10 +5,11 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from protocol.files import append_line, replace_file
+from protocol.files import append_line, keep_rows, replace_file
 from protocol.process import as_typed
 from protocol.text import printable
 from supervisor.processes import cut_log
@@ -34,7 +35,8 @@ class Report:
         self._waiting_since: float | None = None  # for the first iteration
         self._begun = False  # whether a learner was at work before
         self._unwritten: set[str] = set()  # files that the disk does not take
-        _end_torn_line(run_dir / EVENTS)
+        with suppress(OSError):  # a disk that does not take it will be noticed
+            keep_rows(run_dir / EVENTS, lambda _: True)  # but for a line that a killed launcher left half written
 
     def tell(self, event: str, text: str, aloud: bool = True, **facts: Any) -> None:
         """A thing happened: `text` says it to people (not `aloud`: only to those who look), `facts` to programs."""
@@ -144,12 +146,3 @@ def _launch() -> str:
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     return f"{python} {min(os.path.relpath(LAUNCH), str(LAUNCH), key=len)}"
-
-
-def _end_torn_line(path: Path) -> None:
-    """What a launcher that was killed left half written is nothing that happened."""
-    try:
-        with open(path, "rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-    except OSError:
-        pass  # there is none yet; and a disk that does not take it will be noticed

@@ -221,7 +221,7 @@ class _Feeder:
     ) -> None:
         self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._name = name
-        self._settings = {k: v for part in vars(config).values() for k, v in dataclasses.asdict(part).items()}
+        self._settings = config.settings
         self._run_dir = run_dir
         self._warn = warn
         self._open = open_sink
