@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 
 from actors.closing import close_environment
@@ -12,12 +13,25 @@ from actors.fingerprint import fingerprint, libraries_of
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
+from actors.simulation import EnvironmentFault
 from protocol import trace
 from protocol.arithmetic import users_context
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.keys import ActorKey
-from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
+from protocol.messages import (
+    Grant,
+    Hello,
+    Message,
+    Progress,
+    Ready,
+    Refusal,
+    Release,
+    Stop,
+    Testimony,
+    Welcome,
+    WitnessGrant,
+)
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
@@ -59,6 +73,7 @@ class Actor:
         self._lanes: dict[int, Lane] = {}
         self._serials: dict[int, int] = {}  # of the grants that each lane was built for
         self._grants: list[Grant] = []
+        self._witness: tuple[Grant, Policy] | None = None  # a rollout to collect a second time
         self._steps = 0
         self._acting = self._waiting = 0.0  # seconds since it started…
         self._accounted = time.monotonic()  # …until then
@@ -81,8 +96,12 @@ class Actor:
                     self._receive_policy(message)
                 elif isinstance(message, Grant):
                     self._grants.append(message)
+                elif isinstance(message, WitnessGrant):
+                    self._witness = message.grant, self._policies[message.grant.policy_version]
                 elif isinstance(message, Release):
                     self._release(message)
+                elif self._witness is not None and self._has_time_for(self._witness[0]):
+                    self._testify(*self._witness)
                 elif self._grants:
                     grant = min(self._grants, key=lambda grant: (grant.policy_version, grant.rollout_index, grant.lane))
                     self._grants.remove(grant)
@@ -107,7 +126,7 @@ class Actor:
     def _receive(self) -> Message | None:
         """The next message; None where there is none and something is to be done, or was none for a while."""
         self._check_stop()
-        if self._grants:
+        if self._grants or self._witness is not None:
             message = self._socket.receive(timeout=0)
         else:
             with trace.span("wait"):
@@ -133,6 +152,7 @@ class Actor:
         self._alone_since, self._welcomed = None, True
         self._say(f"connected to run {welcome.run_id} of {experiment.env} at {self._address}")
         self._grants.clear()
+        self._witness = None
         self._policies.clear()
         self._close_lanes()
         self._experiment = experiment
@@ -163,15 +183,37 @@ class Actor:
                 lane.close()
             lane = self._lanes[grant.lane] = Lane(grant.lane, self._experiment, self._spaces, self._progress)
             self._serials[grant.lane] = grant.serial
-            if grant.state is None:
-                lane.begin()
-            else:
-                grant.state.check(self._experiment, self._spaces)
-                with trace.span("rebuild", lane=grant.lane, rollout=grant.rollout_index):
-                    lane.rebuild(grant.state)
+            self._bring(lane, grant)
         version = max(self._policies) if self._experiment.schedule == "async" else grant.policy_version
         with trace.span("rollout", lane=grant.lane, rollout=grant.rollout_index, policy_version=version):
             return collect_rollout(lane, self._policies[version], grant, self._experiment, self._spaces)
+
+    def _bring(self, lane: Lane, grant: Grant) -> None:
+        """Bring a new lane to where the granted rollout begins."""
+        if grant.state is None:
+            lane.begin()
+        else:
+            assert self._experiment is not None and self._spaces is not None
+            grant.state.check(self._experiment, self._spaces)
+            with trace.span("rebuild", lane=grant.lane, rollout=grant.rollout_index):
+                lane.rebuild(grant.state)
+
+    def _has_time_for(self, witness: Grant) -> bool:
+        """A second collection waits for what the learner needs next, but not for ever: some actors always have more to
+        do."""
+        return all(grant.policy_version > witness.policy_version + 1 for grant in self._grants)
+
+    def _testify(self, grant: Grant, policy: Policy) -> None:
+        """Collect a rollout a second time, in a lane that is made for it."""
+        assert self._experiment is not None and self._spaces is not None
+        self._witness = None
+        trajectory = None
+        with trace.span("witness", lane=grant.lane, rollout=grant.rollout_index), suppress(EnvironmentFault, UserError):
+            lane = Lane(grant.lane, self._experiment, self._spaces, self._progress)
+            with closing(lane):
+                self._bring(lane, grant)
+                trajectory = collect_rollout(lane, policy, grant, self._experiment, self._spaces)
+        self._socket.send(Testimony(grant.serial, trajectory))
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

@@ -48,9 +48,13 @@ class Lane:
         self._experiment = experiment
         before = global_random_state()
         self._simulations: list[Simulation] = []
-        for n in range(size):
-            row = self.observations[n, ...]
-            self._simulations.append(Simulation(experiment, spaces, observation=row, progress=progress))
+        try:
+            for n in range(size):
+                row = self.observations[n, ...]
+                self._simulations.append(Simulation(experiment, spaces, observation=row, progress=progress))
+        except BaseException:
+            self.close()
+            raise
         self._note_global_random(before)
         self._to_env = self._simulations[0].to_env
 

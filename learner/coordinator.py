@@ -12,16 +12,29 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty
-from typing import Any, NamedTuple
+from typing import Any
 
 from learner.faults import EnvironmentsFailed, Faults
 from learner.lanes import LaneBorder, LaneRecord, balance
 from learner.ledger import SampleLedger
 from learner.refusals import Quota, Refusals
 from learner.supervision import SHORTEST_PATIENCE, Supervision
+from learner.witness import Witness
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
+from protocol.messages import (
+    Grant,
+    Hello,
+    Message,
+    Progress,
+    Ready,
+    Refusal,
+    Release,
+    Stop,
+    Testimony,
+    Welcome,
+    WitnessGrant,
+)
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.text import one_line
@@ -38,7 +51,6 @@ PROBING_SECONDS = 1.0  # after a connection was lost, in which the learner finds
 MAX_LOSSES = 20  # of own actors in a row on one rollout of a lane, before the run ends: the lane brings them down
 MAX_REMOTE = 1024  # actors of other machines that take part; every one is looked at several times a second
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
-CHECKED_SHARE = 1 / 32  # of all stepping that may go into rebuilding one lane of each pair
 REPORT_SECONDS = 1.0  # between reports about the actors
 SHARE_WINDOW = 40  # messages of progress, twice a second, over which an actor's share of acting is taken
 MAX_DIFFERENCES = 8  # that a refusal names
@@ -82,13 +94,6 @@ class ActorRecord:
         return share if 0 <= share <= 1 else None
 
 
-class Check(NamedTuple):
-    """A lane is to be rebuilt at its next border from `border` on, by `host`; None chooses one."""
-
-    border: int
-    host: bytes | None = None
-
-
 class Coordinator:
     """The learner's side of every conversation with actors."""
 
@@ -112,6 +117,7 @@ class Coordinator:
         self.lanes_not_replayable = 0
         self.faults = Faults(experiment, supervision.warn)
         self.moved_global_random = False
+        self.witness = Witness(experiment)
         self._socket = socket
         self._experiment = experiment
         self._run_id = run_id
@@ -128,9 +134,6 @@ class Coordinator:
         self._newest_hello: dict[str, tuple[int, int]] = {}  # of actors of this machine, by name: (life, connection)
         self._ended_lives: set[int] = set()  # of actors of this machine
         self._next_serving = 0.0  # time.monotonic()
-        self._checks: dict[int, Check] = {}  # by lane
-        self._planned_checks = [] if self._asynchronous else check_borders(total_iterations)
-        self._planned = 0  # checks so far
         self._told_not_replayable = False
         self._next_look = 0.0  # time.monotonic()
         self._unbroken = 0.0  # seconds of serving since there was nothing to serve
@@ -160,7 +163,6 @@ class Coordinator:
         for record in self._actors.values():
             record.versions &= self._snapshots.keys()
         self._fresh.clear()
-        self._plan_check()
         self._offer_all()
 
     def gather(self, version: int) -> list[Trajectory]:
@@ -172,6 +174,7 @@ class Coordinator:
             while not all(version in lane.accepted for lane in self._lanes):
                 self._serve(POLL_SECONDS)
             self._gathered = [lane.accepted[version] for lane in self._lanes]
+            self._ask_for_witness(version)
             self.serve_waiting()  # for actors that have no lane yet have not been heard, where all was there already
         self._report_actors()
         return self._gathered
@@ -223,7 +226,7 @@ class Coordinator:
     @property
     def reproducible(self) -> bool:
         """Whether the environments have given no sign that another run would go another way."""
-        return not self.lanes_not_replayable and not self.moved_global_random
+        return not (self.lanes_not_replayable or self.moved_global_random or self.witness.differences)
 
     @property
     def acting_share(self) -> float | None:
@@ -308,6 +311,8 @@ class Coordinator:
                 self._make_ready(identity, message)
             case Trajectory():
                 self._accept(identity, message)
+            case Testimony():
+                self._hear_witness(identity, message)
             case Progress() if record is None:
                 self.refusals.counts["unknown sender"] += 1
             case Progress():
@@ -437,21 +442,27 @@ class Coordinator:
 
     def _note_environments(self, trajectory: Trajectory) -> None:
         """Tell the user what the environments of a trajectory did wrong."""
-        env = self._experiment.env
-        if trajectory.restarted.any() and not self._told_not_replayable:
+        if trajectory.restarted.any():
+            self._tell_not_replayable(f"an environment of lane {trajectory.lane} began a fresh episode")
+        self._note_global_random(trajectory)
+        self.faults.tell(trajectory, self._lanes[trajectory.lane].borders[trajectory.rollout_index])
+
+    def _tell_not_replayable(self, sign: str) -> None:
+        if not self._told_not_replayable:
             self._told_not_replayable = True
             self._warn(
-                f"{env} does not repeat itself after reset(seed=…) and the same actions: an environment of lane"
-                f" {trajectory.lane} began a fresh episode, and this run is not reproducible. If its reset leaks"
-                " state, --rebuild-env helps; a wrapper with a memory across episodes must forget it in reset"
+                f"{self._experiment.env} does not repeat itself after reset(seed=…) and the same actions ({sign}), so"
+                " this run is not reproducible. If its reset leaks state, --rebuild-env helps; a wrapper with a memory"
+                " across episodes must forget it in reset; environments of a process must not share what changes"
             )
+
+    def _note_global_random(self, trajectory: Trajectory) -> None:
         if trajectory.moved_global_random and not self.moved_global_random:
             self.moved_global_random = True
             self._warn(
-                f"{env} draws from the global `random` or `np.random`, so this run is not reproducible; let it draw"
-                " from self.np_random, which reset(seed=…) seeds"
+                f"{self._experiment.env} draws from the global `random` or `np.random`, so this run is not"
+                " reproducible; let it draw from self.np_random, which reset(seed=…) seeds"
             )
-        self.faults.tell(trajectory, self._lanes[trajectory.lane].borders[trajectory.rollout_index])
 
     def _count_faults(self, trajectory: Trajectory) -> None:
         """Count what was trained on, and so once, whoever delivered it and however often."""
@@ -470,16 +481,9 @@ class Coordinator:
         if lane.owner is None or lane.moving_to is not None:
             return
         while (version := self._version_to_grant(lane)) is not None:
-            check = self._checks.get(index)
-            if check is not None and lane.granted >= check.border:
-                if lane.outstanding:
-                    return  # it moves at a border, so that nothing is stepped in vain
-                self._exchange(index, lane)
             record = self._actors[lane.owner]
             rollout_index = lane.granted
-            if version not in record.versions:
-                record.versions.add(version)
-                self._send(lane.owner, self._snapshots[version])
+            self._send_snapshot(lane.owner, version)
             if not lane.outstanding:
                 record.last_heard = time.monotonic()
             state = lane.newest.state() if rollout_index > 0 and not lane.hosted else None
@@ -490,38 +494,52 @@ class Coordinator:
             if self.first_grant_time is None:
                 self.first_grant_time = time.monotonic()
 
-    def check_repetition(self) -> None:
-        """Rebuild two lanes early in the run, to see whether their environments repeat themselves.
+    def wait_for_witness(self, seconds: float) -> None:
+        """Serve until the rollout that is being collected a second time is there, for `seconds` at most."""
+        until = time.monotonic() + seconds
+        while self.witness.asked is not None and time.monotonic() < until:
+            self._serve(POLL_SECONDS)
 
-        Only where a lane is rebuilt is that seen. To be called before anything is published.
-        """
-        self._checks[0] = Check(self._lanes[0].granted + 1)
-
-    def _plan_check(self) -> None:
-        """Rebuild two more lanes now and then, for what an environment does seldom, or after many episodes; unless too
-        much of all stepping would go into it, since episodes are long."""
-        index = self._planned % len(self._lanes)
-        lane = self._lanes[index]
-        due = [border for border in self._planned_checks if border <= lane.granted]
-        if not due:
+    def _ask_for_witness(self, version: int) -> None:
+        """Let a rollout that was gathered be collected a second time, in another process where there is one."""
+        index = self.witness.choose(version, self._lanes, self.ledger.produced)
+        owner = None if index is None else self._lanes[index].owner
+        if index is None or owner is None:
             return
-        self._planned_checks = self._planned_checks[len(due) :]
-        steps = sum(len(piece) for log in lane.newest.logs for piece in log)
-        if steps * (self._planned + 1) <= CHECKED_SHARE * self.ledger.produced:
-            self._planned += 1
-            self._checks[index] = Check(lane.granted)
+        lane, host = self._lanes[index], self._actors[owner]
+        ready = [identity for identity, record in self._actors.items() if record.ready]
+        others = [i for i in ready if (self._actors[i].local, self._actors[i].pid) != (host.local, host.pid)]
+        if not (others or host.ready):
+            return
+        identity = others[self.witness.rollouts % len(others)] if others else owner
+        border, trajectory = lane.borders[version], lane.accepted[version]
+        number = self.witness.ask(identity, bool(others), border, trajectory)
+        state = border.state() if version > 0 else None
+        acted_with = trajectory.policy_version
+        self._send_snapshot(identity, acted_with)
+        self._send(identity, WitnessGrant(Grant(self._run_id, index, version, acted_with, number, state)))
 
-    def _exchange(self, index: int, lane: LaneRecord) -> None:
-        """Let two actors exchange a lane each, or the only one make its lane's environments anew."""
-        host, partner = lane.owner, self._checks.pop(index).host
-        if partner is None:
-            others = [i for i, other in enumerate(self._lanes) if other.owner not in (None, host)]
-            if others:
-                other = others[-1 - self._planned % len(others)]
-                partner = self._lanes[other].owner
-                self._checks[other] = Check(self._lanes[other].granted, host)
-        known = partner is not None and partner in self._actors and self._actors[partner].ready
-        self._move(index, partner if known else host)
+    def _hear_witness(self, identity: bytes, testimony: Testimony) -> None:
+        asked, second = self.witness.asked, testimony.trajectory
+        if asked is None or asked.witness != identity or asked.number != testimony.serial:
+            self.refusals.counts["unknown sender"] += 1
+            return
+        if second is None:
+            self.witness.forget(identity)
+            return
+        assert self.spaces is not None
+        try:
+            second.check(self._experiment, self.spaces)
+            if (second.lane, second.rollout_index) != (asked.trajectory.lane, asked.trajectory.rollout_index):
+                raise ProtocolError("it is not what was asked for")
+        except ProtocolError as error:
+            self._refuse(identity, "malformed", f"a second collection of a rollout: {error}")
+            return
+        self._note_global_random(second)
+        difference = self.witness.compare(second)
+        if difference is not None:
+            where = "another process" if asked.elsewhere else "fresh environments"
+            self._tell_not_replayable(f"{difference} in {where}, with the same seed and actions")
 
     def _version_to_grant(self, lane: LaneRecord) -> int | None:
         """The policy version for the lane's next rollout; None where it is too early to grant it, or too late."""
@@ -594,6 +612,7 @@ class Coordinator:
 
     def _forget_hung(self, now: float) -> None:
         busy = {lane.owner for lane in self._lanes if lane.outstanding}
+        busy.add(self.witness.asked.witness if self.witness.asked else None)
         for identity, record in list(self._actors.items()):
             silence = now - record.last_heard
             if silence > self._step_timeout and (identity in busy or not record.ready):
@@ -675,6 +694,12 @@ class Coordinator:
             self._socket.send(identity, Refusal(text))
         self._forget(identity)
 
+    def _send_snapshot(self, identity: bytes, version: int) -> None:
+        """Send a policy version, unless the actor has it."""
+        if version not in self._actors[identity].versions:
+            self._actors[identity].versions.add(version)
+            self._send(identity, self._snapshots[version])
+
     def _send(self, identity: bytes, message: Message) -> None:
         if not self._socket.send(identity, message):
             self._unreachable.append(identity)
@@ -684,6 +709,7 @@ class Coordinator:
         record = self._actors.pop(identity, None)
         if record is None:
             return
+        self.witness.forget(identity)
         # One of another machine may leave for reasons of its own, and one that is not wanted any more is not lost.
         lost = record.local and record.name in self._wanted
         if lost and self._wait_for_replacements:
@@ -708,16 +734,6 @@ class Coordinator:
                 f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"
                 f" (environments {index * self._experiment.lane_size} and following)"
             )
-
-
-def check_borders(iterations: int) -> list[int]:
-    """Before which rollouts lanes are rebuilt to see whether environments repeat themselves, after the first check: at
-    first soon, then seldom, and once more near the end."""
-    early, border = [], 4
-    while border < iterations:
-        early.append(border)
-        border *= 4
-    return sorted({*early, iterations // 2, iterations - 2} - {-1, 0, 1})
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -47,13 +47,18 @@ class LaneBorder:
             memory=trajectory.last_memory,
         )
 
+    @property
+    def episode_steps(self) -> np.ndarray:
+        """int64 [N], of each environment's episode so far."""
+        return np.array([sum(len(piece) for piece in log) for log in self.logs], np.int64)
+
     def state(self) -> LaneState:
         """The border as it travels in a grant and lies in a checkpoint."""
         pieces = [piece for log in self.logs for piece in log]
         return LaneState(
             rollout_index=self.rollout_index,
             episode_indices=self.episode_indices,
-            episode_steps=np.array([sum(len(piece) for piece in log) for log in self.logs], np.int64),
+            episode_steps=self.episode_steps,
             actions=np.concatenate(pieces),
             digests=self.digests,
             memory=self.memory,

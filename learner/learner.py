@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ from protocol.trajectory import LaneState
 from protocol.transport import LearnerSocket
 
 LONG_PATIENCE = 600.0  # seconds that MLX may compile, or a disk may take to save
+WITNESS_SECONDS = 5.0  # that a finished run waits for a rollout which is being collected a second time
 STEPS_OF_PATIENCE = 10  # a step of an update may take that many times as long as the longest of the last update
 LANE_ARRAYS = [field.name for field in fields(LaneState)]  # as a checkpoint names them
 
@@ -126,6 +128,8 @@ class Learner:
                     metrics = self._train(Batch.stack(trajectories, self._batch_memory))
                 with trace.span("complete", iteration=self._version):
                     self._complete_version(metrics)
+            with suppress(StopRequested):
+                self._coordinator.wait_for_witness(WITNESS_SECONDS)
             return "finished"
         except StopRequested:
             return "stopped"
@@ -165,6 +169,7 @@ class Learner:
             "samples": self._coordinator.ledger.as_dict(),
             "refused": dict(self._coordinator.refusals.counts),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
+            "witness": self._coordinator.witness.state_dict(),
             "env_faults": self._coordinator.faults.count,
             "device": self._device,
             "learner": self._computation,
@@ -210,8 +215,6 @@ class Learner:
         parameters = sum(array.size for array in self._ppo.model.parameters())
         facts = {"parameters": parameters, "observations": self._coordinator.observations}
         self._report({"event": "started", "policy_version": self._version, **facts})
-        if self._version == 0 and experiment.schedule != "async":
-            self._coordinator.check_repetition()  # a learner that goes on has every lane rebuilt, and sees it there
         for snapshot in self._snapshots:
             self._coordinator.publish(snapshot)
 
@@ -298,6 +301,7 @@ class Learner:
             "time/actor_acting_share": self._coordinator.acting_share,
             "samples": self._coordinator.ledger.as_dict(),
             "deterministic": self._deterministic,
+            "witness": self._coordinator.witness.state_dict(),
             "refused": dict(self._coordinator.refusals.counts),
         }
         self._metrics_file.append(row)
@@ -326,6 +330,7 @@ class Learner:
             "episode_return_mean": self._window.return_mean,
             "samples": self._coordinator.ledger.settled(),
             "lanes_not_replayable": self._coordinator.lanes_not_replayable,
+            "witness": self._coordinator.witness.state_dict(),
             "env_faults": self._coordinator.faults.count,
             "episodes": self._coordinator.faults.episodes,
             "moved_global_random": self._coordinator.moved_global_random,
@@ -365,6 +370,8 @@ class Learner:
         self._coordinator.faults.count, self._coordinator.faults.episodes = facts["env_faults"], facts["episodes"]
         for name in ("lanes_not_replayable", "moved_global_random"):
             setattr(self._coordinator, name, facts[name])
+        if "witness" in facts:  # older checkpoints have none
+            self._coordinator.witness.load_state_dict(facts["witness"])
 
     def _restore_arrays(self, checkpoint: Checkpoint) -> None:
         arrays, version = checkpoint.arrays, checkpoint.policy_version

@@ -12,7 +12,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,21 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class WitnessGrant:
+    """Learner to actor: when you have time, collect this rollout a second time, with fresh environments."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """Actor to learner: what the second collection of a rollout gave. It is compared, and never trained on."""
+
+    serial: int  # of the grant
+    trajectory: Trajectory | None  # None where the environments could not be made
+
+
+@dataclass(frozen=True)
 class Release:
     """Learner to actor: this lane has another host now; forget it, and what of it was granted and has not begun."""
 
@@ -91,7 +106,20 @@ class Stop:
     reason: str
 
 
-Message = Hello | Welcome | Refusal | Ready | PolicySnapshot | Grant | Release | Trajectory | Progress | Stop
+Message = (
+    Hello
+    | Welcome
+    | Refusal
+    | Ready
+    | PolicySnapshot
+    | Grant
+    | WitnessGrant
+    | Release
+    | Trajectory
+    | Testimony
+    | Progress
+    | Stop
+)
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 

@@ -1,0 +1,145 @@
+"""The witness: now and then a rollout is collected a second time, and compared with the first.
+
+A second collection begins with fresh environments, in another process where there is one. It is never trained on, so
+that it changes nothing. It shows whether the environments repeat themselves.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from learner.lanes import LaneBorder, LaneRecord
+from protocol.experiment import Experiment
+from protocol.randomness import Purpose, environment_seed
+from protocol.trajectory import Trajectory
+
+EARLY_SHARE = 1 / 4  # of all stepping may go into rollouts 1, 2, 4, 8 and so on: faults are to be seen early
+LATER_SHARE = 1 / 256  # of all stepping may go into the others
+MAX_FAILURES = 3  # in a row, after which the run goes on without a witness: some simulators allow one per process
+
+COUNTS = ("rollouts", "in_other_processes", "differences", "steps")
+BY_STEP = {  # arrays [T, N, ...] in the order in which one value causes the next
+    "observations": "the observation",
+    "actions": "the action",
+    "behaviour_log_probs": "the action's probability",
+    "rewards": "the reward",
+    "terminated": "the episode's end",
+    "truncated": "the episode's end",
+}
+AT_THE_END = (
+    "final_observations",
+    "episode_returns",
+    "episode_lengths",
+    "failed_resets",
+    "last_observations",
+    "last_memory",
+    "episode_indices",
+    "digests",
+)
+
+
+class Asked(NamedTuple):
+    """A rollout that an actor was asked to collect a second time."""
+
+    number: int
+    witness: bytes  # the actor's identity
+    elsewhere: bool  # whether that is another process than the first collection's
+    border: LaneBorder  # before the rollout
+    trajectory: Trajectory  # of the first collection
+
+
+class Witness:
+    """Which rollouts are collected twice, and what came of it."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.rollouts = 0  # that were collected twice
+        self.in_other_processes = 0  # of these
+        self.differences = 0  # rollouts of these that were not equal
+        self.steps = 0  # environment steps that went into second collections, replayed ones among them
+        self.asked: Asked | None = None
+        self._experiment = experiment
+        self._number = 0
+        self._failures = 0  # in a row
+
+    def choose(self, rollout_index: int, lanes: list[LaneRecord], produced: int) -> int | None:
+        """The lane whose rollout of this index should be collected a second time; None for none. `produced` counts the
+        environment steps of the whole run so far."""
+        if self.asked is not None or self._failures >= MAX_FAILURES:
+            return None
+        index = (self._experiment.seed + self._number) % len(lanes)
+        lane = lanes[index]
+        if lane.accepted[rollout_index].restarted.any():
+            return None  # it is known already that this environment does not repeat itself
+        share = LATER_SHARE if rollout_index & (rollout_index - 1) else EARLY_SHARE
+        return index if self.steps + self._cost(lane.borders[rollout_index]) <= share * produced else None
+
+    def ask(self, witness: bytes, elsewhere: bool, border: LaneBorder, trajectory: Trajectory) -> int:
+        """Note whom the rollout is asked of. Returns the number that the answer must have."""
+        self._number += 1
+        self.steps += self._cost(border)
+        self.asked = Asked(self._number, witness, elsewhere, border, trajectory)
+        return self._number
+
+    def forget(self, witness: bytes) -> None:
+        """An actor is gone, or cannot collect what it was asked for."""
+        if self.asked is not None and self.asked.witness == witness:
+            self.asked = None
+            self._failures += 1
+
+    def compare(self, trajectory: Trajectory) -> str | None:
+        """Compare the second collection with the first. Returns where they differ first, None where they are equal."""
+        assert self.asked is not None
+        asked, self.asked = self.asked, None
+        self._failures = 0
+        self.rollouts += 1
+        self.in_other_processes += asked.elsewhere
+        difference = first_difference(self._experiment, asked.border, asked.trajectory, trajectory)
+        self.differences += difference is not None
+        return difference
+
+    def state_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in COUNTS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in COUNTS:
+            setattr(self, name, int(state[name]))
+
+    def _cost(self, border: LaneBorder) -> int:
+        """Environment steps of a second collection from `border` on."""
+        return int(border.episode_steps.sum()) + self._experiment.lane_size * self._experiment.rollout_length
+
+
+def first_difference(experiment: Experiment, border: LaneBorder, first: Trajectory, second: Trajectory) -> str | None:
+    """Where two collections of one rollout from `border` differ first, in words; None where they are equal."""
+
+    def place(n: int, time: int) -> str:
+        index = first.lane * experiment.lane_size + n
+        ends = np.flatnonzero(first.done[:time, n])
+        episode = int(border.episode_indices[n]) + len(ends)
+        steps = time - int(ends[-1]) - 1 if len(ends) else int(border.episode_steps[n]) + time
+        seed = environment_seed(experiment.seed, Purpose.EPISODE_SEED, index, episode)
+        return f"environment {index}, episode seed {seed}, after {steps} steps"
+
+    if second.restarted.any():
+        return f"{place(int(second.restarted.argmax()), 0)}: a replay does not lead there"
+    found = []
+    for order, (name, words) in enumerate(BY_STEP.items()):
+        differs = _differ(getattr(first, name), getattr(second, name), axes=2)
+        if differs.any():
+            time, n = np.argwhere(differs)[0].tolist()
+            found.append((time, order, f"{place(n, time)}: {words} differs"))
+    if found:
+        return min(found)[2]
+    for name in AT_THE_END:
+        one, other = getattr(first, name), getattr(second, name)
+        if one.shape != other.shape or _differ(one, other, axes=1).any():
+            return f"lane {first.lane}, rollout {first.rollout_index}: {name.replace('_', ' ')} differ at its end"
+    return None
+
+
+def _differ(one: np.ndarray, other: np.ndarray, axes: int) -> np.ndarray:
+    """Where two arrays of one shape and type are not the same bits, by the first `axes` axes."""
+    shape = *one.shape[:axes], math.prod(one.shape[axes:])
+    bits = [np.ascontiguousarray(array).reshape(shape).view(np.uint8) for array in (one, other)]
+    return (bits[0] != bits[1]).any(axis=-1)
