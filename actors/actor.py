@@ -27,10 +27,10 @@ from protocol.messages import (
     Ready,
     Refusal,
     Release,
+    SecondCollection,
+    SecondGrant,
     Stop,
-    Testimony,
     Welcome,
-    WitnessGrant,
 )
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
@@ -96,12 +96,12 @@ class Actor:
                     self._receive_policy(message)
                 elif isinstance(message, Grant):
                     self._grants.append(message)
-                elif isinstance(message, WitnessGrant):
+                elif isinstance(message, SecondGrant):
                     self._witness = message.grant, self._policies[message.grant.policy_version]
                 elif isinstance(message, Release):
                     self._release(message)
                 elif self._witness is not None and self._has_time_for(self._witness[0]):
-                    self._testify(*self._witness)
+                    self._collect_again(*self._witness)
                 elif self._grants:
                     grant = min(self._grants, key=lambda grant: (grant.policy_version, grant.rollout_index, grant.lane))
                     self._grants.remove(grant)
@@ -203,7 +203,7 @@ class Actor:
         do."""
         return all(grant.policy_version > witness.policy_version + 1 for grant in self._grants)
 
-    def _testify(self, grant: Grant, policy: Policy) -> None:
+    def _collect_again(self, grant: Grant, policy: Policy) -> None:
         """Collect a rollout a second time, in a lane that is made for it."""
         assert self._experiment is not None and self._spaces is not None
         self._witness = None
@@ -213,7 +213,7 @@ class Actor:
             with closing(lane):
                 self._bring(lane, grant)
                 trajectory = collect_rollout(lane, policy, grant, self._experiment, self._spaces)
-        self._socket.send(Testimony(grant.serial, trajectory))
+        self._socket.send(SecondCollection(grant.serial, trajectory))
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

@@ -30,10 +30,10 @@ from protocol.messages import (
     Ready,
     Refusal,
     Release,
+    SecondCollection,
+    SecondGrant,
     Stop,
-    Testimony,
     Welcome,
-    WitnessGrant,
 )
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
@@ -311,7 +311,7 @@ class Coordinator:
                 self._make_ready(identity, message)
             case Trajectory():
                 self._accept(identity, message)
-            case Testimony():
+            case SecondCollection():
                 self._hear_witness(identity, message)
             case Progress() if record is None:
                 self.refusals.counts["unknown sender"] += 1
@@ -517,11 +517,11 @@ class Coordinator:
         state = border.state() if version > 0 else None
         acted_with = trajectory.policy_version
         self._send_snapshot(identity, acted_with)
-        self._send(identity, WitnessGrant(Grant(self._run_id, index, version, acted_with, number, state)))
+        self._send(identity, SecondGrant(Grant(self._run_id, index, version, acted_with, number, state)))
 
-    def _hear_witness(self, identity: bytes, testimony: Testimony) -> None:
-        asked, second = self.witness.asked, testimony.trajectory
-        if asked is None or asked.witness != identity or asked.number != testimony.serial:
+    def _hear_witness(self, identity: bytes, answer: SecondCollection) -> None:
+        asked, second = self.witness.asked, answer.trajectory
+        if asked is None or asked.witness != identity or asked.number != answer.serial:
             self.refusals.counts["unknown sender"] += 1
             return
         if second is None:

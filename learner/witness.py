@@ -14,8 +14,9 @@ from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.trajectory import Trajectory
 
-EARLY_SHARE = 1 / 4  # of all stepping may go into rollouts 1, 2, 4, 8 and so on: faults are to be seen early
-LATER_SHARE = 1 / 256  # of all stepping may go into the others
+EARLY = (0, 1, 2, 4, 8, 16)  # rollouts of which one each is collected twice: what is wrong should be seen early…
+EARLY_SHARE = 1 / 4  # …unless more than this share of all stepping would go into it
+LATER_SHARE = 1 / 256  # of all stepping may go into other rollouts
 MAX_FAILURES = 3  # in a row, after which the run goes on without a witness: some simulators allow one per process
 
 COUNTS = ("rollouts", "in_other_processes", "differences", "steps")
@@ -71,7 +72,7 @@ class Witness:
         lane = lanes[index]
         if lane.accepted[rollout_index].restarted.any():
             return None  # it is known already that this environment does not repeat itself
-        share = LATER_SHARE if rollout_index & (rollout_index - 1) else EARLY_SHARE
+        share = EARLY_SHARE if rollout_index in EARLY else LATER_SHARE
         return index if self.steps + self._cost(lane.borders[rollout_index]) <= share * produced else None
 
     def ask(self, witness: bytes, elsewhere: bool, border: LaneBorder, trajectory: Trajectory) -> int:

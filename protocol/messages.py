@@ -68,14 +68,14 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class WitnessGrant:
+class SecondGrant:
     """Learner to actor: when you have time, collect this rollout a second time, with fresh environments."""
 
     grant: Grant
 
 
 @dataclass(frozen=True)
-class Testimony:
+class SecondCollection:
     """Actor to learner: what the second collection of a rollout gave. It is compared, and never trained on."""
 
     serial: int  # of the grant
@@ -113,10 +113,10 @@ Message = (
     | Ready
     | PolicySnapshot
     | Grant
-    | WitnessGrant
+    | SecondGrant
     | Release
     | Trajectory
-    | Testimony
+    | SecondCollection
     | Progress
     | Stop
 )

@@ -18,7 +18,20 @@ from making import continuous, discrete, numbers
 from protocol import codec
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.messages import PROTOCOL_VERSION, Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    Grant,
+    Hello,
+    Message,
+    Progress,
+    Ready,
+    Refusal,
+    Release,
+    SecondCollection,
+    SecondGrant,
+    Stop,
+    Welcome,
+)
 from protocol.messages import from_frames as received
 from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
@@ -129,7 +142,9 @@ EXAMPLES: dict[type, Message] = {
     Ready: Ready(DISCRETE, {"mujoco": "3.3"}),
     PolicySnapshot: PolicySnapshot(3, {"policy_head.bias": np.ones(2, np.float32)}, np.zeros(4), np.ones(4)),
     Grant: Grant("run", 1, 2, 1, 3, lane_state()),
+    SecondGrant: SecondGrant(Grant("run", 1, 2, 1, 3, lane_state())),
     Trajectory: trajectory(),
+    SecondCollection: SecondCollection(3, trajectory()),
     Progress: Progress(100, 1.5, 0.25),
     Release: Release(1, 2),
     Stop: Stop("over"),
@@ -216,6 +231,7 @@ RIGHT = {  # what each type of field takes; a field of any other type takes none
     str: {"text"},
     np.ndarray: {"array", "scalar array"},
     LaneState | None: {"null"},
+    Trajectory | None: {"null"},
 }
 
 

@@ -1,0 +1,346 @@
+"""Rollouts that are collected a second time: which, what a difference is, and which environments it shows."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from launching import SMALL, launch, summary_of
+from making import snapshot_of, trained_model
+from marks import slow
+from test_coordinator import EXPERIMENT, Conversation, clock, fulfil  # noqa: F401 (a fixture)
+
+from actors.environment import describe_spaces, make_environment
+from actors.lane import Lane
+from actors.policy import Policy
+from actors.rollout import collect_rollout
+from learner.lanes import LaneBorder, LaneRecord
+from learner.witness import EARLY_SHARE, LATER_SHARE, MAX_FAILURES, Witness, first_difference
+from protocol.experiment import Experiment
+from protocol.messages import Grant, Progress, SecondCollection, SecondGrant
+from protocol.trajectory import Trajectory
+
+SMALL_CARTPOLE = Experiment("CartPole-v1", num_envs=4, lane_size=4, rollout_length=40, recurrent_size=3)
+
+ENVIRONMENTS = '''
+"""Environments that do not repeat themselves, each in a way of its own."""
+
+import os
+import time
+
+import gymnasium
+import numpy as np
+
+
+class Good(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    resets = 0
+    shared = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.resets += 1
+        self.steps, self.place = 0, float(self.np_random.uniform(-1, 1))
+        return self._observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.place += 0.1 if action else -0.1
+        return self._observe(), 1.0 - abs(self.place), self._ends(), self.steps >= 24, {}
+
+    def _observe(self):
+        return np.array([self.place, self._extra()], np.float32)
+
+    def _extra(self):
+        return 0.0
+
+    def _ends(self):
+        return False
+
+
+class AfterEpisodes(Good):
+    def _extra(self):
+        return float(self.resets > 3)
+
+
+class LateInEpisode(Good):
+    def _extra(self):
+        return float(np.random.default_rng().random()) if self.steps == 23 else 0.0
+
+
+class ByClock(Good):
+    def _ends(self):
+        return self.steps > 3 and time.perf_counter_ns() // 1000 % 4 == 0
+
+
+class Shared(Good):
+    def reset(self, **arguments):
+        Good.shared += 1
+        return super().reset(**arguments)
+
+    def _extra(self):
+        return float(Good.shared)
+
+
+class ByProcess(Good):
+    def _extra(self):
+        return os.getpid() / 1e6
+
+
+for kind in (Good, AfterEpisodes, LateInEpisode, ByClock, Shared, ByProcess):
+    gymnasium.register(kind.__name__ + "-v0", entry_point=kind)
+'''
+
+
+class Twice:
+    """A rollout of a lane, and its border; `again` collects it with fresh environments."""
+
+    def __init__(self, rollouts: int = 3) -> None:
+        env = make_environment(SMALL_CARTPOLE)
+        self.spaces = describe_spaces(env, SMALL_CARTPOLE)
+        env.close()
+        model = trained_model(self.spaces, SMALL_CARTPOLE, np.random.default_rng(0))
+        self._policy = Policy(snapshot_of(model), self.spaces, SMALL_CARTPOLE)
+        self.border = LaneBorder.first(SMALL_CARTPOLE)
+        lane = self._lane()
+        lane.begin()
+        self.first = self._collect(lane)
+        for _ in range(rollouts - 1):
+            self.border = self.border.after(self.first)
+            self.first = self._collect(lane)
+
+    def again(self) -> Trajectory:
+        lane = self._lane()
+        lane.rebuild(self.border.state())
+        return self._collect(lane)
+
+    def _lane(self) -> Lane:
+        return Lane(0, SMALL_CARTPOLE, self.spaces, progress=lambda: None)
+
+    def _collect(self, lane: Lane) -> Trajectory:
+        grant = Grant("run", 0, self.border.rollout_index, 0, 0, None)
+        return collect_rollout(lane, self._policy, grant, SMALL_CARTPOLE, self.spaces)
+
+
+@pytest.fixture(scope="module")
+def twice() -> Twice:
+    return Twice()
+
+
+def test_a_second_collection_is_the_same_to_the_bit(twice: Twice) -> None:
+    assert twice.first.done.any()
+    assert first_difference(SMALL_CARTPOLE, twice.border, twice.first, twice.again()) is None
+
+
+ARRAYS = [field.name for field in fields(Trajectory) if field.type is np.ndarray and field.name != "restarted"]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_bit_in_any_array_is_a_difference(twice: Twice, name: str) -> None:
+    array = getattr(twice.first, name).copy()
+    if array.size == 0:
+        array = np.zeros((1, *array.shape[1:]), array.dtype)
+    else:
+        array.reshape(-1).view(np.uint8)[-1] ^= 1
+    other = replace(twice.first, **{name: array})
+    if name == "initial_memory":  # it follows from the border
+        return
+    assert first_difference(SMALL_CARTPOLE, twice.border, twice.first, other) is not None
+
+
+def test_the_first_difference_is_named_with_seed_and_step(twice: Twice) -> None:
+    first, env = twice.first, 2
+    ends = np.flatnonzero(first.done[:, env])
+    assert len(ends)
+    time = int(ends[0]) + 3  # in the second episode of the rollout
+    observations, rewards = first.observations.copy(), first.rewards.copy()
+    observations[time, env, 0] += 1
+    rewards[time - 1 :, env] += 1
+    said = first_difference(
+        SMALL_CARTPOLE, twice.border, first, replace(first, observations=observations, rewards=rewards)
+    )
+    assert said is not None and "environment 2, " in said and said.endswith("after 1 steps: the reward differs")
+    said = first_difference(SMALL_CARTPOLE, twice.border, first, replace(first, observations=observations))
+    assert said is not None and said.endswith("after 2 steps: the observation differs")
+
+
+def lanes_after(rollouts: int, log: int) -> list[LaneRecord]:
+    """Lanes whose rollout of index `rollouts` was accepted, with episodes of `log` steps before it."""
+    actions = np.zeros(log, np.int64)
+    digests, memory = np.zeros((2, 8), np.uint8), np.zeros((2, 0), np.float32)
+    border = LaneBorder(rollouts, np.zeros(2, np.int64), ((actions,), (actions,)), digests, memory)
+    trajectory = fulfil(Grant("run", 0, rollouts, 0, 0, None))
+    return [LaneRecord({rollouts: border}, {rollouts: trajectory}) for _ in range(4)]
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_what_is_collected_a_second_time_is_a_bounded_share(endless: bool) -> None:
+    witness, asked = Witness(EXPERIMENT), []
+    for index in range(5000):
+        produced = (index + 1) * EXPERIMENT.env_steps_per_iteration
+        lanes = lanes_after(index, 3 * index if endless else 0)
+        lane = witness.choose(index, lanes, produced)
+        if lane is not None:
+            asked.append((index, lane))
+            witness.ask(b"a", True, lanes[lane].borders[index], lanes[lane].accepted[index])
+            assert witness.steps <= EARLY_SHARE * produced
+            assert witness.compare(lanes[lane].accepted[index]) is None
+    assert witness.rollouts == len(asked)
+    indices = [index for index, _ in asked]
+    early = [index for index in indices if index <= 20]
+    assert early == ([0] if endless else [0, 1, 2, 4, 8, 16])
+    if not endless:
+        assert len({lane for _, lane in asked}) == 4
+        assert witness.steps <= 1.2 * LATER_SHARE * 5000 * EXPERIMENT.env_steps_per_iteration
+        assert len(asked) > 20
+
+
+def ask(talk: Conversation, actors: list[bytes]) -> tuple[bytes, SecondGrant]:
+    """Collect and gather the first rollout of every lane; returns whom a second collection was asked of."""
+    talk.publish(0)
+    while grants := [(i, m) for i, m in talk.socket.sent if isinstance(m, Grant) and m.rollout_index == 0]:
+        talk.socket.sent.clear()
+        for identity, grant in grants:
+            talk.say(identity, fulfil(grant))
+    talk.coordinator.gather(0)
+    ((identity, request),) = [(i, m) for i, m in talk.socket.sent if isinstance(m, SecondGrant)]
+    assert identity in actors
+    return identity, request
+
+
+def test_another_process_is_asked_and_what_it_says_is_never_trained_on() -> None:
+    talk = Conversation(num_actors=2, schedule="sync")
+    actors = [talk.join(0), talk.join(1)]
+    talk.coordinator._actors[actors[0]].pid = 1
+    identity, request = ask(talk, actors)
+    lane = request.grant.lane
+    assert identity != talk.coordinator._lanes[lane].owner
+    ledger = talk.coordinator.ledger.as_dict()
+    talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant)))
+    assert talk.coordinator.witness.state_dict() == {
+        "rollouts": 1,
+        "in_other_processes": 1,
+        "differences": 0,
+        "steps": 6,
+    }
+    assert talk.coordinator.ledger.as_dict() == ledger
+    assert talk.coordinator.reproducible
+    assert not talk.told("warning")
+
+
+def test_one_actor_is_its_own_witness() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    only = talk.join(0)
+    identity, request = ask(talk, [only])
+    talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant)))
+    assert talk.coordinator.witness.rollouts == 1
+    assert talk.coordinator.witness.in_other_processes == 0
+
+
+def test_a_difference_is_told_once_and_the_run_is_not_reproducible() -> None:
+    talk = Conversation(num_actors=1, schedule="sync")
+    identity, request = ask(talk, [talk.join(0)])
+    rewards = np.ones((3, 2), np.float32)
+    talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant, rewards=rewards)))
+    assert not talk.coordinator.reproducible
+    (told,) = talk.told("warning")
+    assert "environment 0, " in told["text"] and "after 0 steps: the reward differs in fresh env" in told["text"]
+
+
+@pytest.mark.parametrize("answer", ["none", "other number", "other actor", "other lane", "malformed"])
+def test_an_answer_that_is_none_counts_for_nothing(answer: str) -> None:
+    talk = Conversation(num_actors=2, schedule="sync")
+    actors = [talk.join(0), talk.join(1)]
+    identity, request = ask(talk, actors)
+    second = fulfil(request.grant, rewards=np.ones((3, 2), np.float32))
+    serial = request.grant.serial
+    if answer == "none":
+        talk.say(identity, SecondCollection(serial, None))
+    elif answer == "other number":
+        talk.say(identity, SecondCollection(serial + 1, second))
+    elif answer == "other actor":
+        talk.say(next(actor for actor in actors if actor != identity), SecondCollection(serial, second))
+    elif answer == "other lane":
+        talk.say(identity, SecondCollection(serial, replace(second, lane=second.lane + 1)))
+    else:
+        talk.say(identity, SecondCollection(serial, replace(second, rewards=np.ones(3, np.float32))))
+    assert talk.coordinator.witness.rollouts == 0
+    assert talk.coordinator.reproducible
+
+
+def test_witnesses_that_are_lost_again_and_again_are_asked_no_more() -> None:
+    witness = Witness(EXPERIMENT)
+    for index in range(MAX_FAILURES):
+        lanes = lanes_after(2**index, 0)
+        lane = witness.choose(2**index, lanes, 10_000)
+        assert lane is not None
+        witness.ask(b"a", True, lanes[lane].borders[2**index], lanes[lane].accepted[2**index])
+        assert witness.choose(2**index, lanes, 10_000) is None  # one at a time
+        witness.forget(b"b")
+        assert witness.asked is not None
+        witness.forget(b"a")
+    assert witness.choose(64, lanes_after(64, 0), 10_000_000) is None
+
+
+def test_a_witness_that_hangs_is_noticed(clock: Any) -> None:  # noqa: F811
+    talk = Conversation(num_actors=1, schedule="sync", step_timeout=10.0)
+    identity, _ = ask(talk, [talk.join(0)])
+    clock.now += 9
+    talk.say(identity, Progress(1, 1.0, 0.0))
+    clock.now += 9
+    talk.serve()
+    assert talk.coordinator.witness.asked is not None
+    clock.now += 2
+    talk.serve()
+    assert talk.coordinator.witness.asked is None
+    assert talk.told("kill")
+
+
+RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs", 1]  # twenty iterations
+
+
+@pytest.mark.parametrize(
+    ("env", "flags"),
+    [
+        ("AfterEpisodes", ["--actors", 1]),
+        ("ByProcess", ["--actors", 4]),
+        slow("AfterEpisodes", ["--actors", 4]),
+        slow("LateInEpisode", ["--actors", 4]),
+        slow("LateInEpisode", ["--actors", 1]),
+        slow("ByClock", ["--actors", 4]),
+        slow("Shared", ["--in-process", "--actors", 2]),
+        slow("Shared", ["--actors", 1]),
+        slow("Shared", ["--actors", 4]),
+    ],
+)
+def test_what_does_not_repeat_itself_is_noticed_within_twenty_iterations(
+    tmp_path: Path, env: str, flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ill.py").write_text(ENVIRONMENTS)
+    monkeypatch.chdir(tmp_path)
+    done = launch("--env", f"ill:{env}-v0", "--run-dir", tmp_path / "run", *RUN, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = summary_of(tmp_path / "run")
+    assert summary["deterministic"] is False
+    assert summary["witness"]["differences"] > 0
+    assert done.stdout.count("does not repeat itself") == 1
+    assert "episode seed" in done.stdout
+
+
+def test_no_false_alarm_and_every_row_counts_what_was_witnessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ill.py").write_text(ENVIRONMENTS)
+    monkeypatch.chdir(tmp_path)
+    done = launch("--env", "ill:Good-v0", "--run-dir", tmp_path / "run", *RUN, "--actors", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = summary_of(tmp_path / "run")
+    assert summary["deterministic"] is True
+    assert summary["witness"]["differences"] == 0
+    assert 3 <= summary["witness"]["in_other_processes"] == summary["witness"]["rollouts"]
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [row["witness"]["rollouts"] for row in rows]
+    assert counts == sorted(counts)
