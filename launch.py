@@ -15,7 +15,7 @@ use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eva
 
 from commands import COMMANDS  # noqa: E402
 from protocol.errors import UserError  # noqa: E402
-from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, leave  # noqa: E402
+from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits  # noqa: E402
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             return importlib.import_module(f"commands.{command.replace('-', '_')}").main(arguments)
         # Until the supervisor takes over there is nothing to save, and no child to end.
         for number in ends_of_a_run():
-            signal.signal(number, lambda *_: os._exit(SUCCESS))
+            signal.signal(number, lambda *_: exit_at_once(SUCCESS))
         from commands.train import main as train
 
         return train(arguments)
@@ -55,5 +55,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    tell_who_exits()
     code = main(sys.argv[1:])
     leave(code)  # threads of --in-process may be deep in MLX or in an environment; nothing is left to save

@@ -1,6 +1,5 @@
 """Closing environments: whatever `close()` does, it changes nothing, and takes a bounded time."""
 
-import os
 import signal
 import sys
 import threading
@@ -10,7 +9,9 @@ from typing import Any
 
 import gymnasium
 
-from protocol.text import one_line
+from actors.interrupts import let_users_interrupt
+from protocol.lifeline import exit_at_once
+from protocol.text import error_line
 
 CLOSE_SECONDS = 2.0  # that the first close() which hangs may take…
 LEAST_SECONDS = 0.1  # …and each later one half of the one before, down to this
@@ -39,10 +40,9 @@ def close_environment(env: gymnasium.Env) -> None:
             in_time = True
         else:
             in_time = _left_to_a_thread(env.close)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
-        _tell(f"raised {type(error).__name__}: {one_line(error)}")
+        let_users_interrupt(error)
+        _tell(f"raised {error_line(error)}")
         return
     if not in_time:
         global _patience
@@ -57,7 +57,7 @@ def end_if_stuck(code: int) -> threading.Timer:
     returned to go on.
     """
     sys.stdout.flush()
-    timer = threading.Timer(3 * CLOSE_SECONDS, os._exit, [code])
+    timer = threading.Timer(3 * CLOSE_SECONDS, exit_at_once, [code])
     timer.daemon = True
     timer.start()
     return timer

@@ -16,12 +16,13 @@ import numpy as np
 from gymnasium import spaces as gym_spaces
 
 from actors.interface import ActionForm, ObservationForm
+from actors.interrupts import let_users_interrupt
 from protocol import offspring
-from protocol.errors import UserError
+from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.process import taken_names
-from protocol.spaces import BoxSpace, ObservationPart, Spaces, stored_as
-from protocol.text import one_line
+from protocol.spaces import BoxSpace, Distribution, ObservationPart, Spaces, stored_as
+from protocol.text import error_line, one_line
 
 REGISTERED_BY_IMPORT = {  # the package that an id's beginning asks for
     "ALE/": "ale_py",
@@ -61,10 +62,9 @@ def check_registered(env_id: str) -> None:
     except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         reason, _, _ = _reason(error).partition(" Did you mean: ")  # gymnasium's guess is no id
         raise UserError(f"--env {env_id}: {reason.rstrip('.')}{_nearest(name, error)}{taken_names()}") from None
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # whatever the user's module raises
-        reason = f"{module} raised {type(error).__name__}: {one_line(error)}"
+        let_users_interrupt(error)
+        reason = f"{module} raised {error_line(error)}"
         raise UserError(f"--env {env_id}: {reason}{taken_names()}") from None
 
 
@@ -103,7 +103,7 @@ def make_environment(experiment: Experiment) -> gymnasium.Env:
         try:
             env = wrapper(env, **kwargs)
         except Exception as error:
-            raise UserError(f"--wrapper {text} cannot be put on: {type(error).__name__}: {error}") from error
+            raise UserError(f"--wrapper {text} cannot be put on: {error_line(error)}") from error
     offspring.look()
     return env
 
@@ -205,12 +205,10 @@ def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
     try:
         name, kwargs = parse_call(call if "(" in call else f"{call}()")
         return getattr(importlib.import_module(module), name), kwargs
-    except KeyboardInterrupt:
-        raise
     except (ValueError, ImportError, AttributeError) as error:
         reason = one_line(error)
     except BaseException as error:  # whatever the user's module raises
-        reason = f"{module} raised {type(error).__name__}: {one_line(error)}"
+        reason = f"{module} raised {error_line(error)}"
     form = "module:Class or module:Class(name=value, …)"
     raise UserError(f"--wrapper {one_line(text)} is no {form}: {reason}{taken_names()}") from None
 
@@ -281,19 +279,26 @@ def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
             f" {describe_observations(env, parts)}; an image is uint8 [height, width, channels] of 0 to 255, which a"
             " wrapper (--wrapper) can make of others. Or use --network mlp"
         )
-    observation = stored_as(parts)
-    action = env.action_space
-    if isinstance(action, gym_spaces.Discrete):
-        return Spaces(observation, parts, BoxSpace((), "int64"), "categorical", (int(action.n),))
-    if isinstance(action, gym_spaces.MultiDiscrete):
-        choices = tuple(action.nvec.reshape(-1).tolist())
-        return Spaces(observation, parts, BoxSpace(tuple(action.shape), "int64"), "categorical", choices)
-    if isinstance(action, gym_spaces.MultiBinary):
-        return Spaces(observation, parts, BoxSpace(tuple(action.shape), "int8"), "bernoulli", ())
-    if isinstance(action, gym_spaces.Box) and np.issubdtype(action.dtype, np.floating):
-        return Spaces(observation, parts, BoxSpace(tuple(action.shape), "float32"), "gaussian", ())
+    spaces = Spaces(stored_as(parts), parts, *_describe_action(env.action_space))
+    try:
+        spaces.check()
+    except ProtocolError as error:
+        raise UserError(f"{experiment.env} cannot be trained on: {error}") from None
+    return spaces
+
+
+def _describe_action(space: gymnasium.Space) -> tuple[BoxSpace, Distribution, tuple[int, ...]]:
+    """How its actions are stored, and the distribution that they come from, with its choices."""
+    if isinstance(space, gym_spaces.Discrete):
+        return BoxSpace((), "int64"), "categorical", (int(space.n),)
+    if isinstance(space, gym_spaces.MultiDiscrete):
+        return BoxSpace(tuple(space.shape), "int64"), "categorical", tuple(space.nvec.reshape(-1).tolist())
+    if isinstance(space, gym_spaces.MultiBinary):
+        return BoxSpace(tuple(space.shape), "int8"), "bernoulli", ()
+    if isinstance(space, gym_spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return BoxSpace(tuple(space.shape), "float32"), "gaussian", ()
     raise UserError(
-        f"action space {action} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of floats are"
+        f"action space {space} is not supported; Discrete, MultiDiscrete, MultiBinary and Box of floats are"
     )
 
 

@@ -1,8 +1,6 @@
 """One environment, as everything here steps it: training, evaluation, play, replay and doctor share its checks."""
 
 import random
-import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,22 +18,16 @@ from actors.environment import (
     reset_environment,
 )
 from actors.interface import ActionConverter, ObservationConverter
+from actors.interrupts import let_users_interrupt
 from protocol.arithmetic import users_context
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import Spaces
-from protocol.text import one_line
+from protocol.text import differences_in_words, error_line, one_line
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
 RETURNED = "observation, reward, terminated, truncated, info"
 FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environment that was written for gym
-
-
-def let_users_interrupt(error: BaseException) -> None:
-    """Raise what may be a user's Ctrl-C. That comes to the main thread alone, and to no actor's process."""
-    heeded = signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
-    if isinstance(error, KeyboardInterrupt) and heeded and threading.current_thread() is threading.main_thread():
-        raise error
 
 
 class EnvironmentFault(Exception):
@@ -72,7 +64,7 @@ class Simulation:
         self._users = users_context()
         self._used = False  # whether the next reset is to have a fresh environment
         self.env: gymnasium.Env | None = None
-        self._construct(first=True)
+        self._construct(spaces)
         assert self.env is not None
         try:
             self.spaces = spaces or describe_spaces(self.env, experiment)
@@ -84,7 +76,7 @@ class Simulation:
         except BaseException as error:
             self.close()
             let_users_interrupt(error)
-            raise EnvironmentFault("constructor", f"its spaces cannot be read: {_told(error)}") from error
+            raise EnvironmentFault("constructor", f"its spaces cannot be read: {error_line(error)}") from error
         stored = self.spaces.observation
         self.observation = np.zeros(stored.shape, stored.dtype) if observation is None else observation
         self._floats = self.observation.dtype.kind == "f"
@@ -99,7 +91,12 @@ class Simulation:
             self.close()
             self._progress()
         if self.env is None:
-            self._construct()
+            try:
+                self._construct(self.spaces)
+            except UserError as error:
+                raise EnvironmentFault(
+                    "constructor", one_line(f"constructor: it raised {error_line(error)}")
+                ) from error
         assert self.env is not None
         try:
             first = self._users.run(reset_environment, self.env, seed)
@@ -107,7 +104,7 @@ class Simulation:
             raise self.fault("reset", str(error)) from None
         except BaseException as error:
             let_users_interrupt(error)
-            raise self.fault("reset", f"it raised {_told(error)}") from error
+            raise self.fault("reset", f"it raised {error_line(error)}") from error
         try:
             self.observation[...] = self._store(first)
             if not self.is_finite():
@@ -138,7 +135,7 @@ class Simulation:
         except BaseException as error:
             let_users_interrupt(error)
             advice = f" (a step returns {RETURNED})" if FOUR_VALUES in one_line(error) else ""
-            raise self.fault("step", f"it raised {_told(error)}{advice}") from error
+            raise self.fault("step", f"it raised {error_line(error)}{advice}") from error
         try:
             if not (isinstance(result, tuple) and len(result) == 5):
                 raise Nonsense(f"it returned {kind_of(result)} instead of {RETURNED}")
@@ -182,14 +179,22 @@ class Simulation:
         if env is not None:
             close_environment(env)
 
-    def _construct(self, first: bool = False) -> None:
+    def _construct(self, spaces: Spaces | None) -> None:
+        """Make an environment, whose spaces must be `spaces` where these are known."""
         try:
             self.env = self._users.run(self._make, self._experiment)
+            found = None if spaces is None else describe_spaces(self.env, self._experiment)
+        except UserError:
+            self.close()
+            raise
         except BaseException as error:
+            self.close()
             let_users_interrupt(error)
-            if first and isinstance(error, UserError):
-                raise
-            raise EnvironmentFault("constructor", one_line(f"constructor: it raised {_told(error)}")) from error
+            raise EnvironmentFault("constructor", one_line(f"constructor: it raised {error_line(error)}")) from error
+        if spaces is not None and found != spaces:
+            self.close()
+            differences = differences_in_words(vars(found), vars(spaces))
+            raise UserError(f"{self._experiment.env} makes environments of different spaces: {differences}")
         self._progress()
 
 
@@ -199,15 +204,9 @@ def global_random_state() -> tuple:
     return random.getstate(), state[1].tobytes(), state[2]
 
 
-def _told(error: BaseException) -> str:
-    """An error of the user's, its type first."""
-    text = one_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _said(error: BaseException) -> str:
     """What was wrong with something returned: our own words, or what was raised on looking at it."""
-    return one_line(error) if isinstance(error, ValueError) else f"what it returned raised {_told(error)}"
+    return one_line(error) if isinstance(error, ValueError) else f"what it returned raised {error_line(error)}"
 
 
 def _item(value: Any) -> Any:

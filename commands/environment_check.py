@@ -35,7 +35,7 @@ from protocol.keeper import Seen, end_all, see_descendants
 from protocol.lifeline import SUCCESS, leave
 from protocol.offspring import mark_for_child
 from protocol.records import plain, typed
-from protocol.text import one_line
+from protocol.text import error_line, one_line
 from supervisor.crashes import killed_by
 
 STEPS = 500  # that are compared
@@ -208,7 +208,7 @@ def main() -> None:
     except EnvironmentFault as fault:
         tell(finding=wrong(str(fault), "mend it"))
     except BaseException as error:  # whatever a user's environment raises where the checks of training do not reach
-        tell(finding=wrong(f"it raised {type(error).__name__}: {one_line(error)}", "mend it"))
+        tell(finding=wrong(f"it raised {error_line(error)}", "mend it"))
     tell(end=True)
     told.flush()
     leave(SUCCESS)

@@ -13,10 +13,11 @@ from gymnasium.wrappers import RecordVideo
 
 from actors.closing import close_environment
 from actors.environment import make_environment
+from actors.interrupts import let_users_interrupt
 from actors.simulation import EnvironmentFault
 from protocol.errors import UserError
 from protocol.experiment import Experiment
-from protocol.text import one_line
+from protocol.text import error_line
 
 FRAMES = ("rgb_array", "rgb_array_list")  # the render modes that give pictures; gymnasium puts them in a window, too
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
@@ -68,12 +69,11 @@ class Video:
             env = _rendered(experiment, self._mode)
             env.reset(seed=0)
             env.render()
-        except (UserError, gymnasium.error.DependencyNotInstalled, KeyboardInterrupt):
+        except (UserError, gymnasium.error.DependencyNotInstalled):
             raise
         except BaseException as error:  # whatever a graphics library says where it finds no way to draw
-            raise UserError(
-                f"{experiment.env} cannot be rendered here: {type(error).__name__}: {one_line(error)}"
-            ) from error
+            let_users_interrupt(error)
+            raise UserError(f"{experiment.env} cannot be rendered here: {error_line(error)}") from error
         close_environment(env)
 
     def make(self, experiment: Experiment) -> gymnasium.Env:
@@ -100,10 +100,11 @@ def _render_modes(experiment: Experiment) -> list[str]:
     """What the environment can be rendered as; raises `UserError` if it cannot be."""
     try:
         env = make_environment(experiment)
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except BaseException as error:
-        raise UserError(f"{experiment.env} cannot be made: {type(error).__name__}: {one_line(error)}") from error
+        let_users_interrupt(error)
+        raise UserError(f"{experiment.env} cannot be made: {error_line(error)}") from error
     modes: list[str] = list(env.metadata.get("render_modes") or ())
     close_environment(env)
     if not modes:

@@ -1,11 +1,10 @@
 """The dashboard as a child of the supervisor: `python -m dashboard --run-dir DIR`."""
 
 import argparse
-import os
 from pathlib import Path
 
 from dashboard.server import serve
-from protocol.lifeline import SUCCESS, run_child
+from protocol.lifeline import SUCCESS, exit_at_once, run_child
 
 
 def main() -> None:
@@ -15,7 +14,7 @@ def main() -> None:
     run_child(
         "dashboard",
         lambda: serve([arguments.run_dir], 0, lambda address: print(address, flush=True)),
-        lambda words: os._exit(SUCCESS),  # there is nothing to save
+        lambda words: exit_at_once(SUCCESS),  # there is nothing to save
     )
 
 

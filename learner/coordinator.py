@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
-from protocol.text import one_line
+from protocol.text import differences_in_words, one_line
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket, Received
 
@@ -53,7 +53,6 @@ MAX_REMOTE = 1024  # actors of other machines that take part; every one is looke
 TOLERATED_SHARE_TOO_OLD = 0.25  # of the samples in `async`; more are worth a warning
 REPORT_SECONDS = 1.0  # between reports about the actors
 SHARE_WINDOW = 40  # messages of progress, twice a second, over which an actor's share of acting is taken
-MAX_DIFFERENCES = 8  # that a refusal names
 ACTOR_NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 
 
@@ -345,7 +344,7 @@ class Coordinator:
         if self.fingerprint is None:
             self.fingerprint = hello.fingerprint
         elif hello.fingerprint != self.fingerprint and not self._asynchronous:
-            theirs = _differences(hello.fingerprint, self.fingerprint)
+            theirs = differences_in_words(hello.fingerprint, self.fingerprint)
             reason = f"an actor that would compute other numbers than the run's first: {theirs}"
             self._refuse(identity, "fingerprint", reason)
             return
@@ -383,12 +382,12 @@ class Coordinator:
             self._refuse(identity, "spaces", str(error))
             return
         if self.libraries not in (None, ready.libraries) and not self._asynchronous:
-            theirs = _differences(ready.libraries, self.libraries)
+            theirs = differences_in_words(ready.libraries, self.libraries)
             reason = f"an actor whose environment is made of other versions than the run's first: {theirs}"
             self._refuse(identity, "fingerprint", reason)
             return
         if self.spaces not in (None, ready.spaces):
-            theirs = _differences(vars(ready.spaces), vars(self.spaces))
+            theirs = differences_in_words(vars(ready.spaces), vars(self.spaces))
             self._refuse(identity, "spaces", f"its environment is not the one of the run's first actor: {theirs}")
             return
         if self.spaces is None:
@@ -734,13 +733,3 @@ class Coordinator:
                 f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of lane {index}"
                 f" (environments {index * self._experiment.lane_size} and following)"
             )
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The items that differ, theirs and ours, in a length that can be read."""
-    names = sorted(name for name in ours | theirs if theirs.get(name) != ours.get(name))[:MAX_DIFFERENCES]
-    return ", ".join(f"{_short(name)} {_short(theirs.get(name))} instead of {_short(ours.get(name))}" for name in names)
-
-
-def _short(value: Any) -> str:
-    return f"{value!s:.200}"

@@ -12,6 +12,7 @@ from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
 from protocol.remote import RemoteAccess
+from protocol.text import error_line
 from protocol.transport import LearnerSocket
 
 PATIENCE = 2.5  # seconds a learner may take to stop by itself before it is finished from outside
@@ -61,7 +62,7 @@ def run_learner(
         except UserError:
             raise  # it says what to do, and training has not come far enough for a summary
         except Exception as error:
-            conclude("failed", f"{type(error).__name__}: {error}")
+            conclude("failed", error_line(error))
             raise
         finally:
             learner.dismiss_actors()

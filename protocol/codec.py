@@ -14,6 +14,7 @@ import numpy as np
 
 from protocol.arrays import DTYPES, MAX_DIMENSIONS
 from protocol.errors import ProtocolError
+from protocol.text import error_line
 
 Frame = bytes | memoryview
 
@@ -83,7 +84,7 @@ def decode(frames: Sequence[Frame]) -> dict[str, Any]:
             **_LIMITS,
         )
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"the header is not the msgpack expected: {type(error).__name__}: {error}") from None
+        raise ProtocolError(f"the header is not the msgpack expected: {error_line(error)}") from None
     if not isinstance(fields, dict):
         raise ProtocolError("the header is not a map")
     unused = set(range(1, len(frames)))

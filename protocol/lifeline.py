@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from protocol import trace
@@ -19,6 +20,10 @@ from protocol.process import seek_user_modules_last
 
 SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
 STOP, LOST, ACTORS = "stop", "lost", "actors"
+
+STANDARD_ERROR = 2  # its file descriptor
+
+exit_at_once = os._exit  # for this project's own use
 
 
 def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> NoReturn:
@@ -62,7 +67,25 @@ def leave(code: int) -> NoReturn:
     trace.flush()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    exit_at_once(code)
+
+
+def tell_who_exits() -> None:
+    """Let no environment end this process unseen: with `os._exit` it would look as if all had gone well.
+
+    For a process that has no parent which watches it. Its forks, which end in this way, stay as they are.
+    """
+    process = os.getpid()
+
+    def exit_and_tell(status: int) -> NoReturn:
+        if os.getpid() == process:
+            with suppress(OSError):
+                words = f"launch.py: an environment, or a module it needs, ended this process with os._exit({status})\n"
+                os.write(STANDARD_ERROR, words.encode())
+            status = status or FAILURE
+        exit_at_once(status)
+
+    os._exit = exit_and_tell
 
 
 def _listen(on_word: Callable[[list[str]], None]) -> None:

@@ -13,6 +13,9 @@ MAX_SIZE = 2**24  # numbers in one observation, and outputs of the policy networ
 MAX_PARTS = 1024
 
 
+Distribution = Literal["categorical", "gaussian", "bernoulli"]
+
+
 @dataclass(frozen=True)
 class BoxSpace:
     """Arrays of one shape and dtype, as stored in trajectories."""
@@ -32,10 +35,12 @@ class BoxSpace:
         """Raise `ProtocolError` unless an array can be like this."""
         if self.dtype not in {dtype.name for dtype in DTYPES.values()}:
             raise ProtocolError(f"the {name} space has dtype {self.dtype:.40}")
-        if len(self.shape) >= MAX_DIMENSIONS - 1 or any(not 0 < n <= MAX_SIZE for n in self.shape):
-            raise ProtocolError(f"the {name} space has shape {list(self.shape)}")
-        if self.size > MAX_SIZE:
-            raise ProtocolError(f"the {name} space has shape {list(self.shape)}")
+        if len(self.shape) >= MAX_DIMENSIONS - 1:
+            raise ProtocolError(f"the {name} space has {len(self.shape)} dimensions; {MAX_DIMENSIONS - 2} are possible")
+        if any(not 0 < n <= MAX_SIZE for n in self.shape) or self.size > MAX_SIZE:
+            raise ProtocolError(
+                f"the {name} space has shape {list(self.shape)}; 1 to {MAX_SIZE:,} numbers are possible"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Spaces:
     observation: BoxSpace  # as stored, see `stored_as`
     parts: tuple[ObservationPart, ...]
     action: BoxSpace  # as stored
-    distribution: Literal["categorical", "gaussian", "bernoulli"]
+    distribution: Distribution
     choices: tuple[int, ...]  # of a categorical distribution: for each number of an action, how many it chooses from
 
     @property
@@ -106,8 +111,11 @@ class Spaces:
         for part in self.parts:
             part.box.check("observation")
             numbers = part.box.size if part.kind == "choices" else 0
-            if len(part.choices) != numbers or not all(0 < n <= MAX_SIZE for n in part.choices):
+            if len(part.choices) != numbers:
                 raise ProtocolError("an observation's choices do not fit its shape")
+            if not all(0 < n <= MAX_SIZE for n in part.choices):
+                most = max(part.choices, key=abs)
+                raise ProtocolError(f"an observation has {most:,} choices; 1 to {MAX_SIZE:,} are possible")
             if part.kind == "choices" and np.dtype(part.box.dtype).kind not in "iu":
                 raise ProtocolError(f"an observation of choices has dtype {part.box.dtype}")
             if part.kind == "image" and (part.box.dtype != "uint8" or not 2 <= len(part.box.shape) <= 4):
@@ -122,7 +130,7 @@ class Spaces:
         if (self.action.dtype, len(self.choices)) != forms[self.distribution]:
             raise ProtocolError("the action space does not fit its distribution")
         if not all(0 < n <= MAX_SIZE for n in self.choices) or not 0 < self.distribution_size <= MAX_SIZE:
-            raise ProtocolError(f"the policy would have {self.distribution_size} outputs")
+            raise ProtocolError(f"the policy would have {self.distribution_size:,} outputs; {MAX_SIZE:,} are possible")
 
 
 def _check_choices(array: np.ndarray, choices: tuple[int, ...], name: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import read_rows, replace_file
+from protocol.text import error_line
 from supervisor.evaluation import RESULTS
 
 SinkName = Literal["tensorboard", "wandb", "trackio"]
@@ -232,7 +233,7 @@ class _Feeder:
         try:
             self._feed()
         except Exception as error:  # whatever a library, a network or a disk comes up with
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = error_line(error)
             self._warn(f"{self._name} GETS NO MORE METRICS: {reason}; training continues, and --resume makes up for it")
 
     def _feed(self) -> None:

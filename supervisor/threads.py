@@ -4,6 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.errors import UserError
+from protocol.files import append_line
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
+from protocol.text import error_line
 from supervisor.workers import Events
 
 
@@ -39,6 +42,7 @@ class ThreadWorkers:
         self._events = events
         self._supervision = Supervision(events.put)
         self._threads: list[threading.Thread] = []
+        (run_dir / "logs").mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
         def work() -> None:
@@ -52,12 +56,12 @@ class ThreadWorkers:
                 self._supervision,
             )
 
-        self._start({"event": "learner_exit"}, work)
+        self._start("learner", {"event": "learner_exit"}, work)
         return 0
 
     def start_actor(self, index: int, life: int) -> int:
         exit_event = {"event": "actor_exit", "actor": index, "life": life}
-        self._start(exit_event, Actor(str(index), self._address, life=life).run)
+        self._start(f"actor-{index}", exit_event, Actor(str(index), self._address, life=life).run)
         return 0
 
     def stop_learner(self) -> None:
@@ -90,7 +94,7 @@ class ThreadWorkers:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _start(self, exit_event: dict[str, Any], work: Callable[[], None]) -> None:
+    def _start(self, name: str, exit_event: dict[str, Any], work: Callable[[], None]) -> None:
         def run() -> None:
             code, last = SUCCESS, ""
             try:
@@ -98,8 +102,9 @@ class ThreadWorkers:
             except UserError as error:
                 code, last = USER_ERROR, str(error)
             except BaseException as error:
-                traceback.print_exc()
-                code, last = FAILURE, f"{type(error).__name__}: {error}"
+                code, last = FAILURE, error_line(error)
+                with suppress(OSError):  # as a process leaves it
+                    append_line(self._run_dir / "logs" / f"{name}.log", traceback.format_exc().rstrip())
             self._events.put(exit_event | {"code": code, "last_line": last})
 
         thread = threading.Thread(target=run, daemon=True)

@@ -17,6 +17,7 @@ from actors.environment import make_environment
 from actors.lane import Lane
 from actors.rollout import collect_rollout
 from actors.simulation import EnvironmentFault, Simulation
+from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.spaces import Spaces
@@ -29,7 +30,7 @@ ILL = "tests.environments_faulty:Ill-v0"
 class Scripted(gymnasium.Env):
     """Returns what the test says."""
 
-    action_space = spaces.Discrete(2)
+    action_space: gymnasium.Space = spaces.Discrete(2)
 
     def __init__(self, observation_space: gymnasium.Space, step: Any = None, reset: Any = None) -> None:
         self.observation_space, self._step, self._reset = observation_space, step, reset
@@ -203,15 +204,55 @@ def test_a_constructor_that_fails_later_is_a_fault_and_the_next_reset_tries_agai
     assert simulation.reset(2).shape == (4,)
 
 
-def test_ctrl_c_is_no_fault() -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL])
+def test_ctrl_c_is_no_fault_but_a_keyboard_interrupt_of_an_environment_is(handler: Any) -> None:
     class Interrupted(Scripted):
         def step(self, action: Any) -> Any:
             raise KeyboardInterrupt
 
     simulation = Simulation(Experiment(), make=lambda _: Interrupted(BOX))
     simulation.reset(0)
-    with pytest.raises(KeyboardInterrupt):
-        simulation.step(0)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt if handler is signal.default_int_handler else EnvironmentFault):
+            simulation.step(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_environments_of_different_spaces_are_refused_whoever_makes_them() -> None:
+    """Nothing else sees it where each is made in another process."""
+    made: list[gymnasium.Env] = []
+
+    def make(_: Experiment) -> gymnasium.Env:
+        made.append(Scripted(BOX))
+        made[-1].action_space = spaces.Discrete(1 + len(made))
+        return made[-1]
+
+    first = Simulation(Experiment(rebuild_env=True), make=make)
+    with pytest.raises(UserError, match=r"different spaces: choices \(3,\) instead of \(2,\)"):
+        Simulation(Experiment(), first.spaces, make)
+    first.reset(0)
+    with pytest.raises(EnvironmentFault, match=r"constructor: .* different spaces"):
+        first.reset(1)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "said"),
+    [
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), r"shape \[0\]; 1 to 16,777,216 numbers"),
+        (spaces.Discrete(10**9), spaces.Discrete(2), "1,000,000,000 choices; 1 to 16,777,216"),
+        (BOX, spaces.Discrete(10**9), "1,000,000,000 outputs; 16,777,216 are possible"),
+        (BOX, spaces.Box(-1, 1, (0,)), r"action space has shape \[0\]"),
+    ],
+)
+def test_spaces_that_are_too_large_or_empty_are_named_with_their_environment(
+    observations: gymnasium.Space, actions: gymnasium.Space, said: str
+) -> None:
+    env = Scripted(observations)
+    env.action_space = actions
+    with pytest.raises(UserError, match=f"CartPole-v1 cannot be trained on: .*{said}"):
+        Simulation(Experiment(env="CartPole-v1"), make=lambda _: env)
 
 
 class Chance:
