@@ -103,6 +103,16 @@ class Ill(gymnasium.Env):
                 sys.exit(0)
             case "generator exit":
                 raise GeneratorExit
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "leave":
+                os._exit(0)
+            case "fork":
+                child = os.fork()
+                if not child:
+                    os._exit(0)
+                assert os.waitpid(child, 0)[1] == 0
+                return self._returned(1.0)
             case "nan":
                 return (self._observe() * np.nan, {}) if self._where == "reset" else self._returned(np.nan)
             case "none":

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launching import LAUNCH, SMALL, launch
+from launching import LAUNCH, SMALL, launch, metrics_of, summary_of
 
 from commands.completion import flags_of, script
 
@@ -92,6 +92,43 @@ def test_checkpoints_that_are_all_damaged(small_run: Path, tmp_path: Path) -> No
     for manifest in copy_of(small_run, tmp_path / "run"):
         (manifest.parent / "arrays.safetensors").write_bytes(b"nonsense")
     assert "has no checkpoint that can be read" in refused("eval", tmp_path / "run")
+
+
+@pytest.mark.parametrize("lost", ["damaged", "removed"])
+def test_a_run_whose_checkpoints_are_lost_begins_anew_only_where_that_is_wanted(
+    small_run: Path, tmp_path: Path, lost: str
+) -> None:
+    manifests, run_dir = copy_of(small_run, tmp_path / "run"), tmp_path / "run"
+    (run_dir / "summary.json").unlink()
+    for manifest in manifests:
+        if lost == "damaged":
+            (manifest.parent / "arrays.safetensors").write_bytes(b"nonsense")
+        else:
+            shutil.rmtree(manifest.parent)
+    rows = (run_dir / "metrics.jsonl").read_bytes()
+    assert "--begin-anew lets the run begin again" in refused("--resume", run_dir)
+    assert (run_dir / "metrics.jsonl").read_bytes() == rows
+    done = launch("--resume", run_dir, "--begin-anew", "--in-process")
+    assert done.returncode == 0, done.stderr
+    assert summary_of(run_dir)["weights_digest"] == summary_of(small_run)["weights_digest"]
+    assert len(metrics_of(run_dir)) == len(metrics_of(small_run))
+
+
+def test_to_begin_anew_is_for_runs_that_go_on(tmp_path: Path) -> None:
+    assert "--begin-anew is for --resume" in refused("--begin-anew", "--run-dir", tmp_path / "run", *SMALL)
+
+
+def test_a_configuration_that_was_edited_is_another_experiment_from_there_on(small_run: Path, tmp_path: Path) -> None:
+    copy_of(small_run, tmp_path / "run")
+    config = tmp_path / "run/config.toml"
+    steps = 32 * 16 * 5
+    config.write_text(config.read_text().replace("total_steps = 2048", f"total_steps = {steps}"))
+    (tmp_path / "run/summary.json").unlink()
+    done = launch("--resume", tmp_path / "run", "--in-process")
+    assert done.returncode == 0, done.stderr
+    assert f"config.toml was edited, and the run goes on with total_steps {steps} instead of 2048" in done.stdout
+    summary = summary_of(tmp_path / "run")
+    assert (summary["env_steps"], summary["deterministic"]) == (steps, False)
 
 
 def test_a_checkpoint_of_another_release(small_run: Path, tmp_path: Path) -> None:
