@@ -10,6 +10,7 @@ import tyro
 from commands.command_line import parse
 from commands.curves import differing
 from commands.runs import Run
+from learner.witness import in_words
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
 
@@ -69,6 +70,7 @@ def results_of(run: Run) -> dict[str, Any]:
         "seconds": last.get("time/seconds"),
         "env-steps/s": summary.get("env_steps_per_second") or last.get("time/env_steps_per_second"),
         "deterministic": summary.get("deterministic"),
+        "witnessed": in_words(witness) if isinstance(witness := summary.get("witness"), dict) else None,
         "weights": summary.get("weights_digest"),
     }
 

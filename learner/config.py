@@ -111,7 +111,8 @@ class TrainingConfig:
     eval_episodes: int = 20
     """Episodes of each evaluation: deterministic actions, and seeds that training never uses."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where the learner computes; `auto` takes the GPU where there is one. Only `cpu` is bit-reproducible."""
+    """Where the learner computes; `auto` takes the GPU where there is one. A CPU's updates repeat themselves; of a
+    GPU `deterministic` in summary.json says what was seen."""
     learner_threads: int = 1
     """Threads of the learner's BLAS on a CPU; another number may give other low bits."""
 

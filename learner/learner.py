@@ -32,7 +32,7 @@ from learner.lanes import LaneBorder
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
-from learner.ppo import PPO
+from learner.ppo import PPO, Encode
 from learner.stopwatch import Stopwatch
 from learner.supervision import SHORTEST_PATIENCE, StopRequested, Supervision
 from protocol import trace
@@ -106,6 +106,7 @@ class Learner:
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
         self._updated = False  # whether this process has done an update, and so has its kernels
+        self._told_update_differs = False
         self._step_seconds = 0.0  # that the longest step of the last update took
         self._stopwatch = Stopwatch()  # of an iteration
         self._border: Border | None = None  # after the last completed version
@@ -181,8 +182,11 @@ class Learner:
     @property
     def _deterministic(self) -> bool:
         """Whether an equal experiment will end with the same bits, as far as is known."""
+        witness = self._coordinator.witness
+        # A CPU is taken at its word until it is seen to differ. A GPU has to be seen to repeat itself.
+        updates_repeat = not witness.update_differences and (self._device == "cpu" or witness.updates > 0)
         reproducible = self._config.experiment.schedule != "async" and self._coordinator.reproducible
-        return self._device == "cpu" and reproducible and not self._continued_elsewhere
+        return updates_repeat and reproducible and not self._continued_elsewhere
 
     def _begin(self) -> None:
         """From nothing, or from the newest checkpoint, to the point where actors can act."""
@@ -236,6 +240,8 @@ class Learner:
             scaled = self._reward_scaling(batch.rewards, batch.done, batch.environments)
             batch = replace(batch, rewards=scaled)
         metrics = self._ppo.update(batch, self._version, to_inputs, self._begin_update())
+        if self._config.experiment.schedule != "async" and self._coordinator.witness.wants_update(self._version):
+            self._repeat_update(batch, to_inputs)
         lags = self._version - batch.policy_versions
         metrics |= {
             "policy/lag_mean": float(lags.mean()),
@@ -246,6 +252,23 @@ class Learner:
             self._statistics.update(numbers_of(observations, self._spaces))
         self._window.extend(batch.episode_returns, batch.episode_lengths)
         return metrics
+
+    def _repeat_update(self, batch: Batch, to_inputs: Encode) -> None:
+        """Do the last update a second time, from the same weights, to see whether it leads to the same bits."""
+        assert self._border is not None
+        with trace.span("witness", iteration=self._version):
+            first = self._ppo.state_dict()
+            self._ppo.load_state_dict(self._border.checkpoint.arrays)
+            self._ppo.update(batch, self._version, to_inputs, self._begin_update())
+            difference = self._coordinator.witness.compare_updates(first, self._ppo.state_dict())
+            self._ppo.load_state_dict(first)
+        if difference is not None and not self._told_update_differs:
+            self._told_update_differs = True
+            remedy = "; --device cpu adds in one order" if self._device == "gpu" else ""
+            self._warn(
+                f"an update that was repeated from the same weights and batch led to other weights (by {difference:.2g}"
+                f" at most), so this run is not reproducible{remedy}"
+            )
 
     def _begin_update(self) -> Callable[[], None]:
         """What is to be done between the steps of an update: serve actors, and say that the learner is at work."""

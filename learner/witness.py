@@ -1,7 +1,8 @@
-"""The witness: now and then a rollout is collected a second time, and compared with the first.
+"""The witness: now and then a rollout or an update is done a second time, and compared with the first.
 
-A second collection begins with fresh environments, in another process where there is one. It is never trained on, so
-that it changes nothing. It shows whether the environments repeat themselves.
+A second rollout begins with fresh environments, in another process where there is one. It is never trained on, so that
+it changes nothing. It shows whether the environments repeat themselves. A second update begins with the same weights
+and the same batch. It shows whether the device adds in the same order.
 """
 
 import math
@@ -17,9 +18,10 @@ from protocol.trajectory import Trajectory
 EARLY = (0, 1, 2, 4, 8, 16)  # rollouts of which one each is collected twice: what is wrong should be seen early…
 EARLY_SHARE = 1 / 4  # …unless more than this share of all stepping would go into it
 LATER_SHARE = 1 / 256  # of all stepping may go into other rollouts
+UPDATES = 256  # iterations from one update that is repeated to the next; the first is the run's second
 MAX_FAILURES = 3  # in a row, after which the run goes on without a witness: some simulators allow one per process
 
-COUNTS = ("rollouts", "in_other_processes", "differences", "steps")
+COUNTS = ("rollouts", "in_other_processes", "differences", "steps", "updates", "update_differences")
 BY_STEP = {  # arrays [T, N, ...] in the order in which one value causes the next
     "observations": "the observation",
     "actions": "the action",
@@ -58,6 +60,8 @@ class Witness:
         self.in_other_processes = 0  # of these
         self.differences = 0  # rollouts of these that were not equal
         self.steps = 0  # environment steps that went into second collections, replayed ones among them
+        self.updates = 0  # that were done twice
+        self.update_differences = 0  # updates of these that were not equal
         self.asked: Asked | None = None
         self._experiment = experiment
         self._number = 0
@@ -99,16 +103,45 @@ class Witness:
         self.differences += difference is not None
         return difference
 
+    @staticmethod
+    def wants_update(iteration: int) -> bool:
+        """Whether the update of this iteration should be done twice. Not the first: a compiler may still be at work."""
+        return iteration == 1 or (iteration > 0 and iteration % UPDATES == 0)
+
+    def compare_updates(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float | None:
+        """Compare what an update led to with what its repetition led to, by the names of arrays. Returns the largest
+        difference of two numbers, None where every bit is equal."""
+        self.updates += 1
+        differing = [name for name in first if first[name].tobytes() != second[name].tobytes()]
+        if not differing:
+            return None
+        self.update_differences += 1
+        return max(float(np.abs(first[name] - second[name]).max()) for name in differing)
+
     def state_dict(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in COUNTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in COUNTS:
-            setattr(self, name, int(state[name]))
+            setattr(self, name, int(state.get(name, 0)))
 
     def _cost(self, border: LaneBorder) -> int:
         """Environment steps of a second collection from `border` on."""
         return int(border.episode_steps.sum()) + self._experiment.lane_size * self._experiment.rollout_length
+
+
+def in_words(counts: dict[str, Any]) -> str:
+    """What a summary's `witness` says, in a line."""
+    rollouts, elsewhere, updates = (counts.get(name, 0) for name in ("rollouts", "in_other_processes", "updates"))
+    different = counts.get("differences", 0) + counts.get("update_differences", 0)
+    return (
+        f"{_count(rollouts, 'rollout')} ({elsewhere} in another process), {_count(updates, 'update')}:"
+        f" {f'{different} differed' if different else 'all equal'}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_difference(experiment: Experiment, border: LaneBorder, first: Trajectory, second: Trajectory) -> str | None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from learner.witness import in_words
 from protocol.files import append_line, keep_rows, replace_file
 from protocol.process import as_typed
 from protocol.text import printable
@@ -132,6 +133,7 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         f" ({number(summary['env_steps_per_second'], ',.0f')}/s),"
         f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
         *([f"evaluations: {evaluations}"] if evaluations else []),
+        *([f"witnessed: {in_words(witness)}"] if (witness := summary.get("witness")) and any(witness.values()) else []),
         f"weights {summary['weights_digest'] or DASH}",
         *([f"go on:       {_launch()} --resume {as_typed(run_dir)}"] if summary["status"] == "stopped" else []),
         *([f"evaluate it: {_launch()} eval {as_typed(run_dir)}"] if summary["weights_digest"] else []),

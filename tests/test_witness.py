@@ -1,13 +1,16 @@
 """Rollouts that are collected a second time: which, what a difference is, and which environments it shows."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from launching import SMALL, launch, summary_of
+from launching import ROOT, SMALL, launch, summary_of
 from making import snapshot_of, trained_model
 from marks import slow
 from test_coordinator import EXPERIMENT, Conversation, clock, fulfil  # noqa: F401 (a fixture)
@@ -225,6 +228,8 @@ def test_another_process_is_asked_and_what_it_says_is_never_trained_on() -> None
         "in_other_processes": 1,
         "differences": 0,
         "steps": 6,
+        "updates": 0,
+        "update_differences": 0,
     }
     assert talk.coordinator.ledger.as_dict() == ledger
     assert talk.coordinator.reproducible
@@ -344,3 +349,50 @@ def test_no_false_alarm_and_every_row_counts_what_was_witnessed(
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     counts = [row["witness"]["rollouts"] for row in rows]
     assert counts == sorted(counts)
+
+
+ODD = """
+import sys
+import numpy as np
+from learner.device import prepare_device
+
+prepare_device("cpu", 1)
+from learner import learner
+
+class Odd(learner.PPO):
+    updates = 0
+
+    def update(self, *arguments):
+        self.updates += 1
+        return super().update(*arguments)
+
+    def state_dict(self):
+        state = super().state_dict()
+        if self.updates == 3:  # the first, the second, and the second again
+            name = next(iter(state))
+            state[name] = np.nextafter(state[name], np.float32(9))
+        return state
+
+if sys.argv.pop(1) == "odd":
+    learner.PPO = Odd
+from launch import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_update_that_does_not_repeat_itself_is_noticed(tmp_path: Path) -> None:
+    """One bit is other than before, as a device may give which adds in another order each time."""
+    summaries, said = {}, {}
+    for kind in ("odd", "even"):
+        flags = ["--in-process", "--device", "cpu", "--run-dir", tmp_path / kind, *SMALL]
+        command = [sys.executable, "-c", ODD, kind, *map(str, flags)]
+        environ = os.environ | {"PYTHONHASHSEED": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environ)
+        summaries[kind], said[kind] = summary_of(tmp_path / kind), done.stdout
+    odd, even = summaries["odd"], summaries["even"]
+    assert odd["witness"]["updates"] == odd["witness"]["update_differences"] == 1
+    assert odd["deterministic"] is False and "an update that was repeated" in said["odd"]
+    assert even["witness"]["updates"] == 1 and even["witness"]["update_differences"] == 0
+    assert even["deterministic"] is True and "1 update: all equal" in said["even"]
+    assert odd["weights_digest"] != even["weights_digest"]  # the odd bit is in the version that was broadcast, too
