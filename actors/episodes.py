@@ -33,13 +33,15 @@ def playing(
     snapshot: PolicySnapshot,
     episodes: int,
     make: Callable[[Experiment], gymnasium.Env] = make_environment,
+    progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Iterator[Score]]:
     """Play `episodes`, each with a seed that training never uses, in what `make` makes; gives the scores as they come.
 
-    The environment is closed at the end of the context, so that what was found can be kept before. Raises
-    `EnvironmentFault` where it cannot even be made, and `UserError` where the policy is not one for it.
+    The environment is closed at the end of the context, so that what was found can be kept before. `progress` is called
+    after every construction, reset and step. Raises `EnvironmentFault` where the environment cannot even be made, and
+    `UserError` where the policy is not one for it.
     """
-    simulation = Simulation(experiment, make=make)
+    simulation = Simulation(experiment, make=make, progress=progress)
     try:
         policy = _policy(snapshot, simulation.spaces, experiment)
         yield (_play(simulation, policy, experiment, episode) for episode in range(episodes))

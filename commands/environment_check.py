@@ -32,7 +32,7 @@ from commands.train import performance_cores
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.keeper import Seen, end_all, see_descendants
-from protocol.lifeline import SUCCESS, leave
+from protocol.lifeline import FAILURE, SUCCESS, leave
 from protocol.offspring import mark_for_child
 from protocol.records import plain, typed
 from protocol.text import error_line, one_line
@@ -113,7 +113,7 @@ class _Probe:
         command = [sys.executable, "-c", "from commands.environment_check import main; main()", self._task]
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells it that this process is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=self._environ,
@@ -182,6 +182,8 @@ def _end(process: subprocess.Popen, mark: dict[str, str]) -> None:
     started: Seen = {}
     see_descendants(process.pid, started)
     process.kill()
+    assert process.stdin is not None
+    process.stdin.close()
     ((name, value),) = mark.items()
     end_all(process.pid, f"{name}={value}", started, spared={os.getpid()})
     process.wait()
@@ -191,6 +193,9 @@ def main() -> None:
     """The process: its findings are lines of JSON on standard output, where nothing else is written."""
     told = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    lifeline = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True, name="lifeline").start()
     task = json.loads(sys.argv[1])
     experiment = replace(typed(task["experiment"], Experiment, "the experiment"), rebuild_env=False)
 
@@ -212,6 +217,12 @@ def main() -> None:
     tell(end=True)
     told.flush()
     leave(SUCCESS)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Whatever the environment is at: with nobody to tell, it is over."""
+    os.read(lifeline, 1)
+    leave(FAILURE)
 
 
 class _Check:

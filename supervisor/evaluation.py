@@ -51,8 +51,9 @@ def _outcome(result: dict[str, Any]) -> str:
 class Evaluation:
     """The evaluations of one run; each one that is new is put into `events`."""
 
-    def __init__(self, run_dir: Path, events: Events) -> None:
+    def __init__(self, run_dir: Path, events: Events, step_timeout: float) -> None:
         self._run_dir = run_dir
+        self._step_timeout = step_timeout
         self._events = events
         self._log = run_dir / "logs" / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
@@ -77,9 +78,8 @@ class Evaluation:
                 self._failed(code, now)
         elif self._child is None and not self._given_up and self.pending():
             self._log_start = size_of(self._log)
-            self._child = start_child(
-                "supervisor.evaluator", ["--run-dir", str(self._run_dir)], self._log, stdout=subprocess.DEVNULL
-            )
+            arguments = ["--run-dir", str(self._run_dir), "--step-timeout", str(self._step_timeout)]
+            self._child = start_child("supervisor.evaluator", arguments, self._log, stdout=subprocess.DEVNULL)
 
     def pending(self) -> int:
         """How many versions wait to be evaluated."""

@@ -12,6 +12,9 @@ use_one_thread(os.environ)  # before NumPy is imported
 import argparse  # noqa: E402
 import fcntl  # noqa: E402
 import json  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -29,7 +32,7 @@ from learner.checkpoint import (  # noqa: E402
 )
 from learner.config import RunConfig  # noqa: E402
 from protocol.files import replace_file  # noqa: E402
-from protocol.lifeline import SUCCESS, leave, run_child  # noqa: E402
+from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child  # noqa: E402
 from supervisor.evaluation import BEST, RESULTS, best_of, read_results  # noqa: E402
 
 NICENESS = 10  # learner and actors come first
@@ -38,18 +41,46 @@ NICENESS = 10  # learner and actors come first
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m supervisor.evaluator", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run")
-    run_dir: Path = parser.parse_args().run_dir.absolute()  # an environment may change directory
+    parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are a hang")
+    arguments = parser.parse_args()
+    run_dir: Path = arguments.run_dir.absolute()  # an environment may change directory
     os.nice(NICENESS)
 
     def work() -> None:
         with open(run_dir / ".evaluator-lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one whose launcher was killed may still be about to end
-            evaluate_pending(run_dir)
+            evaluate_pending(run_dir, Watch(arguments.step_timeout))
 
     run_child("evaluator", work, on_word=lambda _: leave(SUCCESS))
 
 
-def evaluate_pending(run_dir: Path) -> None:
+class Watch:
+    """Ends this process when an environment makes no progress: nobody else would notice."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds` that a construction, a reset or a step may take."""
+        self._seconds = seconds
+        self._last: float | None = None  # time.monotonic() of the last progress; None before an environment is made
+        threading.Thread(target=self._look, daemon=True, name="watch").start()
+
+    def progress(self) -> None:
+        self._last = time.monotonic()
+
+    def rest(self) -> None:
+        """What follows is not the environment's."""
+        self._last = None
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._seconds / 4))
+            last = self._last
+            if last is not None and time.monotonic() - last > self._seconds:
+                text = f"the environment has made no progress for {self._seconds:g} s (--step-timeout)"
+                print(text, file=sys.stderr)
+                leave(USER_ERROR)  # it would hang again
+
+
+def evaluate_pending(run_dir: Path, watch: Watch) -> None:
     """Evaluate each version that waits, enter it in evaluations.jsonl, and keep it in best/ if it is the best."""
     config = RunConfig.load(run_dir / "config.toml")
     remove_leftovers(run_dir / BEST)
@@ -59,8 +90,12 @@ def evaluate_pending(run_dir: Path) -> None:
         if int(path.name) not in {result["policy_version"] for result in results}:
             checkpoint = load_checkpoint(path)
             episodes = config.training.eval_episodes
-            with playing(config.experiment, policy_snapshot(checkpoint), episodes) as scores:
-                enter(run_dir, results, checkpoint, Results.of(scores), config)
+            snapshot = policy_snapshot(checkpoint)
+            watch.progress()
+            with playing(config.experiment, snapshot, episodes, progress=watch.progress) as scores:
+                found = Results.of(scores)
+                watch.rest()
+                enter(run_dir, results, checkpoint, found, config)
                 stuck = end_if_stuck(SUCCESS)  # then whoever started this one starts another
             stuck.cancel()
         discard_checkpoint(path)

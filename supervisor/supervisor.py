@@ -59,7 +59,7 @@ def supervise(
     summary_path = run_dir / "summary.json"
     earlier = _read_summary(summary_path)
     events: Events = queue.SimpleQueue()
-    evaluation = Evaluation(run_dir, events)
+    evaluation = Evaluation(run_dir, events, step_timeout)
     if earlier.get("status") == "finished" and not evaluation.pending():
         print(f"{as_typed(run_dir)} is finished already: {earlier['weights_digest']}")
         return SUCCESS

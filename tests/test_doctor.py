@@ -1,12 +1,15 @@
 """doctor: what it says of this machine, and of environments that do and do not repeat themselves."""
 
+import signal
+import subprocess
 import time
 from typing import Any
 
 import gymnasium
 import numpy as np
+import psutil
 import pytest
-from launching import launch
+from launching import LAUNCH, launch, wait_for
 from marks import slow
 
 from commands.environment_check import Timing, check_environment, measure, suggested_actors
@@ -122,3 +125,13 @@ def test_an_environment_that_waits_wants_more_actors_than_cores() -> None:
     assert suggested_actors(Timing(1e-2, 1e-1, busy=0.25), cores=8) == 28
     assert suggested_actors(Timing(1e-2, 1e-1, busy=0.0), cores=8) == 64
     assert suggested_actors(Timing(1e-5, 1e-4, busy=1.0), cores=1) == 1
+
+
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), slow(signal.SIGTERM), signal.SIGKILL])
+def test_a_hanging_environment_does_not_outlive_its_doctor(number: signal.Signals) -> None:
+    doctor = subprocess.Popen([*LAUNCH, "doctor", "tests.environments_doctor:Hanging-v0"], stdout=subprocess.DEVNULL)
+    checks = wait_for(lambda: psutil.Process(doctor.pid).children(), doctor)
+    wait_for(lambda: all("environment_check" in " ".join(check.cmdline()) for check in checks), doctor)
+    doctor.send_signal(number)
+    doctor.wait()
+    wait_for(lambda: not any(check.is_running() for check in checks))

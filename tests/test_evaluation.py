@@ -143,7 +143,7 @@ def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: 
     last = f"{VERSIONS[-1]:08d}"
     shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    Evaluation(run_dir, events).finish(lambda _: None)
+    Evaluation(run_dir, events, 60.0).finish(lambda _: None)
     assert evaluations(run_dir) == told
     assert list_checkpoints(run_dir / "evaluations") == []
 
@@ -158,7 +158,7 @@ def test_an_evaluator_that_keeps_failing_is_given_up_and_said(
     (run_dir / "evaluations" / "00000099").mkdir()  # no checkpoint
     said: list[str] = []
     events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    evaluation = Evaluation(run_dir, events)
+    evaluation = Evaluation(run_dir, events, 60.0)
     evaluation.finish(lambda event: said.append(event["text"]))
     evaluation.end()
     while not events.empty():
@@ -268,3 +268,14 @@ def test_a_run_ends_whatever_close_does(tmp_path: Path, execution: list[object])
         kwargs = ["--env-kwargs", "every=2000000011", f"close={how}"]
         train(tmp_path / how, *ILL, *kwargs, *FEW, *execution, "--eval-every", 8, "--eval-episodes", 2)
         assert len(evaluations(tmp_path / how)) == 1
+
+
+def test_an_environment_that_hangs_in_an_evaluation_alone_ends_it_and_not_the_run(tmp_path: Path) -> None:
+    hangs = ["--env-kwargs", "how='hang in evaluation'", "--env-kwargs", "every=1"]
+    flags = [*ILL, *hangs, *FEW, "--eval-every", 4, "--step-timeout", 2, "--in-process", "--run-dir", tmp_path / "run"]
+    done = launch(*flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the environment has made no progress for 2 s (--step-timeout)") == 1
+    assert "WITHOUT EVALUATIONS, which are left for --resume" in done.stdout
+    assert summary_of(tmp_path / "run")["status"] == "finished"
+    assert list_checkpoints(tmp_path / "run" / "evaluations")
