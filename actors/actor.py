@@ -7,16 +7,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 
-from actors.closing import close_environment
-from actors.environment import describe_observations, describe_spaces, make_environment
+from actors.environment import describe_observations
 from actors.fingerprint import fingerprint, libraries_of
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
-from actors.simulation import EnvironmentFault
+from actors.simulation import Simulation
 from protocol import trace
-from protocol.arithmetic import users_context
-from protocol.errors import ProtocolError, UserError
+from protocol.errors import EnvironmentFault, ProtocolError, UserError
 from protocol.experiment import Experiment
 from protocol.keys import ActorKey
 from protocol.messages import (
@@ -80,7 +78,8 @@ class Actor:
         self._last_progress = 0.0
 
     def run(self) -> None:
-        """Join, and act until told to stop. Raises `UserError` when refused."""
+        """Join, and act until told to stop. Raises `UserError` when refused, and `EnvironmentFault` where no
+        environment can be made or no episode begins."""
         try:
             self._socket.send(self._hello)
             while True:
@@ -156,10 +155,10 @@ class Actor:
         self._policies.clear()
         self._close_lanes()
         self._experiment = experiment
-        env = users_context().run(make_environment, experiment)
-        self._spaces = describe_spaces(env, experiment)
-        ready = Ready(self._spaces, libraries_of(env), describe_observations(env, self._spaces.parts))
-        close_environment(env)
+        with closing(Simulation(experiment)) as simulation:
+            self._spaces, env = simulation.spaces, simulation.env
+            assert env is not None
+            ready = Ready(self._spaces, libraries_of(env), describe_observations(env, self._spaces.parts))
         self._socket.send(ready)
 
     def _receive_policy(self, snapshot: PolicySnapshot) -> None:

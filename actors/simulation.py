@@ -20,23 +20,15 @@ from actors.environment import (
 from actors.interface import ActionConverter, ObservationConverter
 from actors.interrupts import let_users_interrupt
 from protocol.arithmetic import users_context
-from protocol.errors import UserError
+from protocol.errors import EnvironmentFault, UserError
 from protocol.experiment import Experiment
 from protocol.spaces import Spaces
 from protocol.text import differences_in_words, error_line, one_line
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
+MAX_CONSTRUCTIONS = 3  # of the first environment: a constructor may fail now and then
 RETURNED = "observation, reward, terminated, truncated, info"
 FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environment that was written for gym
-
-
-class EnvironmentFault(Exception):
-    """An environment raised or returned nonsense; the text says in what, and what. Its cause is what was raised, None
-    for nonsense."""
-
-    def __init__(self, phase: str, text: str) -> None:
-        super().__init__(text)
-        self.phase = phase  # `constructor`, `reset` or `step`
 
 
 class Simulation:
@@ -64,7 +56,16 @@ class Simulation:
         self._users = users_context()
         self._used = False  # whether the next reset is to have a fresh environment
         self.env: gymnasium.Env | None = None
-        self._construct(spaces)
+        for attempt in range(MAX_CONSTRUCTIONS):
+            try:
+                self._construct(spaces)
+                break
+            except EnvironmentFault as fault:
+                if attempt + 1 == MAX_CONSTRUCTIONS:
+                    text = (
+                        f"{experiment.env} could not be made {MAX_CONSTRUCTIONS} times in a row; the last time: {fault}"
+                    )
+                    raise EnvironmentFault("constructor", text) from fault
         assert self.env is not None
         try:
             self.spaces = spaces or describe_spaces(self.env, experiment)

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from commands.command_line import parse
+from commands.runs import Run
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
@@ -35,10 +36,9 @@ class ActorsCommand:
 def main(arguments: list[str]) -> int:
     """Leave the wish where the run's supervisor finds it, and wait until it has followed; returns the exit code."""
     command = parse(ActorsCommand, "launch.py actors", arguments)
-    if command.count < 1:
-        raise UserError(f"--count must be at least 1, not {command.count}")
     if not _is_running(command.run_dir):
         raise UserError(f"actors {command.run_dir}: no run is under way here")
+    Run.open(command.run_dir).config.experiment.check_actors("--count", command.count)
     wish = command.run_dir / f"{WANTED_ACTORS}{os.getpid()}"
     replace_file(wish, str(command.count))
     deadline = time.monotonic() + ANSWER_SECONDS

@@ -32,6 +32,7 @@ from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
 from supervisor.dashboard import dashboard
+from supervisor.report import EVENTS
 from supervisor.sinks import SinkName, check_sinks
 from supervisor.supervisor import supervise
 from supervisor.workers import RayCluster
@@ -126,8 +127,8 @@ def main(arguments: list[str]) -> int:
     check_sinks(execution.sink)
     remote = _remote_access(execution)
     cluster = _cluster(execution)
-    if execution.actors is not None and execution.actors < (0 if remote else 1):
-        raise UserError("--actors must be at least 1, or 0 with --listen")
+    if execution.actors is not None:
+        config.experiment.check_actors("--actors", execution.actors, least=0 if remote else 1)
     if not execution.step_timeout > 0:
         raise UserError(f"--step-timeout must be above 0, not {execution.step_timeout}")
     if execution.resume is not None:
@@ -265,8 +266,11 @@ def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:
 
 
 def _refuse_to_begin_anew(run_dir: Path) -> None:
-    """Raise `UserError` where going on would mean to do again what was done: nothing of it can be read any more."""
-    if next(read_rows(run_dir / METRICS, ["policy_version"]), None) is None:
+    """Raise `UserError` where what was saved of a run cannot be read any more, so that it would be done all over."""
+    events = list(read_rows(run_dir / EVENTS, ["time"]))
+    saved = any(row.get("event") == "checkpoint" for row in events)  # no disk may have had room for one
+    trained = next(read_rows(run_dir / METRICS, ["policy_version"]), None) is not None
+    if not (saved or (trained and not events)):
         return
     if load_newest_checkpoint(run_dir / CHECKPOINTS, lambda _: None) is None:
         raise UserError(

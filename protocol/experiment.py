@@ -9,6 +9,9 @@ from protocol.randomness import MAX_SEED
 NETWORKS = ("mlp", "nature_cnn", "impala_cnn")
 
 
+MAX_SPARE_ACTORS = 64  # on one machine, without a lane
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What is acted on, and how. Everything here decides the numbers; how many processes share the work does not."""
@@ -64,6 +67,15 @@ class Experiment:
         """The policy version that rollout `rollout_index` acts with; in `async` nobody can say."""
         assert self.schedule != "async"
         return rollout_index if self.schedule == "sync" else max(0, rollout_index - 1)
+
+    def check_actors(self, flag: str, count: int, least: int = 1) -> None:
+        """Raise `UserError` on a number of actors that cannot be meant: one without a lane holds memory for nothing."""
+        most = self.num_lanes + MAX_SPARE_ACTORS
+        if not least <= count <= most:
+            raise UserError(
+                f"{flag} must lie between {least} and {most}, not {count}: this run has work for {self.num_lanes}"
+                " actors, one for each of its lanes"
+            )
 
     def check(self) -> None:
         """Raise `UserError` on a setting that cannot work, naming the flag and what to do."""

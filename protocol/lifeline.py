@@ -14,11 +14,11 @@ from contextlib import suppress
 from typing import NoReturn
 
 from protocol import trace
-from protocol.errors import UserError
+from protocol.errors import EnvironmentFault, UserError
 from protocol.offspring import end_offspring
 from protocol.process import seek_user_modules_last
 
-SUCCESS, FAILURE, USER_ERROR = 0, 1, 2
+SUCCESS, FAILURE, USER_ERROR, ENVIRONMENT_ERROR = 0, 1, 2, 3
 STOP, LOST, ACTORS = "stop", "lost", "actors"
 
 STANDARD_ERROR = 2  # its file descriptor
@@ -40,7 +40,8 @@ def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]]
 
 
 def run_to_the_end(name: str, work: Callable[[], None]) -> NoReturn:
-    """Run `work` and exit the process: 0 when it is done, 2 with one line on a `UserError`, 1 with a traceback."""
+    """Run `work` and exit the process: 0 when it is done, 2 with one line on a `UserError`, 3 with one line on an
+    `EnvironmentFault`, 1 with a traceback on anything else."""
     code = FAILURE
     trace.join(name)
     try:
@@ -49,6 +50,9 @@ def run_to_the_end(name: str, work: Callable[[], None]) -> NoReturn:
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         code = USER_ERROR
+    except EnvironmentFault as fault:
+        print(f"{name}: {fault}", file=sys.stderr)
+        code = ENVIRONMENT_ERROR
     except BaseException:
         traceback.print_exc()
     leave(code)

@@ -18,7 +18,7 @@ from typing import Any
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import replace_file
-from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR, ends_of_a_run
+from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
@@ -351,6 +351,9 @@ class Supervisor:
             return
         if code == USER_ERROR and not self._learning:
             raise UserError(last_line.removeprefix(f"actor {actor}: "))
+        if code == ENVIRONMENT_ERROR and not self._learning:
+            self._stop(last_line.removeprefix(f"actor {actor}: "))  # another process would find the same
+            return
         cause = f"actor {actor} {hung} and was killed" if hung else f"actor {actor} {end_of(code, last_line)}"
         # The run is over in a moment; unless the actor ended by itself, or the learner is lost in that moment and the
         # next one needs it.

@@ -12,9 +12,9 @@ from actors.actor import Actor
 from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
-from protocol.errors import UserError
+from protocol.errors import EnvironmentFault, UserError
 from protocol.files import append_line
-from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
+from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR
 from protocol.remote import RemoteAccess
 from protocol.text import error_line
 from supervisor.workers import Events
@@ -101,6 +101,8 @@ class ThreadWorkers:
                 work()
             except UserError as error:
                 code, last = USER_ERROR, str(error)
+            except EnvironmentFault as fault:
+                code, last = ENVIRONMENT_ERROR, str(fault)
             except BaseException as error:
                 code, last = FAILURE, error_line(error)
                 with suppress(OSError):  # as a process leaves it

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from launching import SMALL, launch, summary_of
+from launching import SMALL, launch, summary_of, train
 
 ILL = "tests.environments_faulty:Ill-v0"
 
@@ -63,3 +63,37 @@ def test_a_run_that_its_environments_end_says_so_in_one_line_and_keeps_the_trace
     assert errors.count("\n") == 1
     assert "episodes ended in a fault" in errors
     assert "Traceback" in (tmp_path / "run" / "logs" / "learner.log").read_text()
+
+
+@pytest.mark.parametrize("execution", [["--in-process"], ["--actors", 3]])
+@pytest.mark.parametrize("where", ["constructor", "reset"])
+def test_an_environment_that_cannot_even_begin_ends_the_run_at_once_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, execution: list[object]
+) -> None:
+    """Another process would find the same: nobody is started again."""
+    method = {"constructor": "__init__(self)", "reset": "reset(self, **_)"}[where]
+    (tmp_path / "never.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        f"class Never(CartPoleEnv):\n    def {method}:\n        raise ValueError('first line\\nsecond line')\n"
+        "gymnasium.register('Never-v0', entry_point=Never)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = launch("--env", "never:Never-v0", "--run-dir", "run", *SMALL, *execution)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "never:Never-v0" in done.stderr and f"{where}: it raised ValueError: first line second line" in done.stderr
+    assert "times in a row" in done.stderr and "--resume run" in done.stderr
+    assert "starts again" not in done.stdout
+    assert summary_of(tmp_path / "run").get("actor_restarts") == 0
+
+
+def test_a_constructor_that_fails_now_and_then_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flaky.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\nmade = 0\n"
+        "class Flaky(CartPoleEnv):\n    def __init__(self):\n        global made\n        made += 1\n"
+        "        if made % 3:\n            raise OSError('no licence is free')\n        super().__init__()\n"
+        "gymnasium.register('Flaky-v0', entry_point=Flaky)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    summary = train(tmp_path / "run", "--env", "flaky:Flaky-v0", *SMALL, "--actors", 2)
+    assert summary["actor_restarts"] == 0 and summary["deterministic"] is True
