@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from protocol.process import fix_hash_seed, seek_user_modules_last
+from protocol.process import as_typed, fix_hash_seed, seek_user_modules_last
 from protocol.threads import use_one_thread
 
 if __name__ == "__main__":
@@ -16,6 +16,7 @@ use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eva
 from commands import COMMANDS  # noqa: E402
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits  # noqa: E402
+from protocol.text import one_line  # noqa: E402
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
 
@@ -27,6 +28,7 @@ def main(arguments: list[str]) -> int:
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a dash is no reason to end a run
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
     try:
+        _check_arguments(arguments)
         if command not in COMMANDS:
             raise UserError(f"there is no command {command}; there are {', '.join(COMMANDS)}, each with --help")
         if command != "train" or "--help" in arguments:
@@ -43,6 +45,12 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A path that was typed is too long, goes through a file, or is somebody else's.
+        print(f"launch.py: {one_line(as_typed(error.filename))}: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
     except ModuleNotFoundError as error:
         if error.name not in NEEDED:
             raise
@@ -52,6 +60,17 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return USER_ERROR
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Raise `UserError` on what no command can take."""
+    for argument in arguments:
+        if not argument:
+            raise UserError("an argument is empty; is a variable of your shell not set?")
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{one_line(argument)} is not UTF-8") from None
 
 
 if __name__ == "__main__":

@@ -101,9 +101,12 @@ def make_environment(experiment: Experiment) -> gymnasium.Env:
         raise UserError(f"--env {experiment.env} cannot be made: {_reason(error)}") from error
     for text, wrapper, kwargs in wrappers:
         try:
-            env = wrapper(env, **kwargs)
+            wrapped = wrapper(env, **kwargs)
         except Exception as error:
             raise UserError(f"--wrapper {text} cannot be put on: {error_line(error)}") from error
+        if not isinstance(wrapped, gymnasium.Env):
+            raise UserError(f"--wrapper {text} cannot be put on: it made {kind_of(wrapped)}, no gymnasium.Env")
+        env = wrapped
     offspring.look()
     return env
 

@@ -87,6 +87,19 @@ class ExportedPolicy:
         return stored[None]
 
 
+def check_target(path: Path) -> None:
+    """Raise `UserError` where a policy would be written over a file that is none, such as one of a run's."""
+    if not path.exists():
+        return
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            ours = FORMAT_KEY in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        ours = path.suffix == ".onnx" and path.is_file()
+    if not ours:
+        raise UserError(f"{path} is there already, and is no exported policy: choose another name")
+
+
 def save_policy(path: Path, description: Description, snapshot: PolicySnapshot) -> None:
     """Write a policy to `path`, all or nothing. Raises `OSError`."""
     arrays = {f"{WEIGHTS}{name}": array for name, array in snapshot.weights.items()}

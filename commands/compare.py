@@ -54,8 +54,21 @@ def main(arguments: list[str]) -> int:
     Console().print(table)
     digests = {result["weights"] for result in results}
     if None not in digests:
-        print("the weights are equal, bit for bit" if len(digests) == 1 else "the weights differ")
+        print(_verdict(runs, results, learners) if len(digests) > 1 else "the weights are equal, bit for bit")
     return SUCCESS
+
+
+def _verdict(runs: list[Run], results: list[dict[str, Any]], learners: list[Any]) -> str:
+    """What to say of weights that differ."""
+    same = all(learner == learners[0] for learner in learners) and not differing([run.config for run in runs])
+    steps = len({result["env-steps"] for result in results}) == 1
+    if not (same and steps and all(result["deterministic"] for result in results)):
+        return "the weights differ"
+    return (
+        "the weights differ, though all settings are equal and every run says that it is deterministic: the environment"
+        " does not repeat itself in a way that no run has noticed. `python launch.py doctor ENV` may find it; see"
+        " docs/reproducibility.md"
+    )
 
 
 def results_of(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from commands.command_line import parse
 from commands.policies import open_policy
 from protocol.errors import UserError
 from protocol.files import replace_file
-from protocol.lifeline import FAILURE, SUCCESS
+from protocol.lifeline import FAILURE, SUCCESS, take_streams_back
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
         experiment, snapshot = open_policy(command.policy, command.best, command.trust)
         with playing(experiment, snapshot, command.episodes) as scores:
             # Kept and told before the environment is closed, since that may be the end of the process.
-            code = _tell(Results.of(scores), snapshot.policy_version, run_dir, experiment.env)
+            found = Results.of(scores)
+            take_streams_back()
+            code = _tell(found, snapshot.policy_version, run_dir, experiment.env)
             end_if_stuck(code)
         return code
     except EnvironmentFault as fault:

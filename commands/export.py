@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from actors.environment import make_environment
-from actors.exported import ExportedPolicy, save_policy
+from actors.exported import ExportedPolicy, check_target, save_policy
 from actors.graph import TOLERANCE, inputs_of, save_graph
 from actors.simulation import EnvironmentFault, Simulation
 from commands.command_line import parse
@@ -33,7 +33,7 @@ class ExportCommand:
     policy: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
     """Directory of a run, or a file that `export` or `import-sb3` wrote."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """File to write; one that is there is replaced."""
+    """File to write; an exported policy that is there is replaced, and nothing else is."""
     format: Literal["numpy", "onnx"] = "numpy"
     """`numpy`: safetensors, for `actors.exported.load_policy`. `onnx`: a graph, for any ONNX runtime."""
     best: bool = False
@@ -45,6 +45,7 @@ class ExportCommand:
 def main(arguments: list[str]) -> int:
     """Export as the command line says; returns the exit code."""
     command = parse(ExportCommand, "launch.py export", arguments)
+    check_target(command.out)
     experiment, snapshot = open_policy(command.policy, command.best, command.trust)
     policy = ExportedPolicy(describe(experiment, snapshot.policy_version), snapshot)
     try:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from actors.exported import Description, ExportedPolicy, save_policy
+from actors.exported import Description, ExportedPolicy, check_target, save_policy
 from commands.command_line import parse
 from commands.policies import describe
 from commands.torch_files import read_member, read_tensors
@@ -38,7 +38,7 @@ class ImportCommand:
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """The zip file that model.save wrote."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """File to write; one that is there is replaced."""
+    """File to write; an exported policy that is there is replaced, and nothing else is."""
     env: str
     """Gymnasium environment id that it was trained in, or `module:EnvId` of a module that registers it."""
     env_kwargs: tuple[str, ...] = ()
@@ -50,6 +50,7 @@ class ImportCommand:
 def main(arguments: list[str]) -> int:
     """Import as the command line says; returns the exit code."""
     command = parse(ImportCommand, "launch.py import-sb3", arguments)
+    check_target(command.out)
     try:
         tensors, settings = read_model(command.model)
         weights, hidden_sizes = policy_weights(tensors)

@@ -10,6 +10,7 @@ from commands.command_line import parse
 from protocol.errors import UserError
 from protocol.keys import ALLOWED, make_keys
 from protocol.lifeline import SUCCESS
+from protocol.process import as_word
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"the keys cannot be written: {error}") from None
     for path in made:
         print(f"{path}: copy it to the actor's machine, readable for you alone")
-    print(f"learner: python launch.py --listen tcp://0.0.0.0:5555 --keys {command.directory}")
-    print(f"actors:  python -m actors --connect tcp://HOST:5555 --key {made[0].name}")
+    print(f"learner: python launch.py --listen tcp://0.0.0.0:5555 --keys {as_word(command.directory)}")
+    print(f"actors:  python -m actors --connect tcp://HOST:5555 --key {as_word(made[0].name)}")
     print(f"to revoke a key, remove its line from {command.directory / ALLOWED}")
     return SUCCESS

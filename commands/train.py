@@ -28,6 +28,7 @@ from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import read_rows
+from protocol.keys import read_learner
 from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
@@ -183,6 +184,8 @@ def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
         return None
     remote = RemoteAccess(execution.listen, execution.keys and execution.keys.absolute())
     remote.check(execution.insecure)
+    if remote.keys is not None:
+        read_learner(remote.keys)  # here: what is wrong with it is said before anything starts
     return remote
 
 

@@ -1,6 +1,7 @@
 """The learner's settings, and the whole of an experiment's: what `config.toml` in a run directory holds."""
 
 import dataclasses
+import difflib
 import json
 import math
 import tomllib
@@ -159,7 +160,9 @@ class RunConfig:
         parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         owner = {field.name: name for name, part in parts.items() for field in dataclasses.fields(part)}
         if unknown := sorted(settings.keys() - owner.keys()):
-            raise UserError(f"{where} has unknown settings {', '.join(unknown)}")
+            near = [match for name in unknown for match in difflib.get_close_matches(name, owner, n=1)]
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise UserError(f"{where} has unknown settings {', '.join(unknown)}{hint}")
         for name, value in settings.items():
             part = parts[owner[name]]
             hint = typing.get_type_hints(type(part))[name]

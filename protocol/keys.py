@@ -5,6 +5,7 @@ Keys are in Z85, 40 characters each, as ZeroMQ writes them.
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def read_learner(directory: Path) -> KeyPair:
     """The learner's keys in `directory`; raises `UserError`."""
     path = directory / LEARNER
     if not path.exists():
-        raise UserError(f"--keys {directory} has no {LEARNER}; `python launch.py keys {directory}` makes it")
+        raise UserError(
+            f"--keys {directory} has no {LEARNER}; `python launch.py keys {shlex.quote(str(directory))}` makes it"
+        )
     return _pair(_read_secret(path, {"public", "secret"}), path)
 
 

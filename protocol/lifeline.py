@@ -69,9 +69,16 @@ def leave(code: int) -> NoReturn:
     """End this process and all that its environments have started, without waiting for a library's threads."""
     end_offspring()
     trace.flush()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    take_streams_back()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):  # an environment has closed it
+            stream.flush()
     exit_at_once(code)
+
+
+def take_streams_back() -> None:
+    """Print again where this program prints, whatever an environment has made of `sys.stdout` and `sys.stderr`."""
+    sys.stdout, sys.stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
 
 
 def tell_who_exits() -> None:

@@ -4,6 +4,7 @@ Imported before anything else, by every program of this project.
 """
 
 import os
+import shlex
 import sys
 
 HASH_SEED = {"PYTHONHASHSEED": "0"}  # of every process that may run an environment: sets are iterated in hash order
@@ -42,6 +43,11 @@ def as_typed(path: str | os.PathLike[str]) -> str:
     """A path as a user in `START` would type it: relative, if it lies there. Inside, all paths are absolute."""
     path = os.fspath(path)
     return path.removeprefix(START.rstrip(os.sep) + os.sep)
+
+
+def as_word(path: str | os.PathLike[str]) -> str:
+    """A path as a word of a command that a user can paste into a shell."""
+    return shlex.quote(as_typed(path))
 
 
 def seek_user_modules_last() -> None:

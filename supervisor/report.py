@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from learner.witness import in_words
 from protocol.files import append_line, keep_rows, replace_file
-from protocol.process import as_typed
+from protocol.process import as_word
 from protocol.text import printable
 from supervisor.processes import cut_log
 from supervisor.status import Happening, RunStatus
@@ -135,8 +136,8 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         *([f"evaluations: {evaluations}"] if evaluations else []),
         *([f"witnessed: {in_words(witness)}"] if (witness := summary.get("witness")) and any(witness.values()) else []),
         f"weights {summary['weights_digest'] or DASH}",
-        *([f"go on:       {_launch()} --resume {as_typed(run_dir)}"] if summary["status"] == "stopped" else []),
-        *([f"evaluate it: {_launch()} eval {as_typed(run_dir)}"] if summary["weights_digest"] else []),
+        *([f"go on:       {_launch()} --resume {as_word(run_dir)}"] if summary["status"] == "stopped" else []),
+        *([f"evaluate it: {_launch()} eval {as_word(run_dir)}"] if summary["weights_digest"] else []),
     ]
 
 
@@ -147,4 +148,4 @@ def _launch() -> str:
         python = "python"
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return f"{python} {min(os.path.relpath(LAUNCH), str(LAUNCH), key=len)}"
+    return shlex.join([str(python), min(os.path.relpath(LAUNCH), str(LAUNCH), key=len)])

@@ -18,8 +18,8 @@ from typing import Any
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import replace_file
-from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run
-from protocol.process import as_typed
+from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run, take_streams_back
+from protocol.process import as_typed, as_word
 from protocol.remote import RemoteAccess
 from supervisor.address import listening_address
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
@@ -113,8 +113,9 @@ def supervise(
                     report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
             report.end(summary, error)
     if error is not None:
+        take_streams_back()
         print(
-            f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_typed(run_dir)})",
+            f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_word(run_dir)})",
             file=sys.stderr,
         )
         return FAILURE

@@ -107,6 +107,9 @@ class Ill(gymnasium.Env):
                 raise KeyboardInterrupt
             case "leave":
                 os._exit(0)
+            case "silence":
+                sys.stdout = sys.stderr = None
+                return self._returned(1.0)
             case "hang in evaluation":
                 if "supervisor.evaluator" in sys.orig_argv:
                     time.sleep(1e6)

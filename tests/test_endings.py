@@ -97,3 +97,12 @@ def test_a_constructor_that_fails_now_and_then_ends_nothing(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     summary = train(tmp_path / "run", "--env", "flaky:Flaky-v0", *SMALL, "--actors", 2)
     assert summary["actor_restarts"] == 0 and summary["deterministic"] is True
+
+
+def test_an_environment_that_takes_the_output_away_hides_nothing(tmp_path: Path) -> None:
+    code, output, errors = run_in_process(tmp_path / "run", "silence", every=1)
+    assert (code, errors) == (0, "")
+    assert output.splitlines()[-1].startswith("evaluate it:")
+    done = launch("eval", tmp_path / "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("return ")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from launching import LAUNCH, SMALL, launch, metrics_of, summary_of
+from marks import slow
 
 from commands.completion import flags_of, script
 
@@ -69,6 +70,72 @@ def test_a_file_where_the_run_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert "cannot be written" in refused("--run-dir", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+LONG = "x" * 300  # no file system takes such a name
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--run-dir", LONG],
+        ["--config", LONG],
+        ["--trace", LONG],
+        ["--listen", "tcp://127.0.0.1:5555", "--keys", LONG],
+        *map(slow, (["--resume", LONG], ["replay", LONG, 1], ["compare", LONG, LONG], ["plot", LONG], ["play", LONG])),
+        *map(slow, (["dashboard", LONG], ["export", LONG, "y"], ["actors", LONG, "--count", 2], ["keys", LONG])),
+        ["eval", LONG],
+    ],
+    ids=lambda flags: "-".join(map(str, flags)).replace(LONG, "long"),
+)
+def test_a_path_that_the_system_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert LONG[:100] in refused(*flags)
+    assert not [path for path in tmp_path.rglob("*") if path.name != "runs"]
+
+
+def test_an_argument_that_is_empty_or_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "an argument is empty" in refused("--run-dir", "")
+    assert "is not UTF-8" in refused("--run-dir", "a\udcff")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["config.toml", "checkpoints/00000004/arrays.safetensors", "metrics.jsonl"])
+def test_no_policy_is_written_over_a_file_that_is_none(small_run: Path, file: str) -> None:
+    before = (small_run / file).read_bytes()
+    assert "is there already, and is no exported policy" in refused("export", small_run, small_run / file)
+    assert (small_run / file).read_bytes() == before
+
+
+def test_a_policy_is_written_over_an_older_one(small_run: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert launch("export", small_run, tmp_path / "policy").returncode == 0
+
+
+def test_what_can_be_pasted_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = "my runs/it's"
+    done = launch("--run-dir", run_dir, "--in-process", *SMALL)
+    command = done.stdout.splitlines()[-1].removeprefix("evaluate it: ")
+    assert shlex.split(command)[-2:] == ["eval", run_dir]
+    assert subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout.startswith("return ")
+
+
+def test_a_setting_with_a_flags_hyphens_is_told_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("total-steps = 512\n")
+    assert "unknown settings total-steps; did you mean total_steps?" in refused("--config", tmp_path / "mine.toml")
+
+
+def test_equal_runs_with_other_weights_are_told_apart_from_different_ones(small_run: Path, tmp_path: Path) -> None:
+    copy_of(small_run, tmp_path / "run")
+    summary = summary_of(small_run) | {"weights_digest": "0" * 64}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    assert "the weights differ, though all settings are equal" in launch("compare", small_run, tmp_path / "run").stdout
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary | {"deterministic": False}))
+    assert "the weights differ\n" in launch("compare", small_run, tmp_path / "run").stdout
 
 
 def test_a_directory_that_holds_a_run_is_not_written_over(small_run: Path) -> None:
