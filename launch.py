@@ -16,7 +16,7 @@ use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eva
 from commands import COMMANDS  # noqa: E402
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits  # noqa: E402
-from protocol.text import one_line  # noqa: E402
+from protocol.text import one_line, printable  # noqa: E402
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
 
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
 
         return train(arguments)
     except UserError as error:
-        print(f"launch.py: {error}", file=sys.stderr)
+        for line in f"launch.py: {error}".splitlines():
+            print(printable(line), file=sys.stderr)  # it may hold what somebody else wrote
         return USER_ERROR
     except OSError as error:
         if error.filename is None:

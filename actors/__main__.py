@@ -41,6 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m actors", description=__doc__)
     parser.add_argument("--connect", required=True, help="address of the learner, such as tcp://192.168.1.2:5555")
     parser.add_argument("--key", type=Path, help="file that `launch.py keys` made; none for a learner without keys")
+    parser.add_argument(
+        "--trust", action="store_true", help="import what the learner names, though without a key anybody may be it"
+    )
     parser.add_argument("--index", type=int, help="number that launch.py gives to the actors that it starts")
     parser.add_argument("--life", type=int, default=0, help="number that launch.py gives to each process it starts")
     arguments = parser.parse_args()
@@ -53,17 +56,18 @@ def main() -> None:
     name = _unique_name()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end_by)
-    run_to_the_end(f"actor {name}", lambda: _join(name, arguments.connect, arguments.key))
+    run_to_the_end(f"actor {name}", lambda: _join(name, arguments.connect, arguments.key, arguments.trust))
 
 
-def _join(name: str, address: str, key: Path | None) -> None:
+def _join(name: str, address: str, key: Path | None, trust: bool) -> None:
     """Take part in a run that was started elsewhere."""
     check_tcp(address, "--connect")
 
     def say(text: str) -> None:
         print(f"actor {name}: {text}", file=sys.stderr, flush=True)
 
-    Actor(name, address, read_actor(key) if key else None, say, stop=_stop).run()
+    trust = trust or key is not None  # with a key, the learner is the one that it was made for
+    Actor(name, address, read_actor(key) if key else None, say, stop=_stop, trust=trust).run()
     if _signals:  # end as they end a process, but for what its environments have started
         end_offspring()
         signal.signal(_signals[0], signal.SIG_DFL)

@@ -32,8 +32,10 @@ from protocol.messages import (
 )
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
+from protocol.text import one_line
 from protocol.trajectory import Trajectory
 from protocol.transport import ActorSocket
+from protocol.trust import foreign_names
 
 HELLO_INTERVAL = 0.5  # seconds of having nothing to do after which an actor says hello again: the learner may be new
 PROGRESS_INTERVAL = 0.5  # seconds between reports of progress
@@ -55,10 +57,13 @@ class Actor:
         say: Callable[[str], None] = lambda _: None,
         life: int = 0,
         stop: threading.Event | None = None,
+        trust: bool = True,
     ) -> None:
         """An actor for the learner at `address`; `say` takes lines for whoever started it by hand, `life` is the number
-        that its supervisor gave this process, and `stop` asks it to close its environments and return."""
+        that its supervisor gave this process, `stop` asks it to close its environments and return, and `trust` lets
+        the learner name any module to import."""
         self._stop = stop or threading.Event()
+        self._trust = trust
         self._hello = Hello(name, life, fingerprint(), pid=os.getpid())
         self._address = address
         self._say = say
@@ -148,6 +153,11 @@ class Actor:
     def _prepare(self, welcome: Welcome) -> None:
         """Begin with a learner, or again with one that was restarted: whatever an older one granted is void."""
         experiment = welcome.experiment
+        if not self._trust and (names := foreign_names(experiment)):
+            raise UserError(
+                f"the learner at {self._address} names code that would run here ({one_line(', '.join(names))}), and"
+                " without a key anybody may be that learner: give this actor a key, or --trust"
+            )
         self._alone_since, self._welcomed = None, True
         self._say(f"connected to run {welcome.run_id} of {experiment.env} at {self._address}")
         self._grants.clear()

@@ -1,6 +1,5 @@
 """`compare RUN_DIR RUN_DIR…`: in what runs differ, and what came of it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,9 @@ from commands.curves import differing
 from commands.runs import Run
 from learner.witness import in_words
 from protocol.errors import UserError
+from protocol.files import read_object
 from protocol.lifeline import SUCCESS
+from protocol.text import printable
 
 DASH = "–"
 
@@ -91,11 +92,11 @@ def results_of(run: Run) -> dict[str, Any]:
 def _evaluation(path: Path) -> str | None:
     """What `eval` found, if it was run."""
     try:
-        found = json.loads(path.read_text())
+        found = read_object(path) or {}
         if found["return_mean"] is None:
             return f"{DASH} ({len(found['faults'])} faults)"
         return f"{found['return_mean']:.2f} ± {found['return_std']:.2f} ({found['episodes']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -112,4 +113,4 @@ def _shown(value: Any) -> str:
         case tuple() | list():
             return " ".join(map(str, value)) or DASH
         case _:
-            return str(value)
+            return printable(str(value))

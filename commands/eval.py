@@ -35,7 +35,7 @@ class EvalCommand:
     best: bool = False
     """Evaluate the best policy by the evaluations during training (--eval-every), not the newest."""
     trust: bool = False
-    """Import the modules that a file names, for an environment, a wrapper or a network that is not a library's."""
+    """Import the modules that a file, or another user's run, names for an environment, a wrapper or a network."""
 
 
 def main(arguments: list[str]) -> int:

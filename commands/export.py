@@ -39,7 +39,7 @@ class ExportCommand:
     best: bool = False
     """Take the best policy by evaluation instead of the newest."""
     trust: bool = False
-    """Import the modules that a file names, for an environment, a wrapper or a network that is not a library's."""
+    """Import the modules that a file, or another user's run, names for an environment, a wrapper or a network."""
 
 
 def main(arguments: list[str]) -> int:

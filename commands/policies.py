@@ -11,6 +11,7 @@ from learner.checkpoint import policy_snapshot, understood
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.snapshot import PolicySnapshot
+from protocol.trust import check_trust
 
 
 class Acting(NamedTuple):
@@ -23,10 +24,11 @@ class Acting(NamedTuple):
 def open_policy(path: Path, best: bool = False, trust: bool = False) -> Acting:
     """The policy in a run directory or a file; raises `UserError` if there is none, or if it cannot act as it says.
 
-    A file may come from anywhere: unless it is trusted, it may name no modules to import.
+    Directories and files may come from anywhere: unless trusted, they may name no foreign modules to import.
     """
     if not path.is_file():
         run = Run.open(path)
+        check_trust(run.config.experiment, path, trust, run_dir=path)
         checkpoint = run.checkpoint(best)
         with understood(checkpoint):
             return Acting(run.config.experiment, policy_snapshot(checkpoint))

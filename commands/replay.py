@@ -21,8 +21,9 @@ from learner.faults import FAULTS, list_faults
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
-from protocol.text import one_line
+from protocol.text import one_line, printable
 from protocol.trajectory import Fault
+from protocol.trust import check_trust
 
 SHOWN = 5  # steps before a fault
 
@@ -46,6 +47,8 @@ class ReplayCommand:
     """Directory for an mp4 of the episode."""
     debugger: bool = False
     """Stop in Python's debugger where the environment raised."""
+    trust: bool = False
+    """Import the modules that another user's run names for an environment, a wrapper or a network."""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,10 +58,11 @@ def main(arguments: list[str]) -> int:
     found = list_faults(command.run_dir / FAULTS)
     if command.number is None:
         for number, fault, _ in found:
-            print(f"{number:>3}  {fault}")
+            print(f"{number:>3}  {printable(str(fault))}")
         if not found:
             print(f"{experiment.env} left no faults in {command.run_dir}")
         return SUCCESS
+    check_trust(experiment, command.run_dir, command.trust, run_dir=command.run_dir)
     for number, fault, actions in found:
         if number == command.number:
             name = f"fault-{number}"
@@ -71,7 +75,7 @@ def main(arguments: list[str]) -> int:
 
 def _replay(experiment: Experiment, fault: Fault, actions: Any, video: Video | None, debugger: bool) -> int:
     """Repeat a fault and say what happens; returns the exit code."""
-    print(f"{experiment.env} {fault}")
+    print(printable(f"{experiment.env} {fault}"))
     try:
         simulation = Simulation(experiment, make=video.make if video else make_environment)
     except EnvironmentFault as error:

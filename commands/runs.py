@@ -1,6 +1,5 @@
 """A run directory, as the commands that look at one read it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from learner.checkpoint import Checkpoint, load_newest_checkpoint
 from learner.config import RunConfig
 from protocol.errors import UserError
-from protocol.files import read_rows
+from protocol.files import read_object, read_rows
 from supervisor.evaluation import BEST
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
@@ -25,7 +24,7 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> "Run":
         """The run in directory `path`; raises `UserError` if there is none."""
-        if not (path / CONFIG).exists():
+        if not (path / CONFIG).is_file():
             raise UserError(f"{path}: there is no run here (no {CONFIG})")
         return cls(path, RunConfig.load(path / CONFIG))
 
@@ -48,8 +47,4 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """How the run ended; None while it is under way, or where its launcher was killed."""
-        try:
-            summary = json.loads((self.path / SUMMARY).read_text())
-        except (OSError, ValueError, RecursionError):
-            return None
-        return summary if isinstance(summary, dict) else None
+        return read_object(self.path / SUMMARY)

@@ -32,6 +32,7 @@ from protocol.keys import read_learner
 from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
+from protocol.trust import check_trust, sign
 from supervisor.dashboard import dashboard
 from supervisor.report import EVENTS
 from supervisor.sinks import SinkName, check_sinks
@@ -82,6 +83,8 @@ class ExecutionConfig:
     """Continue the run in this directory, with its own settings."""
     begin_anew: bool = False
     """With --resume: where no checkpoint of the run can be read, begin it again from nothing."""
+    trust: bool = False
+    """With --resume or --config: import the modules that they name, though somebody else has written them."""
     config: Path | None = None
     """Take settings from this TOML file, such as another run's config.toml; flags beat it, and it beats the preset."""
 
@@ -122,6 +125,7 @@ def main(arguments: list[str]) -> int:
     if resumed is not None:
         _refuse_changes(defaults, config)
     config.check()
+    _check_trust(config, execution, arguments)
     check_registered(config.experiment.env)
     parse_env_kwargs(config.experiment.env_kwargs)
     check_network(config.experiment)
@@ -257,6 +261,17 @@ def performance_cores() -> int:
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
+def _check_trust(config: RunConfig, execution: ExecutionConfig, arguments: list[str]) -> None:
+    """Raise `UserError` where a run or a file of settings names code to import that this user has not trusted."""
+    if execution.resume is not None:
+        check_trust(config.experiment, execution.resume, execution.trust, execution.resume, arguments)
+    elif execution.config is not None:
+        run_dir = execution.config.parent if execution.config.name == CONFIG else None
+        check_trust(config.experiment, execution.config, execution.trust, run_dir, arguments)
+    elif execution.trust:
+        raise UserError("--trust is for --resume and --config; what a command line names is trusted anyway")
+
+
 def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:
     for part in ("experiment", "ppo", "training"):
         old, new = dataclasses.asdict(getattr(saved, part)), dataclasses.asdict(getattr(given, part))
@@ -293,10 +308,12 @@ def _fresh_run_dir(experiment: Experiment) -> Path:
 
 
 def _refuse_links(run_dir: Path) -> None:
-    """Raise `UserError` where going on with a run, which may be a stranger's, would write elsewhere."""
-    link = next((path for path in [*run_dir.iterdir(), *run_dir.glob("logs/*")] if path.is_symlink()), None)
-    if link is not None:
-        raise UserError(f"{link} is a link; what a run writes must lie in its own directory")
+    """Raise `UserError` where going on with a run, which may be a stranger's, would write elsewhere, or never end."""
+    for path in [*run_dir.iterdir(), *run_dir.glob("logs/*")]:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; what a run writes must lie in its own directory")
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is neither a file nor a directory; no run has made it")
 
 
 @contextmanager
@@ -323,6 +340,7 @@ def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]
                 (run_dir / "logs").mkdir(exist_ok=True)
             except OSError as error:
                 raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
+        sign(run_dir, config.experiment)  # it was typed, signed already, or trusted by a flag
         try:
             yield
         except UserError:

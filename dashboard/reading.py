@@ -1,6 +1,5 @@
 """A run directory as it grows: each reading takes in what was written since the last one."""
 
-import json
 import threading
 import time
 from collections import deque
@@ -11,7 +10,7 @@ from typing import Any
 from dashboard.curves import METRICS, SECONDS, STEPS, VERSION, Curves
 from learner.config import load_settings
 from protocol.errors import UserError
-from protocol.files import row_of
+from protocol.files import read_object, row_of
 
 LAG = "policy/lag_mean"
 READING_SECONDS = 0.5  # that a page waits for what is new; of a long run it is shown more and more
@@ -89,7 +88,7 @@ class RunReader:
                 "evaluations": self._evaluation_points(),
                 "events": {"count": self._event_count, "newest": list(self._events)},
                 "status": self._status(),
-                "summary": self._read_object("summary.json"),
+                "summary": read_object(self._path / "summary.json"),
             }
 
     def _refresh(self) -> None:
@@ -136,17 +135,10 @@ class RunReader:
 
     def _status(self) -> dict[str, Any] | None:
         """What the supervisor last wrote, and how many seconds ago."""
-        status = self._read_object("status.json")
+        status = read_object(self._path / "status.json")
         if status is not None and isinstance(status.get("time"), int | float):
             status["age"] = max(0.0, time.time() - status["time"])
         return status
-
-    def _read_object(self, name: str) -> dict[str, Any] | None:
-        try:
-            value = json.loads((self._path / name).read_text())
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
 
     def _load_settings(self) -> dict[str, Any]:
         try:

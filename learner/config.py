@@ -15,8 +15,10 @@ from learner.schedules import ADAPTIVE, parse_schedule
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import replace_file
+from protocol.text import one_line
 
 VERSIONS = "versions"  # the table of a configuration that decides nothing
+LARGEST_NUMBER = 2**53  # of a setting: larger ones are mistakes, and not every float can hold them
 NONE = '"None"'  # for TOML, which has no word for it; the command line's
 
 
@@ -147,6 +149,9 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise `UserError` on settings that cannot work, alone or together."""
+        for name, value in self.settings.items():
+            if type(value) is int and abs(value) > LARGEST_NUMBER:
+                raise UserError(f"{_flag(name)} must be at most {LARGEST_NUMBER:,}")
         self.experiment.check()
         self.training.check()
         recurrent = self.experiment.recurrent_size > 0
@@ -194,8 +199,8 @@ def load_settings(path: Path) -> dict[str, Any]:
     """The settings in a TOML file, by name; raises `UserError`."""
     try:
         settings = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise UserError(f"{path} cannot be read as a file of settings: {reason}") from None
     settings.pop(VERSIONS, None)  # for people: what a run was computed with
     return settings
@@ -225,6 +230,8 @@ def _from_toml(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not hint:
         kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise UserError(f"{where} is {value!r}, and must be {kinds.get(hint, 'a list')}")
+    if isinstance(value, str) and not value.isprintable():
+        raise UserError(f"{where} holds a character that cannot be shown")
     return value
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from learner.lanes import LaneBorder
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.files import replace_file
+from protocol.files import read_object, replace_file
 from protocol.records import typed
 from protocol.text import one_line
 from protocol.trajectory import Fault, Trajectory
@@ -103,9 +103,9 @@ def list_faults(folder: Path) -> list[tuple[int, Fault, Any]]:
     found = []
     for path in folder.glob("*.json"):
         try:
-            data = json.loads(path.read_text())
+            data = read_object(path) or {}
             actions = data.pop("actions")
             found.append((int(path.stem), typed(data, Fault, path.name), actions))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ProtocolError):
+        except (ValueError, KeyError, TypeError, ProtocolError):
             continue
     return sorted(found, key=lambda entry: entry[0])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,15 @@ def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int 
 
     What need not outlive the machine is not `durable`, and then nobody waits for the disk. The umask limits `mode`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+    def new(name: str, flags: int) -> int:
+        return os.open(
+            name, flags | os.O_EXCL | os.O_NOFOLLOW, mode
+        )  # whoever made the directory has put nothing there
+
     try:
-        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with open(temporary, "wb", opener=new) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             if durable:
@@ -62,11 +69,22 @@ def _number(text: str) -> int:
     return int(text)  # NaN and Infinity are none
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no such file, or it holds no object."""
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def read_rows(path: Path, numbers: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines that have these numbers; what is no such row is left out.
 
     Empty where there is no file; raises another `OSError`.
     """
+    if path.exists() and not path.is_file():
+        return  # a pipe would be waited for
     with suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             row = row_of(line)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from learner.config import RunConfig
 from protocol.errors import UserError
-from protocol.files import read_rows, replace_file
+from protocol.files import read_object, read_rows, replace_file
 from protocol.text import error_line
 from supervisor.evaluation import RESULTS
 
@@ -271,10 +271,7 @@ class _Feeder:
         temporary.replace(self._path)
 
     def _load(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return None
+        return read_object(self._path)
 
 
 def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:

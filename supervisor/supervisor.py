@@ -17,7 +17,7 @@ from typing import Any
 
 from learner.config import RunConfig
 from protocol.errors import UserError
-from protocol.files import replace_file
+from protocol.files import read_object, replace_file
 from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run, take_streams_back
 from protocol.process import as_typed, as_word
 from protocol.remote import RemoteAccess
@@ -57,7 +57,7 @@ def supervise(
 ) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     summary_path = run_dir / "summary.json"
-    earlier = _read_summary(summary_path)
+    earlier = read_object(summary_path) or {}  # of the run's earlier part
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, step_timeout)
     if earlier.get("status") == "finished" and not evaluation.pending():
@@ -429,12 +429,3 @@ def _signals(events: Events) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a run's earlier part; empty where there is none that can be read."""
-    try:
-        summary = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}

@@ -1,6 +1,7 @@
 """What holds for all tests, set before any of them imports NumPy."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from protocol.threads import use_one_thread
 
 use_one_thread(os.environ)  # as in every process of a run
+_state = tempfile.TemporaryDirectory()  # for the secret with which runs are signed: the user's is not for tests
+os.environ["XDG_STATE_HOME"] = _state.name
 os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a test starts inherits
 
 # No test depends on how fast the machine is: neither an example nor their making has a time to be done in.

@@ -1,0 +1,99 @@
+"""Whose code may run here.
+
+A run directory, a file of settings or a learner names modules: of an environment, of wrappers, of a network. To import
+one is to run its code. So a name is imported only if this user has typed it, has said --trust, or has started the run
+that it comes from. For the last, a run directory holds a signature with a secret of the user's.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.files import replace_file
+from protocol.process import OWN
+from protocol.text import one_line
+
+HARMLESS = OWN | {"gymnasium"}  # packages that a name may import without trust: to import them starts nothing
+HARMLESS_WRAPPERS = "gymnasium.wrappers"
+SIGNATURE = ".signature"  # in the run directory
+SECRET_BYTES = 32
+
+
+def foreign_names(experiment: Experiment) -> list[str]:
+    """What an experiment names of code that is neither this project's nor gymnasium's, as a command line would."""
+    modules = [name for name in (experiment.env, experiment.network) if ":" in name]
+    names = [name for name in modules if name.split(":")[0].split(".")[0] not in HARMLESS]
+    return names + [text for text in experiment.wrapper if text.partition(":")[0] != HARMLESS_WRAPPERS]
+
+
+def check_trust(
+    experiment: Experiment, origin: Path, trust: bool, run_dir: Path | None = None, typed: Sequence[str] = ()
+) -> None:
+    """Raise `UserError` where the experiment names code that this user has not trusted.
+
+    `origin` is the file or directory that names it, `run_dir` the run directory that it is or lies in, if any, and
+    `typed` are the words of the command line.
+    """
+    words = {word for argument in typed for word in (argument, argument.partition("=")[2])}  # --env=NAME, too
+    names = [name for name in foreign_names(experiment) if name not in words]
+    if names and not trust and not (run_dir is not None and _is_signed(run_dir, experiment)):
+        raise UserError(
+            f"{origin} names code that would run here ({one_line(', '.join(names))}), and was not made by you on this"
+            " machine: --trust lets that code run"
+        )
+
+
+def sign(run_dir: Path, experiment: Experiment) -> None:
+    """Remember that this user has trusted what the run names. Without a place for a secret, nothing is remembered."""
+    if foreign_names(experiment) and (secret := _secret()) is not None:
+        replace_file(run_dir / SIGNATURE, _signature(secret, experiment), durable=False)
+
+
+def _is_signed(run_dir: Path, experiment: Experiment) -> bool:
+    secret = _secret()
+    try:
+        found = (run_dir / SIGNATURE).read_text() if (run_dir / SIGNATURE).is_file() else ""
+    except (OSError, ValueError):
+        return False
+    return secret is not None and hmac.compare_digest(found.encode(), _signature(secret, experiment).encode())
+
+
+def _signature(secret: bytes, experiment: Experiment) -> str:
+    return hmac.new(secret, json.dumps(foreign_names(experiment)).encode(), hashlib.sha256).hexdigest()
+
+
+def _secret() -> bytes | None:
+    """This user's secret on this machine, made at first; None where there is no place for it that is the user's."""
+    try:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "distributed-ppo"
+        path = folder / "secret"
+        if not path.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_secret(path)
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            own = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+            secret = file.read(SECRET_BYTES) if own else b""
+    except (OSError, RuntimeError):  # no home, or no room in it
+        return None
+    return secret if len(secret) == SECRET_BYTES else None
+
+
+def _make_secret(path: Path) -> None:
+    """Write a new secret, whole or not at all; where another process is first, that one's stays."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(SECRET_BYTES))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
