@@ -22,6 +22,7 @@ from learner.config import RunConfig  # noqa: E402
 from learner.process import run_learner  # noqa: E402
 from learner.supervision import Supervision  # noqa: E402
 from protocol.lifeline import ACTORS, LOST, run_child  # noqa: E402
+from protocol.offspring import end_siblings  # noqa: E402
 from protocol.remote import RemoteAccess  # noqa: E402
 
 MAX_FILES = 65_536  # of open files, where the system would allow any number
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are too many")
     arguments = parser.parse_args()
     _allow_many_connections()
+    parent = os.getppid()
     lock = threading.Lock()
 
     def report(event: dict[str, Any]) -> None:
@@ -53,7 +55,11 @@ def main() -> None:
         if arguments.listen_remote:
             remote = RemoteAccess(arguments.listen_remote, arguments.keys, arguments.supervised)
         timeout = arguments.step_timeout
-        run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision)
+        try:
+            run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision)
+        finally:
+            if os.getppid() != parent:  # the launcher was killed, and nobody else sees to its children
+                end_siblings(parent)
 
     def listen(words: list[str]) -> None:
         if words[0] == LOST:

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FOR_CHILD = "-child-"  # between the parent's pid and the rest of a mark that a 
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
 STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}  # which raise none of these events
 KEEPERS_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
+SIBLINGS_SECONDS = 5.0  # that they have to end by themselves
 LOOK_SECONDS = 1.0  # between two looks for processes that were started without Python's knowledge
 
 _owner: int | None = None  # the process that watches: its forks have inherited the hook
@@ -64,6 +66,32 @@ def end_offspring() -> None:
         seen: Seen = {}
         see_descendants(os.getpid(), seen)
         end_all(os.getpid(), _mark(), seen, spared={os.getpid(), _keeper.pid})
+
+
+def end_siblings(parent: int) -> None:
+    """End what is left of the children of process `parent`, which is gone, but for this one.
+
+    They end by themselves where they can. One that was stopped, or hangs in C code, cannot.
+    """
+    import psutil
+
+    def left() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                mark = process.environ().get(VARIABLE, "")
+            except (psutil.Error, OSError):
+                continue  # it has just ended, or is none of this user's
+            if process.pid != os.getpid() and mark.startswith(f"{parent}{FOR_CHILD}"):
+                found.append(process)
+        return found
+
+    deadline = time.monotonic() + SIBLINGS_SECONDS
+    while left() and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS / 4)
+    for process in left():
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _mark() -> str:

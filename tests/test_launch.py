@@ -247,6 +247,20 @@ def test_children_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) 
     assert not folder.exists()  # the next run swept it
 
 
+@pytest.mark.slow
+def test_an_actor_that_was_stopped_does_not_outlive_its_killed_launcher(tmp_path: Path) -> None:
+    """It cannot end by itself: the learner ends it, once all is saved."""
+    with running(tmp_path / "run", "--actors", 2, "--total-steps", 10**9) as process:
+        wait_for(lambda: iterations(tmp_path / "run") >= 1, process)
+        launcher = psutil.Process(process.pid)
+        left = launcher.children(recursive=True)
+        stopped = children(launcher, "actors")[0]
+        stopped.suspend()
+        launcher.kill()
+        process.wait()
+    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in left))
+
+
 def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -> None:
     with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 1, process)
