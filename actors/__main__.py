@@ -27,8 +27,8 @@ from pathlib import Path  # noqa: E402
 from types import FrameType  # noqa: E402
 
 from actors.actor import Actor  # noqa: E402
-from protocol.keys import read_actor  # noqa: E402
-from protocol.lifeline import SUCCESS, leave, run_child, run_to_the_end  # noqa: E402
+from protocol.keys import actor_key, read_actor  # noqa: E402
+from protocol.lifeline import SUCCESS, await_key, leave, run_child, run_to_the_end  # noqa: E402
 from protocol.offspring import end_offspring  # noqa: E402
 from protocol.remote import check_tcp  # noqa: E402
 
@@ -44,13 +44,15 @@ def main() -> None:
     parser.add_argument(
         "--trust", action="store_true", help="import what the learner names, though without a key anybody may be it"
     )
+    parser.add_argument("--keyed", action="store_true", help="launch.py tells the run's key at standard input")
     parser.add_argument("--index", type=int, help="number that launch.py gives to the actors that it starts")
     parser.add_argument("--life", type=int, default=0, help="number that launch.py gives to each process it starts")
     arguments = parser.parse_args()
     if arguments.index is not None:
+        key = actor_key(await_key()) if arguments.keyed else None
         run_child(
             f"actor {arguments.index}",
-            work=lambda: Actor(str(arguments.index), arguments.connect, life=arguments.life, stop=_stop).run(),
+            work=lambda: Actor(str(arguments.index), arguments.connect, key, life=arguments.life, stop=_stop).run(),
             on_word=lambda _: _end(),
         )
     name = _unique_name()

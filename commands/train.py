@@ -50,7 +50,7 @@ class ExecutionConfig:
     """Actor processes; None takes one for each performance core but one, and at least 1. 0 leaves all to remote ones,
     see --listen."""
     transport: Literal["ipc", "tcp"] = "ipc"
-    """How actors reach the learner: a socket file, or TCP on 127.0.0.1."""
+    """How actors reach the learner: a socket file, or TCP on 127.0.0.1, encrypted with a key made for the run."""
     listen: str | None = None
     """Let actors of other machines take part (`python -m actors --connect tcp://HOST:PORT --key FILE` there): where to
     listen for them, such as tcp://0.0.0.0:5555."""

@@ -21,7 +21,8 @@ from typing import Any  # noqa: E402
 from learner.config import RunConfig  # noqa: E402
 from learner.process import run_learner  # noqa: E402
 from learner.supervision import Supervision  # noqa: E402
-from protocol.lifeline import ACTORS, LOST, run_child  # noqa: E402
+from protocol.keys import learner_key  # noqa: E402
+from protocol.lifeline import ACTORS, LOST, await_key, run_child  # noqa: E402
 from protocol.offspring import end_siblings  # noqa: E402
 from protocol.remote import RemoteAccess  # noqa: E402
 
@@ -35,9 +36,13 @@ def main() -> None:
     parser.add_argument("--listen-remote", help="address to bind for others")
     parser.add_argument("--keys", type=Path, help="directory of the keys that those need; without it, they need none")
     parser.add_argument("--supervised", action="store_true", help="those others are started by launch.py, too")
+    parser.add_argument(
+        "--keyed", action="store_true", help="standard input begins with the key of those launch.py starts"
+    )
     parser.add_argument("--peers", type=int, required=True, help="how many will connect to share the lanes")
     parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are too many")
     arguments = parser.parse_args()
+    key = learner_key(await_key()) if arguments.keyed else None
     _allow_many_connections()
     parent = os.getppid()
     lock = threading.Lock()
@@ -56,7 +61,7 @@ def main() -> None:
             remote = RemoteAccess(arguments.listen_remote, arguments.keys, arguments.supervised)
         timeout = arguments.step_timeout
         try:
-            run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision)
+            run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision, key)
         finally:
             if os.getppid() != parent:  # the launcher was killed, and nobody else sees to its children
                 end_siblings(parent)

@@ -11,6 +11,7 @@ from learner.config import RunConfig
 from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
+from protocol.keys import LearnerKey
 from protocol.remote import RemoteAccess
 from protocol.text import error_line
 from protocol.transport import LearnerSocket
@@ -27,6 +28,7 @@ def run_learner(
     num_actors: int,
     step_timeout: float,
     supervision: Supervision,
+    key: LearnerKey | None = None,
 ) -> None:
     """Train in this thread, which alone uses MLX.
 
@@ -35,7 +37,7 @@ def run_learner(
     """
     report, stop = supervision.report, supervision.stop
     lock = _claim(run_dir)  # first: an orphaned learner still has the port of --listen
-    socket = LearnerSocket(address, remote, supervision.warn)
+    socket = LearnerSocket(address, remote, supervision.warn, key)
     device, notes = prepare_device(config.training.device, config.training.learner_threads)
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
 

@@ -1,4 +1,5 @@
 """Files of CURVE keys: the learner's pair, an actor's pair with the learner's public key, and the list of the allowed.
+And the keys that a launcher makes for one run, which are in no file.
 
 Keys are in Z85, 40 characters each, as ZeroMQ writes them.
 """
@@ -39,9 +40,50 @@ class KeyPair:
 class ActorKey:
     """What an actor needs to connect."""
 
-    path: Path
+    path: Path | None  # of its file; None for a run's own, which has none
     pair: KeyPair
     learner: str  # the learner's public key
+
+    def __str__(self) -> str:
+        return f"the key {self.path}" if self.path else "the key of its run"
+
+
+@dataclass(frozen=True)
+class LearnerKey:
+    """What the learner needs to let in whom its launcher starts."""
+
+    pair: KeyPair
+    actor: str  # the actors' public key, the same for all
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """The keys of one run. Each side is told its words over its lifeline, and so nobody else can be of the run."""
+
+    learner: KeyPair
+    actor: KeyPair
+
+    @classmethod
+    def fresh(cls) -> "RunKeys":
+        return cls(KeyPair.fresh(), KeyPair.fresh())
+
+    def words_for_learner(self) -> list[str]:
+        return [self.learner.public, self.learner.secret, self.actor.public]
+
+    def words_for_actor(self) -> list[str]:
+        return [self.actor.public, self.actor.secret, self.learner.public]
+
+
+def learner_key(words: list[str]) -> LearnerKey:
+    """The key that `words_for_learner` tells."""
+    public, secret, other = words
+    return LearnerKey(KeyPair(public, secret), other)
+
+
+def actor_key(words: list[str]) -> ActorKey:
+    """The key that `words_for_actor` tells."""
+    public, secret, other = words
+    return ActorKey(None, KeyPair(public, secret), other)
 
 
 def make_keys(directory: Path, names: list[str]) -> list[Path]:

@@ -15,8 +15,8 @@ class RemoteAccess:
     """The address that the learner listens on for remote actors, beside that of its own."""
 
     address: str  # tcp://HOST:PORT
-    keys: Path | None  # the directory with the learner's key and those it allows; None lets anyone in
-    supervised: bool = False  # whether only the launcher starts such actors, as it does those of this machine
+    keys: Path | None  # the directory with the learner's key and those it allows; None lets anyone in…
+    supervised: bool = False  # …unless only the launcher starts such actors, which then have the run's key
 
     def check(self, insecure: bool) -> None:
         """Raise `UserError` on an address that is none, or that would be open to others though nobody asked for it."""

@@ -8,7 +8,7 @@ import ctypes
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from protocol.errors import ProtocolError, UserError
-from protocol.keys import ActorKey, AllowedKeys, read_learner
+from protocol.keys import ActorKey, AllowedKeys, KeyPair, LearnerKey, read_learner
 from protocol.messages import Message, from_frames, to_frames
 from protocol.remote import RemoteAccess
 
@@ -30,7 +30,6 @@ PROBES = 2  # without an answer after which it is not
 ABSENCE_SECONDS = 30  # that these take, and that what was sent may wait for a word from the other's kernel (Linux)
 CONNECTING_SECONDS = 5.0  # after which it is tried anew; the system's own patience grows with every attempt
 FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
-DOMAIN = "learner"  # of the keys that ZeroMQ asks about
 
 _LOCAL, _REMOTE = b"l", b"r"  # what the learner puts before the identity of a peer
 
@@ -106,52 +105,69 @@ class LearnerSocket:
     """The learner's end: receives from any actor, sends to one by its identity."""
 
     def __init__(
-        self, address: str, remote: RemoteAccess | None = None, warn: Callable[[str], None] = lambda _: None
+        self,
+        address: str,
+        remote: RemoteAccess | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+        key: LearnerKey | None = None,
     ) -> None:
-        """Listen on `address` for the actors of this machine, and for remote ones where `remote` says."""
+        """Listen on `address` for the actors of this machine, and for remote ones where `remote` says. With the run's
+        `key`, nobody is let in without it whom the launcher should have started."""
         self._allowed: AllowedKeys | None = None
         self._authenticator: Any = None
         self._supervised = remote is not None and remote.supervised  # all then have one key
-        self._monitor: zmq.Socket | None = None
+        self._monitors: dict[bytes, zmq.Socket] = {}
         self._sockets: dict[bytes, zmq.Socket] = {}
         self._poller = zmq.Poller()
         try:
-            self._bind(self._router(_LOCAL), address)
+            socket = self._router(_LOCAL)
+            if key is not None:
+                self._monitors[_LOCAL] = _monitor_of(socket, _FAILURES)
+                self._ask_for_keys(socket, "run", key.pair, {key.actor})
+            self._bind(socket, address)
             if remote is not None:
-                self._open_to(remote, warn)
+                self._open_to(remote, warn, key)
         except BaseException:
             self.close()
             raise
 
-    def _open_to(self, remote: RemoteAccess, warn: Callable[[str], None]) -> None:
+    def _open_to(self, remote: RemoteAccess, warn: Callable[[str], None], key: LearnerKey | None) -> None:
         """Listen for remote actors as well."""
         address = remote.address.replace("//localhost:", "//127.0.0.1:")  # ZeroMQ binds no names
         socket = self._router(_REMOTE)
-        self._monitor = _monitor_of(socket, _FAILURES | zmq.EVENT_DISCONNECTED)
+        self._monitors[_REMOTE] = _monitor_of(socket, _FAILURES | zmq.EVENT_DISCONNECTED)
         _prepare_for_tcp(socket, address)
         socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
         socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
         socket.setsockopt(zmq.HANDSHAKE_IVL, round(1000 * HANDSHAKE_SECONDS))
-        if remote.keys is not None:
+        if remote.supervised:
+            assert key is not None
+            self._ask_for_keys(socket, "run", key.pair, {key.actor})
+        elif remote.keys is not None:
             pair = read_learner(remote.keys)
             self._allowed = AllowedKeys(remote.keys, warn)
-            self._authenticate(self._allowed)
-            socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
-            socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
-            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an authenticator nobody gets in, not everybody
+            self._ask_for_keys(socket, "remote", pair, self._allowed)
         self._bind(socket, address)
 
-    def _authenticate(self, allowed: AllowedKeys) -> None:
+    def _ask_for_keys(self, socket: zmq.Socket, domain: str, pair: KeyPair, allowed: Container[str]) -> None:
+        """Let nobody in whose public key is not `allowed`; ZeroMQ asks about keys by their `domain`."""
+        self._authenticate(domain, allowed)
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
+        socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an authenticator nobody gets in, not everybody
+
+    def _authenticate(self, domain: str, allowed: Container[str]) -> None:
         from zmq.auth.thread import ThreadAuthenticator  # here: few runs need it, and it brings asyncio
 
         class Provider:
             def callback(self, domain: str, key: bytes) -> bool:
                 return key.decode() in allowed
 
-        self._authenticator = ThreadAuthenticator(zmq.Context.instance())
-        self._authenticator.configure_curve_callback(DOMAIN, Provider())
-        self._authenticator.start()
+        if self._authenticator is None:
+            self._authenticator = ThreadAuthenticator(zmq.Context.instance())
+            self._authenticator.start()
+        self._authenticator.configure_curve_callback(domain, Provider())
 
     def _router(self, prefix: bytes) -> zmq.Socket:
         """A socket whose peers are known by `prefix` and their identity, which a remote one may choose.
@@ -211,16 +227,16 @@ class LearnerSocket:
         return True
 
     def disturbances(self) -> Disturbances:
-        """What has happened to connections of remote actors since the last call."""
-        events = list(_events(self._monitor)) if self._monitor is not None else []
+        """What has happened since the last call to connections of remote actors, and of whoever needs the run's key."""
+        events = [event for monitor in self._monitors.values() for event in _events(monitor)]
         failures = sum(bool(event.kind & _FAILURES) for event in events)
         return Disturbances(failures, len(events) - failures)
 
     def close(self) -> None:
         """Close; what was sent last (the word to stop) has 200 ms to leave."""
-        if self._monitor is not None:
-            self._sockets[_REMOTE].disable_monitor()  # before its other end is gone: ZeroMQ's thread would wait for one
-            self._monitor.close()
+        for prefix, monitor in self._monitors.items():
+            self._sockets[prefix].disable_monitor()  # before its other end is gone: ZeroMQ's thread would wait for one
+            monitor.close()
         for socket in self._sockets.values():
             socket.close(linger=200)
         if self._authenticator is not None:
@@ -315,14 +331,12 @@ class ActorSocket:
     def _raise_if_refused(self, failure: ConnectionEvent) -> None:
         """Raise `UserError` if a handshake failed for good; ZeroMQ tries again after any other failure."""
         learner = f"the learner at {self._address}"
-        path = self._key.path if self._key else None
+        key = self._key
         if failure == (zmq.EVENT_HANDSHAKE_FAILED_AUTH, _DENIED):
-            raise UserError(f"{learner} does not allow the key {path}: its line is missing in allowed.toml")
+            raise UserError(f"{learner} does not allow {key}: its line is missing in allowed.toml")
         if failure == (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH):
-            remedy = f"takes no keys; leave out --key {path}" if path else "asks for a key; give it with --key FILE"
+            remedy = f"takes no keys; leave out --key {key.path}" if key else "asks for a key; give it with --key FILE"
             raise UserError(f"{learner} {remedy}")
         if self._failures >= FAILED_HANDSHAKES and not self._ever_connected:
-            cause = (
-                f"the key {path} is one for another learner, it takes no keys" if path else "it asks for a key (--key)"
-            )
+            cause = f"{key} is one for another learner, it takes no keys" if key else "it asks for a key (--key)"
             raise UserError(f"{learner} ends every connection at once: {cause}, or something else listens there")

@@ -8,7 +8,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from protocol.keys import make_keys
+from protocol.lifeline import KEY
 from protocol.remote import RemoteAccess
 from supervisor.address import free_port
 from supervisor.processes import ProcessWorkers, close_stdin, end_child, last_line, start_child
@@ -30,11 +30,8 @@ class RayWorkers(ProcessWorkers):
         step_timeout: float,
         events: Events,
     ) -> None:
-        """`address` is a socket file's; the run's keys are made beside it, and go when it goes."""
-        keys = Path(address.removeprefix("ipc://")).parent / "keys"
-        (self._key,) = make_keys(keys, ["actor"])
         self._port = free_port(ANY_HOST)
-        remote = RemoteAccess(f"tcp://{ANY_HOST}:{self._port}", keys, supervised=True)
+        remote = RemoteAccess(f"tcp://{ANY_HOST}:{self._port}", keys=None, supervised=True)
         super().__init__(run_dir, address, remote, num_actors, step_timeout, events)
         self._cluster = cluster
         self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
@@ -67,10 +64,12 @@ class RayWorkers(ProcessWorkers):
         super().end(seconds)
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
-        arguments = ["--port", str(self._port), "--key", str(self._key), "--actors", str(self.num_actors)]
+        arguments = ["--port", str(self._port), "--actors", str(self.num_actors)]
         arguments += ["--logs", str(self._run_dir / "logs")]
         arguments += ["--address", self._cluster.address] if self._cluster.address else []
         driver = start_child("supervisor.ray_driver", arguments, self._log("ray"), stdout=subprocess.PIPE)
+        assert self._keys is not None
+        self._tell(driver, " ".join([KEY, *self._keys.words_for_actor()]))
         self._placed = {}
         self._watch(self._read_driver, driver, self._placed)
         return driver

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from protocol.lifeline import ACTORS, LOST, STOP
+from protocol.keys import RunKeys
+from protocol.lifeline import ACTORS, KEY, LOST, STOP
 from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, START
 from protocol.remote import RemoteAccess
@@ -45,6 +46,9 @@ class ProcessWorkers:
         self.num_actors = num_actors
         self._step_timeout = step_timeout
         self._events = events
+        # A socket file is guarded by its folder. A port is not: there, only who has the run's key is of the run.
+        open_to_all = address.startswith("tcp://") or (remote is not None and remote.supervised)
+        self._keys = RunKeys.fresh() if open_to_all else None
         self._learner: subprocess.Popen[bytes] | None = None
         self._actors: dict[int, subprocess.Popen[bytes]] = {}
         self._lives: dict[int, int] = {}  # of those actors
@@ -58,16 +62,22 @@ class ProcessWorkers:
             arguments += ["--listen-remote", self._remote.address]
             arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
             arguments += ["--supervised"] if self._remote.supervised else []
+        arguments += ["--keyed"] if self._keys else []
         start = size_of(self._log("learner"))
         self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
+        if self._keys:
+            self._tell(self._learner, " ".join([KEY, *self._keys.words_for_learner()]))
         self._watch(self._read_learner, self._learner, start)
         return self._learner.pid
 
     def start_actor(self, index: int, life: int) -> int:
         arguments = ["--connect", self._address, "--index", str(index), "--life", str(life)]
+        arguments += ["--keyed"] if self._keys else []
         log = self._log(f"actor-{index}")
         start = size_of(log)
         process = self._actors[index] = start_child("actors", arguments, log, stdout=subprocess.DEVNULL)
+        if self._keys:
+            self._tell(process, " ".join([KEY, *self._keys.words_for_actor()]))
         self._lives[index] = life
         self._watch(self._await_actor, index, life, process, log, start)
         return process.pid

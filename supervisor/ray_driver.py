@@ -1,7 +1,8 @@
 """`python -m supervisor.ray_driver`: places actors on the nodes of a Ray cluster and tells how they end.
 
-A child of launch.py, which decides when: a line says `start INDEX NUMBER`, `kill NUMBER` or `restart NUMBER`, where a
-number is the life of one actor. What becomes of them goes to standard output, one JSON object a line.
+A child of launch.py, which tells it the run's key and decides when: a line says `start INDEX NUMBER`, `kill NUMBER` or
+`restart NUMBER`, where a number is the life of one actor. What becomes of them goes to standard output, one JSON object
+a line.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
-from protocol.keys import ActorKey, read_actor
-from protocol.lifeline import FAILURE, run_child
+from protocol.keys import ActorKey, actor_key
+from protocol.lifeline import FAILURE, await_key, run_child
 from supervisor.ray_actor import ActorHost
 
 CONNECT_SECONDS = 5.0  # that the head of a cluster has to answer
@@ -139,10 +140,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m supervisor.ray_driver", description=__doc__)
     parser.add_argument("--address", help="of a cluster that runs; without it, one is started")
     parser.add_argument("--port", type=int, required=True, help="where the learner listens on this machine")
-    parser.add_argument("--key", type=Path, required=True, help="file of the key that the learner allows")
     parser.add_argument("--actors", type=int, required=True, help="how many there will be")
     parser.add_argument("--logs", type=Path, required=True, help="directory for what actors say when they end")
     arguments = parser.parse_args()
+    key = actor_key(await_key())
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's own words go to the log, and tear no event
     words: Words = queue.SimpleQueue()
@@ -151,7 +152,7 @@ def main() -> None:
         ray = _connect(arguments.address, arguments.actors)
         host = ray.util.get_node_ip_address()
         address = f"tcp://[{host}]:{arguments.port}" if ":" in host else f"tcp://{host}:{arguments.port}"
-        driver = Driver(ray, address, read_actor(arguments.key), arguments.logs, words, events)
+        driver = Driver(ray, address, key, arguments.logs, words, events)
         nodes, cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
         driver.report(
             {

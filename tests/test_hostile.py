@@ -11,13 +11,30 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from gate import iterations
-from hostile import FLAGS, GROWTH, attack, connect_raw, raw_dealer, send_raw, undisturbed
-from launching import ROOT, TIMEOUT, free_port, launch, metrics_of, running, stop, summary_of, wait_for
+import zmq
+from gate import Gate, iterations
+from hostile import FLAGS, GROWTH, attack, connect_raw, own_fingerprint, plain, raw_dealer, send_raw, undisturbed
+from launching import (
+    ROOT,
+    SMALL,
+    TIMEOUT,
+    children,
+    free_port,
+    launch,
+    metrics_of,
+    output_of,
+    running,
+    stop,
+    summary_of,
+    train,
+    wait_for,
+)
 
 from learner.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, write_checkpoint
 from protocol.keys import make_keys, read_actor
+from protocol.messages import Hello
 from protocol.transport import ActorSocket
 
 
@@ -100,6 +117,29 @@ def test_without_a_key_nobody_is_heard(tmp_path: Path) -> None:
     summary = summary_of(run_dir)
     assert summary["refused"].keys() == {"handshake"} and summary["refused"]["handshake"] >= 100
     assert summary["weights_digest"] == undisturbed(tmp_path / "undisturbed", summary)
+
+
+@pytest.mark.slow
+def test_strangers_at_the_port_of_the_runs_own_actors_are_not_heard(tmp_path: Path) -> None:
+    """As anyone on this machine can be, under `--transport tcp`: with no key, and saying that they are actor 0."""
+    run_dir = tmp_path / "run"
+    gate = Gate(run_dir, 3)
+    with running(run_dir, "--transport", "tcp", "--actors", 2, *SMALL, *gate.flags) as process, ExitStack() as stack:
+        learner = wait_for(lambda: children(psutil.Process(process.pid), "learner"), process)[0].cmdline()
+        address = learner[learner.index("--listen") + 1]
+        stack.enter_context(connected(int(address.rpartition(":")[2]))).sendall(raw_dealer() + b"\x00\x03abc")
+        stranger = stack.enter_context(closing(zmq.Context.instance().socket(zmq.DEALER)))
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.connect(address)
+        stranger.send_multipart(plain(Hello("0", 1000, own_fingerprint(), pid=1)))
+        wait_for(lambda: iterations(run_dir) >= 3, process)
+        assert not stranger.poll(0)
+        gate.open()
+        output_of(process)
+    summary = summary_of(run_dir)
+    assert summary["refused"].keys() == {"handshake"}
+    whole = train(tmp_path / "whole", "--in-process", *SMALL)
+    assert summary["weights_digest"] == whole["weights_digest"]
 
 
 def without_arrays(saved: Checkpoint) -> Checkpoint:

@@ -20,7 +20,7 @@ from launching import free_port
 from protocol import transport
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
-from protocol.keys import ActorKey, KeyPair, make_keys, read_actor
+from protocol.keys import ActorKey, KeyPair, RunKeys, actor_key, learner_key, make_keys, read_actor
 from protocol.messages import Hello, Message, Refusal, Stop, Welcome, to_frames
 from protocol.remote import RemoteAccess
 from protocol.snapshot import PolicySnapshot
@@ -354,6 +354,22 @@ def test_with_a_wrong_key_or_none_or_an_unknown_one_nobody_gets_in(
         with closing(ActorSocket(address, allowed_key(keys))) as actor:
             send(actor, hello())
             assert receive(learner).message == hello()
+
+
+def test_with_a_runs_key_its_own_address_is_open_to_nobody_else() -> None:
+    keys, others = RunKeys.fresh(), RunKeys.fresh()
+    own, remote = free_tcp_address(), free_tcp_address()
+    key, another = (actor_key(each.words_for_actor()) for each in (keys, others))
+    unlisted = replace(key, pair=KeyPair.fresh())
+    access = RemoteAccess(remote, None, supervised=True)
+    with closing(LearnerSocket(own, access, key=learner_key(keys.words_for_learner()))) as learner:
+        for address in (own, remote):
+            for stranger in (None, another, unlisted):
+                assert_kept_out(learner, address, stranger)
+            with closing(ActorSocket(address, key)) as actor:
+                send(actor, hello())
+                received = receive(learner)
+                assert (received.message, received.local, received.user) == (hello(), True, None)
 
 
 def test_without_an_authenticator_nobody_gets_in(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
