@@ -15,7 +15,7 @@ from learner.device import prepare_device
 from protocol.keys import make_keys
 from protocol.remote import RemoteAccess
 from protocol.transport import LearnerSocket
-from supervisor.address import listening_address
+from supervisor.address import listening
 
 ENCRYPTED, PLAIN = "with keys", "without"
 
@@ -50,8 +50,8 @@ def measure(load: Load, sender: Worker, key: Path, repeats: int) -> list[Row]:
 
 def receive_batches(load: Load, sender: Worker, key: Path | None) -> float:
     """Seconds that it takes over tcp, from a sender with that key to a learner that asks for one, or without."""
-    with listening_address("inproc") as local, listening_address("tcp") as address:
-        remote = RemoteAccess(address, key.parent if key else None)
-        with closing(LearnerSocket(local, remote)) as socket:
-            sender.tell(bare=False, address=address, nbytes=load.nbytes, key=str(key) if key else None)
+    with listening("inproc") as local, listening("tcp") as place:
+        remote = RemoteAccess(place.address, key.parent if key else None)
+        with closing(LearnerSocket(local.address, remote)) as socket:
+            sender.tell(bare=False, address=place.address, nbytes=load.nbytes, key=str(key) if key else None)
             return receive_over(socket, load, sender, check=True)

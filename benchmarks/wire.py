@@ -22,7 +22,7 @@ from protocol.messages import Grant, Hello, Stop, to_frames
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket
-from supervisor.address import listening_address
+from supervisor.address import listening
 
 STACKED, CHECKED, RIVAL = "receive and stack", "receive, check and stack", "bare pyzmq"
 ROLLOUT_LENGTH, LANES = 128, 8
@@ -109,8 +109,8 @@ def measure(load: Load, sender: Worker, repeats: int) -> list[Row]:
 
 def receive_batches(load: Load, sender: Worker, check: bool) -> float:
     """Seconds that it takes over ipc."""
-    with listening_address("ipc") as address, closing(LearnerSocket(address)) as socket:
-        sender.tell(bare=False, address=address, nbytes=load.nbytes)
+    with listening("ipc") as place, closing(LearnerSocket(place.address)) as socket:
+        sender.tell(bare=False, address=place.address, nbytes=load.nbytes)
         return receive_over(socket, load, sender, check)
 
 
@@ -148,12 +148,12 @@ def receive_over(socket: LearnerSocket, load: Load, sender: Worker, check: bool)
 
 def receive_bytes(load: Load, sender: Worker) -> float:
     """Seconds from the word to begin until the last frame has arrived, where nobody looks into it."""
-    with listening_address("ipc") as address, closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
+    with listening("ipc") as place, closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
         socket.setsockopt(zmq.LINGER, round(1000 * WAIT_SECONDS))
         socket.setsockopt(zmq.RCVHWM, WINDOW)
         socket.setsockopt(zmq.RCVTIMEO, round(1000 * WAIT_SECONDS))
-        socket.bind(address)
-        sender.tell(bare=True, address=address, nbytes=load.nbytes, count=load.messages, window=WINDOW)
+        socket.bind(place.address)
+        sender.tell(bare=True, address=place.address, nbytes=load.nbytes, count=load.messages, window=WINDOW)
         time.sleep(REST_SECONDS)
         started = time.perf_counter()
         socket.send(b"begin")

@@ -605,6 +605,7 @@ class Coordinator:
         if silence_counts:
             self._listened = now
             self._forget_hung(now)
+        self._socket.listen_anew()
         self._look_at_connections(now)
         if any(lane.owner is None for lane in self._lanes):
             self._rebalance()

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
@@ -119,6 +120,8 @@ class LearnerSocket:
         self._monitors: dict[bytes, zmq.Socket] = {}
         self._sockets: dict[bytes, zmq.Socket] = {}
         self._poller = zmq.Poller()
+        self._address = address
+        self._file = Path(address.removeprefix("ipc://")) if address.startswith("ipc://") else None
         try:
             socket = self._router(_LOCAL)
             if key is not None:
@@ -189,6 +192,12 @@ class LearnerSocket:
             if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
                 remedy = "give the IP address of one of this machine's interfaces, or 0.0.0.0 for all"
             raise UserError(f"cannot listen on {address}: {error.strerror}; {remedy}") from None
+
+    def listen_anew(self) -> None:
+        """Make the socket file again if it was removed, and its folder is there; the connections stay as they are."""
+        if self._file is not None and not self._file.exists() and self._file.parent.is_dir():
+            with suppress(UserError):  # it has just been removed again: the next look finds that
+                self._bind(self._sockets[_LOCAL], self._address)
 
     def receive(self, timeout: float) -> Received | None:
         """The next message, those of the learner's own actors first; None after `timeout` seconds of silence."""

@@ -4,28 +4,35 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 PREFIX = f"mlx-ppo-{os.getuid()}-"
 MAX_SOCKET_PATH = 100  # bytes; macOS allows 104
 LOOPBACK = "127.0.0.1"
+LOCK = "lock"  # in a socket's folder
 
 
 @contextmanager
-def listening_address(transport: str) -> Iterator[str]:
-    """An address for `transport` (ipc, tcp or inproc) that is this run's alone, until the context ends."""
+def listening(transport: str) -> Iterator["Place"]:
+    """A place for `transport` (ipc, tcp or inproc) that is this run's alone, until the context ends."""
     if transport == "inproc":
-        yield f"inproc://{uuid.uuid4().hex}"
+        yield Place(f"inproc://{uuid.uuid4().hex}")
     elif transport == "tcp":
-        yield f"tcp://{LOOPBACK}:{free_port(LOOPBACK)}"
+        yield Place(f"tcp://{LOOPBACK}:{free_port(LOOPBACK)}")
     else:
-        with _socket_folder() as folder:
-            yield f"ipc://{folder}/learner"
+        folder = SocketFolder()
+        try:
+            yield Place(f"ipc://{folder.path}/learner", folder)
+        finally:
+            folder.remove()
 
 
 def socket_parent() -> Path:
@@ -42,31 +49,81 @@ def free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-@contextmanager
-def _socket_folder() -> Iterator[Path]:
+class SocketFolder:
     """A fresh folder, open to this user alone; those left by launchers that were killed are removed.
 
     A second bind on a live socket file would silently steal it, so the folder is never shared: a lock says it is used.
     """
-    parent = socket_parent()
-    _sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+
+    def __init__(self) -> None:
+        parent = socket_parent()
+        _sweep(parent)
+        lock = None
+        while lock is None:
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+            lock = _lock(self.path)
+        self._lock = lock
+
+    def restore(self) -> bool:
+        """Make the folder again if it was removed, as by whatever tidies up temporary files. Returns whether it was.
+        Raises `OSError`."""
+        if _is_at(self._lock, self.path / LOCK):
+            return False
+        with suppress(FileExistsError):
+            self.path.mkdir(mode=0o700)
+        found = self.path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.getuid():
+            raise PermissionError(f"somebody else's is in the place of {self.path}")
+        lock = _lock(self.path)
+        if lock is not None:  # else it was removed once more, and the next look finds that
+            self._lock.close()
+            self._lock = lock
+        return lock is not None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a learner listens, and the folder of its socket file, where it has one."""
+
+    address: str
+    folder: SocketFolder | None = None
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """The lock of a folder, held; None where the folder was removed before it was: another launcher, which tidies up,
+    may have locked it first and taken it for one that nobody uses."""
     try:
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the folder
+    except FileNotFoundError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if _is_at(lock, folder / LOCK):
+        return lock
+    lock.close()
+    return None
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(PREFIX + "*"):
         try:
-            with open(folder / "lock") as lock:
+            with open(folder / LOCK) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass  # in use
         except FileNotFoundError:
-            if folder.exists() and time.time() - folder.stat().st_mtime > 60:  # not one that is just being made
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another launcher tidies up, too
+                if time.time() - folder.stat().st_mtime > 60:  # not one that is just being made
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # in use, or not ours

@@ -21,7 +21,7 @@ from protocol.files import read_object, replace_file
 from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run, take_streams_back
 from protocol.process import as_typed, as_word
 from protocol.remote import RemoteAccess
-from supervisor.address import listening_address
+from supervisor.address import SocketFolder, listening
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
@@ -71,7 +71,8 @@ def supervise(
     if not quiet:
         terminal.say(f"{title} -> {as_typed(run_dir)}")
     _tell_at_once(report, terminal, num_actors, config.experiment.num_lanes, remote)
-    with _signals(events), listening_address("inproc" if in_process else transport) as address, terminal:
+    with _signals(events), listening("inproc" if in_process else transport) as place, terminal:
+        address = place.address
         workers: Workers
         if in_process:
             from supervisor.threads import ThreadWorkers
@@ -86,7 +87,8 @@ def supervise(
 
             workers = ProcessWorkers(run_dir, address, remote, num_actors, step_timeout, events)
         sinks = Sinks(sink_names, config, run_dir, lambda text: events.put({"event": "warning", "text": text}))
-        supervisor = Supervisor(workers, run_dir, events, report, evaluation, sinks, can_restart=not in_process)
+        can_restart = not in_process
+        supervisor = Supervisor(workers, run_dir, place.folder, events, report, evaluation, sinks, can_restart)
         error = None
         try:
             supervisor.start(num_actors)
@@ -154,6 +156,7 @@ class Supervisor:
         self,
         workers: Workers,
         run_dir: Path,
+        sockets: SocketFolder | None,
         events: Events,
         report: Report,
         evaluation: Evaluation,
@@ -165,6 +168,8 @@ class Supervisor:
         self.learner_restarts = 0
         self._workers = workers
         self._run_dir = run_dir
+        self._sockets = sockets
+        self._sockets_lost = False  # whether they could not be restored, and that was told
         self._events = events
         self._report = report
         self._status = report.status
@@ -204,6 +209,7 @@ class Supervisor:
             self._looked = now
             if self._deadline is not None and self._awake > self._deadline:
                 raise RunFailed(self._failure or f"the learner did not end within {STOP_SECONDS:.0f} s and was killed")
+            self._look_after_sockets()
             for index in [i for i, due in self._due.items() if due <= now and self._deadline is None]:
                 del self._due[index]
                 if index is None:
@@ -301,6 +307,19 @@ class Supervisor:
         self._status.learner_started(self._workers.start_learner())
         self._workers.tell_wanted(self._slots)
         self._heard, self._silent_after = self._awake, self._awake + LEARNER_START_SECONDS
+
+    def _look_after_sockets(self) -> None:
+        """Let actors that start again find the learner, which listens anew as soon as it sees that its file is gone."""
+        if self._sockets is None:
+            return
+        try:
+            if self._sockets.restore():
+                self._report.tell("warning", f"{self._sockets.path} was removed, and is made again")
+            self._sockets_lost = False
+        except OSError as error:
+            if not self._sockets_lost:
+                self._report.tell("warning", f"{self._sockets.path} is gone, so that no actor can join: {error}")
+            self._sockets_lost = True
 
     def _lose_patience_with_learner(self) -> None:
         """The learner hangs: a new one goes on from the newest checkpoint."""

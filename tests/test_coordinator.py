@@ -88,6 +88,9 @@ class FakeSocket:
         seen, self.seen = self.seen, Disturbances()
         return seen
 
+    def listen_anew(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

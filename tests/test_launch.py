@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cluster import joins
 from gate import Gate, iterations
 from launching import (
     LAUNCH,
@@ -230,6 +232,28 @@ def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path, reached: int) -> 
     assert "the learner has given no sign of life for too long and is replaced" in output
     summary = summary_of(tmp_path / "run")
     assert summary["learner_restarts"] == 1
+    assert summary["weights_digest"] == whole["weights_digest"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_socket_is_tidied_away_goes_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    gate = Gate(run_dir, 3)
+    whole = train(tmp_path / "whole", "--in-process", *SMALL, "--total-steps", 512 * 12)
+    with running(run_dir, "--actors", 2, *SMALL, "--total-steps", 512 * 12, *gate.flags) as process:
+        wait_for(lambda: iterations(run_dir) >= 3, process)
+        launcher = psutil.Process(process.pid)
+        folder = socket_folder(launcher.children())
+        shutil.rmtree(folder)
+        children(launcher, "actors")[0].kill()
+        wait_for(lambda: joins(run_dir) == 3, process)
+        shutil.rmtree(folder)
+        children(launcher, "learner")[0].kill()
+        gate.open()
+        output = output_of(process)
+    assert "was removed, and is made again" in output
+    summary = summary_of(run_dir)
+    assert (summary["actor_restarts"], summary["learner_restarts"]) == (1, 1)
     assert summary["weights_digest"] == whole["weights_digest"]
 
 
