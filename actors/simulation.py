@@ -24,8 +24,8 @@ from protocol.errors import EnvironmentFault, UserError
 from protocol.experiment import Experiment
 from protocol.spaces import Spaces
 from protocol.text import differences_in_words, error_line, one_line
+from protocol.trajectory import LARGEST_REWARD
 
-LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
 MAX_CONSTRUCTIONS = 3  # of the first environment: a constructor may fail now and then
 RETURNED = "observation, reward, terminated, truncated, info"
 FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environment that was written for gym

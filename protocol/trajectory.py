@@ -10,6 +10,7 @@ from protocol.spaces import Spaces
 from protocol.text import MAX_TEXT
 
 DIGEST_SIZE = 8
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
 MAX_FAULTS_TOLD = 20  # of one trajectory: what comes after is counted
 MAX_FAILED_BEGINNINGS = 100  # resets and constructions of an environment in a row, before its actor gives it up
 
@@ -98,6 +99,11 @@ class Trajectory:
                 raise ProtocolError(f"{name} holds a value that is not finite")
         if np.count_nonzero(self.done) != episodes:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
+        if np.any((self.episode_lengths < 0) | (self.episode_lengths > experiment.replay_cap)):
+            raise ProtocolError("episode_lengths holds a number that cannot be")
+        # No sum of so many rewards comes near to this, and no sum of these to infinity.
+        if np.any(np.abs(self.episode_returns) > 2 * experiment.replay_cap * LARGEST_REWARD):
+            raise ProtocolError("episode_returns holds a number that cannot be")
         if np.any(self.terminated & self.truncated):
             raise ProtocolError("a step is both terminated and truncated")
         if self.failed_resets.min() < 0 or self.failed_resets.max() > (t + 2) * MAX_FAILED_BEGINNINGS:

@@ -404,6 +404,24 @@ def test_a_trajectory_with_a_number_that_is_not_finite_is_refused_by_name(name: 
     assert f"{name} holds" in refusal(replace(trajectory(CONTINUOUS), **{name: array}), CONTINUOUS)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("episode_returns", 1e308), ("episode_returns", -1e308), ("episode_lengths", -1), ("episode_lengths", 2**62)],
+)
+def test_an_episode_that_cannot_be_is_refused_by_name(name: str, value: float) -> None:
+    array = getattr(trajectory(), name).copy()
+    array[-1] = value
+    assert f"{name} holds a number that cannot be" in refusal(replace(trajectory(), **{name: array}), DISCRETE)
+
+
+def test_an_episode_of_the_largest_rewards_is_accepted() -> None:
+    largest = float(np.finfo(np.float32).max) * EXPERIMENT.replay_cap
+    lengths = np.full_like(trajectory().episode_lengths, EXPERIMENT.replay_cap)
+    returns = np.full_like(trajectory().episode_returns, largest)
+    assert np.isfinite(returns.sum())
+    replace(trajectory(), episode_returns=returns, episode_lengths=lengths).check(EXPERIMENT, DISCRETE)
+
+
 def test_a_step_both_terminated_and_truncated_is_refused() -> None:
     valid = trajectory()
     broken = replace(valid, terminated=valid.terminated | valid.truncated)
