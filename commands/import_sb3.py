@@ -13,15 +13,17 @@ import tyro
 from actors.exported import Description, ExportedPolicy, check_target, save_policy
 from commands.command_line import parse
 from commands.policies import describe
-from commands.torch_files import read_member, read_tensors
+from commands.torch_files import MAX_FILE, read_member, read_tensors
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import SUCCESS
 from protocol.observations import InputShapes, normalized_size
 from protocol.snapshot import PolicySnapshot
+from protocol.text import one_line
 
 ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "SiLU": "silu"}
 LAYER = re.compile(r"mlp_extractor\.policy_net\.(\d+)\.weight")
+MAX_SETTINGS = 2**23  # bytes of a model's settings, which hold the last observations
 CRITIC = ("mlp_extractor.value_net.", "value_net.")
 
 
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> int:
         description = describe(experiment, policy_version=0)
         policy = fitted(description, weights)
     except ValueError as error:
-        raise UserError(f"{command.model} cannot be imported: {error}") from None
+        raise UserError(f"{command.model} cannot be imported: {one_line(error)}") from None
     try:
         save_policy(command.out, description, policy.snapshot)
     except OSError as error:
@@ -80,8 +82,8 @@ def read_model(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             tensors, settings = (
-                read_tensors(read_member(archive, "policy.pth")),
-                json.loads(read_member(archive, "data")),
+                read_tensors(read_member(archive, "policy.pth", MAX_FILE)),
+                json.loads(read_member(archive, "data", MAX_SETTINGS)),
             )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -99,7 +101,9 @@ def activation(settings: dict[str, Any]) -> str:
     if settings.get("use_sde"):
         raise ValueError("it was trained with gSDE (use_sde), which is not supported")
     given = settings.get("policy_kwargs") or {}
-    text = str(given.get("activation_fn", "Tanh")) if isinstance(given, dict) else "Tanh"
+    text = given.get("activation_fn", "Tanh") if isinstance(given, dict) else "Tanh"
+    if not isinstance(text, str):
+        raise ValueError("its activation has no name")
     name = text.rpartition(".")[2].rstrip("'>")  # of <class 'torch.nn.modules.activation.ReLU'>, which is text
     if name not in ACTIVATIONS:
         raise ValueError(f"its activation is {name:.40}; {', '.join(ACTIVATIONS)} are supported")
@@ -119,6 +123,8 @@ def policy_weights(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray
     if other := sorted(name for name in tensors.keys() - names.keys() if not name.startswith(CRITIC)):
         raise ValueError(f"it is no MlpPolicy of PPO or A2C: it has {', '.join(other)[:200]}")
     weights = {ours: tensors[theirs] for theirs, ours in names.items()}
+    if any(weights[f"{ours}.weight"].ndim != 2 for ours in layers.values()):
+        raise ValueError("it is no MlpPolicy of PPO or A2C: a layer's weights are no matrix")
     return weights, tuple(len(weights[f"encoder.layers.{i}.weight"]) for i in range(len(numbers)))
 
 

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_MEMBER = 2**30  # bytes of a file within an archive
+MAX_NUMBERS = 2**24  # of all tensors together: far more than an MLP has
+MAX_FILE = 2**27  # bytes of a file that `torch.save` wrote
+MAX_TEXT_FILE = 2**20  # bytes of a pickle that lists tensors, or of a text
+MAX_DIMENSIONS = 8
 TENSOR, ORDERED_DICT, STORAGE = "torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage"
 NAMES = (TENSOR, ORDERED_DICT, STORAGE)
 
@@ -40,12 +43,19 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file within an archive; raises `ValueError` if it is not there, damaged, or larger than a policy can be."""
+def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A file of at most `limit` bytes within an archive; raises `ValueError` if it is not there, damaged or larger."""
     try:
-        if archive.getinfo(name).file_size > MAX_MEMBER:
-            raise ValueError(f"{name} is larger than {MAX_MEMBER} bytes")
-        return archive.read(name)
+        size, kind = archive.getinfo(name).file_size, archive.getinfo(name).compress_type
+        if size > limit:
+            raise ValueError(f"{name} is larger than {limit:,} bytes")
+        if kind not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack more at once than one asks for
+            raise ValueError(f"{name} is compressed as neither PyTorch nor Stable-Baselines3 does")
+        with archive.open(name) as file:
+            data = file.read(size)  # no more than that, whatever comes out
+        if len(data) != size:
+            raise ValueError(f"{name} ends too early")
+        return data
     except KeyError:
         raise ValueError(f"it has no {name}") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
@@ -62,18 +72,30 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
         folder = next((name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("data.pkl")), None)
         if folder is None:
             raise ValueError("it has no data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and read_member(archive, f"{folder}byteorder") != b"little":
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and read_member(archive, order, MAX_TEXT_FILE) != b"little":
             raise ValueError("its numbers are not little-endian")
-        found = read_pickle(read_member(archive, f"{folder}data.pkl"))
+        found = read_pickle(read_member(archive, f"{folder}data.pkl", MAX_TEXT_FILE))
         if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
             raise ValueError("it holds something else than tensors by name")
-        return {str(name): _array(archive, folder, tensor) for name, tensor in found.items()}
+        storages = {tensor.storage for tensor in found.values()}
+        for sizes in ([storage.size for storage in storages], [math.prod(tensor.shape) for tensor in found.values()]):
+            if sum(sizes) > MAX_NUMBERS:
+                raise ValueError(f"its tensors have more than {MAX_NUMBERS:,} numbers, which no MlpPolicy has")
+        numbers = {storage: _numbers(archive, folder, storage) for storage in storages}
+        return {name: _array(numbers[tensor.storage], tensor) for name, tensor in found.items()}
 
 
-def _array(archive: zipfile.ZipFile, folder: str, tensor: Tensor) -> np.ndarray:
-    numbers = np.frombuffer(read_member(archive, f"{folder}data/{tensor.storage.key}"), "<f4")
+def _numbers(archive: zipfile.ZipFile, folder: str, storage: Storage) -> np.ndarray:
+    data = read_member(archive, f"{folder}data/{storage.key}", 4 * storage.size)
+    if len(data) != 4 * storage.size:
+        raise ValueError(f"data/{storage.key} is shorter than its pickle says")
+    return np.frombuffer(data, "<f4")
+
+
+def _array(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
     end = tensor.offset + math.prod(tensor.shape)
-    if len(numbers) != tensor.storage.size or not 0 <= tensor.offset <= end <= len(numbers):
+    if end > len(numbers):
         raise ValueError(f"a tensor of shape {list(tensor.shape)} lies outside its bytes")
     return numbers[tensor.offset : end].reshape(tensor.shape).astype(np.float32)
 
@@ -135,6 +157,8 @@ class _Reader:
                     stack.append(_call(stack.pop(), arguments))
                 case "SETITEM" | "SETITEMS":
                     items = self._since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+                    for name in items[::2]:
+                        _as(str, name)  # of others, such as tuples in tuples, a hash may take for ever
                     _as(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
                 case "BUILD":  # the attributes of an OrderedDict: PyTorch keeps the versions of modules there
                     stack.pop()
@@ -170,7 +194,8 @@ def _call(function: Any, arguments: Any) -> Any:
         case Name(name=name), () if name == ORDERED_DICT:
             return {}
         case Name(name=name), (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if name == TENSOR:
-            if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+            numbers = (offset, *shape, *strides)
+            if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n <= MAX_NUMBERS for n in numbers):
                 raise ValueError("its pickle has a tensor of an impossible shape")
             contiguous = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
             if any(n > 1 and a != b for n, a, b in zip(shape, strides, contiguous, strict=True)):

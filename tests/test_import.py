@@ -13,7 +13,7 @@ import pytest
 from launching import launch
 
 from actors.exported import load_policy
-from commands.torch_files import read_pickle, read_tensors
+from commands.torch_files import MAX_NUMBERS, MAX_TEXT_FILE, read_member, read_pickle, read_tensors
 
 torch = pytest.importorskip("torch")
 
@@ -151,6 +151,64 @@ def test_tensors_that_are_not_float32_or_lie_elsewhere_are_refused() -> None:
         read_tensors(saved({"a": torch.zeros(3, 2).T}))
     with pytest.raises(ValueError, match="something else than tensors"):
         read_tensors(saved({"a": 1}))
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\xff" + value.to_bytes(255, "little")
+
+
+def listing(key: bytes, shape: bytes, strides: bytes = b")", size: int = 1, count: int = 1) -> bytes:
+    """A pickle of tensors of one storage, opcode by opcode."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(size) + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + shape + strides + b"tR"
+    others = b"".join(text(f"{i}") + tensor + b"s" for i in range(count - 1))
+    return b"\x80\x02}" + others + key + tensor + b"s."
+
+
+def archived(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(f"x/{name.replace('__', '.').replace('_', '/')}", data)
+    return buffer.getvalue()
+
+
+LARGE, ONE = number(MAX_NUMBERS), number(1)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (listing(b")" + b"q\x00h\x00\x86" * 100, b")"), "a tuple in the place of a str"),  # 2**100 hashes
+        (listing(text("a"), b"(" + number(2**2000) * 4 + b"t"), "impossible shape"),
+        (listing(text("a"), b"(" + ONE + b"q\x00" + b"h\x00" * 100_000 + b"t"), "impossible shape"),
+        (listing(text("a"), LARGE + LARGE + b"\x86", LARGE + ONE + b"\x86"), "more than"),
+        (listing(text("a"), LARGE + b"\x85", ONE + b"\x85", size=MAX_NUMBERS + 1), "more than"),
+        (listing(text("a"), LARGE + b"\x85", ONE + b"\x85", size=MAX_NUMBERS, count=2), "more than"),
+        (bytes(MAX_TEXT_FILE + 1), "larger than"),
+        (listing(text("a"), b")", size=2), "shorter than its pickle says"),
+    ],
+)
+def test_a_small_file_of_tensors_that_would_take_much_is_refused_at_once(data: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_tensors(archived(data__pkl=data, data_0=bytes(4)))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_no_more_is_unpacked_than_was_announced(tmp_path: Path, kind: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", kind) as archive:
+        archive.writestr("data", bytes(100_000))
+    honest = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(honest.replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive, pytest.raises(ValueError):
+        read_member(archive, "data", 100)
+    (tmp_path / "x.zip").write_bytes(honest)
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive, pytest.raises(ValueError, match="larger than"):
+        read_member(archive, "data", 100)
 
 
 def test_what_cannot_be_imported_is_said_in_one_line(tmp_path: Path) -> None:
