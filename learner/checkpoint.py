@@ -22,7 +22,8 @@ from learner.normalization import RunningStatistics
 from protocol.errors import ProtocolError, UserError
 from protocol.snapshot import PolicySnapshot, part_of
 
-FORMAT = 3
+FORMAT = 4
+OLDER = 3  # which is read, too: in it, lanes have their actions as they are, and not in bits
 KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
 EVALUATIONS = "evaluations"  # in a run directory, beside `checkpoints`: those that wait to be evaluated
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
@@ -84,7 +85,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path / MANIFEST} is no manifest")
     if type(manifest["policy_version"]) is not int or not isinstance(manifest["sha256"], dict):
         raise ValueError(f"{path / MANIFEST} is no manifest")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in (FORMAT, OLDER):
         # Not one to pass over: going on from an older one, or from none, would in time remove what is not damaged.
         raise UserError(
             f"{path} has checkpoint format {manifest['format']!r:.20}, and this release reads {FORMAT}: use the release"

@@ -1,5 +1,6 @@
 """What the learner knows of each lane: who hosts it, and enough for any actor to take it over at the next border."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -8,6 +9,24 @@ import numpy as np
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.trajectory import LaneState, Trajectory
+
+
+def to_bits(numbers: np.ndarray) -> np.ndarray:
+    """Integers from 0 on in as many bits as the largest needs: uint8 [bits, bytes], a row of all for each bit."""
+    flat = numbers.reshape(-1)
+    count = max(1, int(flat.max(initial=0)).bit_length())
+    return np.stack([np.packbits(flat & (1 << bit) != 0) for bit in range(count)])
+
+
+def from_bits(bits: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """What `to_bits` was given; raises `ValueError` unless that had this shape."""
+    size = math.prod(shape)
+    if bits.ndim != 2 or bits.shape[1] != -(-size // 8):
+        raise ValueError(f"bits {list(bits.shape)} are not those of {size} numbers")
+    numbers = np.zeros(size, dtype)
+    for bit, row in enumerate(bits):
+        numbers |= np.unpackbits(row, count=size).astype(dtype) << bit
+    return numbers.reshape(shape)
 
 
 @dataclass(frozen=True)

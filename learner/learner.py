@@ -28,7 +28,7 @@ from learner.computation import computation, differences
 from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.faults import FAULTS
-from learner.lanes import LaneBorder
+from learner.lanes import LaneBorder, from_bits, to_bits
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
@@ -47,7 +47,8 @@ from protocol.transport import LearnerSocket
 LONG_PATIENCE = 600.0  # seconds that MLX may compile, or a disk may take to save
 WITNESS_SECONDS = 5.0  # that a finished run waits for a rollout which is being collected a second time
 STEPS_OF_PATIENCE = 10  # a step of an update may take that many times as long as the longest of the last update
-LANE_ARRAYS = [field.name for field in fields(LaneState)]  # as a checkpoint names them
+LANE_ARRAYS = [field.name for field in fields(LaneState)]  # as a checkpoint names them…
+ACTION_BITS = "action_bits"  # …and what it has instead of integer actions
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ class Border:
         for index, lane in enumerate(self.lanes):
             if lane.rollout_index:
                 state = lane.state()
-                arrays |= {f"lanes.{index}.{name}": np.asarray(getattr(state, name)) for name in LANE_ARRAYS}
+                lane_arrays = {name: np.asarray(getattr(state, name)) for name in LANE_ARRAYS}
+                if state.actions.dtype.kind == "i":  # unfinished episodes may have millions, few of which are large
+                    lane_arrays[ACTION_BITS] = to_bits(lane_arrays.pop("actions"))
+                arrays |= {f"lanes.{index}.{name}": array for name, array in lane_arrays.items()}
         return replace(self.checkpoint, arrays=arrays)
 
 
@@ -414,6 +418,10 @@ class Learner:
         """The lane whose state is in `arrays`, by name; in `async` one may not have come to its first border."""
         if not arrays:
             return LaneBorder.first(self._config.experiment)
+        if ACTION_BITS in arrays:
+            action = self._spaces.action
+            shape = (int(arrays["episode_steps"].sum()), *action.shape)
+            arrays["actions"] = from_bits(arrays.pop(ACTION_BITS), shape, action.dtype)
         return LaneBorder.of(LaneState(int(arrays.pop("rollout_index")), **arrays))
 
     def _save(self) -> None:

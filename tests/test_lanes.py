@@ -8,9 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from learner.lanes import LaneBorder
+from learner.lanes import LaneBorder, from_bits, to_bits
 from protocol.experiment import Experiment
 from protocol.trajectory import DIGEST_SIZE, LaneState, Trajectory
+
+
+@given(hnp.arrays(np.int64, hnp.array_shapes(max_dims=2, min_side=0), elements=st.integers(0, 2**62)))
+def test_integers_come_back_from_their_bits(numbers: np.ndarray) -> None:
+    np.testing.assert_array_equal(from_bits(to_bits(numbers), numbers.shape, "int64"), numbers, strict=True)
+
+
+@pytest.mark.parametrize(("largest", "nbytes"), [(0, 100), (1, 100), (2, 200), (17, 500), (255, 800), (256, 900)])
+def test_integers_take_as_many_bits_as_the_largest(largest: int, nbytes: int) -> None:
+    assert to_bits(np.full(800, largest)).nbytes == nbytes
+
+
+def test_bits_of_another_number_of_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match="not those of 801 numbers"):
+        from_bits(to_bits(np.zeros(800, np.int64)), (801,), "int64")
 
 
 def trajectory(

@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from launching import (
     wait_for,
 )
 from marks import slow
+
+from learner import checkpoint
+from learner.checkpoint import add_checkpoint, discard_checkpoint, list_checkpoints, load_checkpoint
+from learner.lanes import from_bits
 
 EXPERIMENT: list[object] = [*CAMPAIGN, "--total-steps", 1024 * 25]
 SMALL = "--num-envs 16 --lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2 --total-steps 4096".split()  # noqa: SIM905
@@ -306,3 +310,26 @@ def test_many_more_actors_than_cores_are_not_taken_to_hang(tmp_path: Path) -> No
     one = train(tmp_path / "one", *flags, "--in-process", "--actors", 1)
     assert many["actor_restarts"] == 0
     assert many["weights_digest"] == one["weights_digest"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_exactly_from_a_checkpoint_whose_actions_are_not_in_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the format before."""
+    run_dir = tmp_path / "run"
+    whole = train(run_dir, "--in-process", *SMALL, "--checkpoint-every", 1)
+    *_, middle, last = list_checkpoints(run_dir / "checkpoints")
+    saved = load_checkpoint(middle)
+    arrays = dict(saved.arrays)
+    for name in [name for name in arrays if name.endswith(".action_bits")]:
+        lane = name.removesuffix("action_bits")
+        steps = int(arrays[f"{lane}episode_steps"].sum())
+        arrays[f"{lane}actions"] = from_bits(arrays.pop(name), (steps,), "int64")
+    assert any(name.endswith(".actions") for name in arrays)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.OLDER)
+    add_checkpoint(run_dir / "checkpoints", replace(saved, arrays=arrays))
+    discard_checkpoint(last)
+    (run_dir / "summary.json").unlink()
+    assert launch("--resume", run_dir).returncode == 0
+    assert summary_of(run_dir)["weights_digest"] == whole["weights_digest"]
