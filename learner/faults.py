@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from learner.lanes import LaneBorder
+from learner.refusals import Refusals
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
 from protocol.files import read_object, replace_file
@@ -43,6 +44,7 @@ class Faults:
         self._kept: list[Fault] | None = None  # that have a file; None until that was looked for
         self._delivered = 0
         self._last = "see above"
+        self._not_kept = Refusals()
 
     def tell(self, trajectory: Trajectory, border: LaneBorder) -> None:
         """Tell the user of the faults in a trajectory that was delivered; `border` is the one that it began at.
@@ -88,7 +90,9 @@ class Faults:
                     replace_file(path, json.dumps(data, allow_nan=False) + "\n", durable=False)
                     self._kept.append(fault)
         except OSError as error:
-            self._warn(f"a fault of {self._env} could not be kept in {self.folder}: {one_line(error)}")
+            more = self._not_kept.note("disk", trajectory.fault_count)
+            if more is not None:
+                self._warn(f"a fault of {self._env} could not be kept in {self.folder}: {one_line(error)}{more}")
 
 
 def _actions(fault: Fault, trajectory: Trajectory, border: LaneBorder) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from marks import slow
 from test_lanes import ended, first_border, trajectory
 
 from learner.faults import MAX_FAULTS, MAX_FILES, EnvironmentsFailed, Faults, list_faults
+from learner.refusals import AT_ONCE
 from protocol.experiment import Experiment
 from protocol.trajectory import Fault
 
@@ -83,6 +85,21 @@ def test_a_folder_that_cannot_be_written_is_said_and_ends_nothing(told: list[str
     (tmp_path / "file").touch()
     faults_of(told, tmp_path / "file" / "faults").train(delivered(fault(0)), first_border(2))
     assert "could not be kept" in told[0]
+
+
+def test_faults_that_cannot_be_kept_are_told_as_fast_as_can_be_read(
+    told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("learner.refusals.time", SimpleNamespace(monotonic=lambda: now[0]))
+    (tmp_path / "file").touch()
+    faults = faults_of(told, tmp_path / "file" / "faults")
+    for number in range(1000):
+        faults.train(delivered(fault(number), episode_returns=np.zeros(11)), first_border(2))
+    assert len(told) == AT_ONCE
+    now[0] = 60.0
+    faults.train(delivered(fault(0), episode_returns=np.zeros(11)), first_border(2))
+    assert told[-1].endswith(f"(and {1000 - AT_ONCE} more before it)")
 
 
 def test_too_many_faults_end_the_run_by_their_true_count(told: list[str]) -> None:
