@@ -356,6 +356,26 @@ def test_with_a_wrong_key_or_none_or_an_unknown_one_nobody_gets_in(
             assert receive(learner).message == hello()
 
 
+def test_a_socket_file_that_was_removed_is_made_again_and_connections_stay() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    address = f"ipc://{folder}/s"
+    with closing(LearnerSocket(address)) as learner, closing(ActorSocket(address)) as before:
+        send(before, hello(0))
+        first = receive(learner)
+        shutil.rmtree(folder)
+        learner.listen_anew()  # nothing yet: the folder is another's to make
+        folder.mkdir()
+        learner.listen_anew()
+        assert (folder / "s").exists()
+        with closing(ActorSocket(address)) as after:
+            send(after, hello(1))
+            assert receive(learner).message == hello(1)
+        send(before, hello(2))
+        again = receive(learner)
+        assert (again.identity, again.message) == (first.identity, hello(2))
+    shutil.rmtree(folder)
+
+
 def test_with_a_runs_key_its_own_address_is_open_to_nobody_else() -> None:
     keys, others = RunKeys.fresh(), RunKeys.fresh()
     own, remote = free_tcp_address(), free_tcp_address()
