@@ -28,7 +28,6 @@ from protocol import trace
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import read_rows
-from protocol.keys import read_learner
 from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
@@ -132,8 +131,10 @@ def main(arguments: list[str]) -> int:
     check_sinks(execution.sink)
     remote = _remote_access(execution)
     cluster = _cluster(execution)
+    if execution.actors == 0 and remote is None:
+        raise UserError("--actors must be at least 1, or 0 with --listen")
     if execution.actors is not None:
-        config.experiment.check_actors("--actors", execution.actors, least=0 if remote else 1)
+        config.experiment.check_actors("--actors", execution.actors, least=0)
     if not execution.step_timeout > 0:
         raise UserError(f"--step-timeout must be above 0, not {execution.step_timeout}")
     if execution.resume is not None:
@@ -189,7 +190,9 @@ def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
     remote = RemoteAccess(execution.listen, execution.keys and execution.keys.absolute())
     remote.check(execution.insecure)
     if remote.keys is not None:
-        read_learner(remote.keys)  # here: what is wrong with it is said before anything starts
+        from protocol.keys import read_learner  # with ZeroMQ, which nothing else here needs
+
+        read_learner(remote.keys)  # what is wrong with it is said before anything starts
     return remote
 
 

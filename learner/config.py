@@ -1,7 +1,6 @@
 """The learner's settings, and the whole of an experiment's: what `config.toml` in a run directory holds."""
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -165,8 +164,8 @@ class RunConfig:
         parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         owner = {field.name: name for name, part in parts.items() for field in dataclasses.fields(part)}
         if unknown := sorted(settings.keys() - owner.keys()):
-            near = [match for name in unknown for match in difflib.get_close_matches(name, owner, n=1)]
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            meant = [name.replace("-", "_") for name in unknown if name.replace("-", "_") in owner]
+            hint = f"; did you mean {', '.join(meant)}?" if meant else ""
             raise UserError(f"{where} has unknown settings {', '.join(unknown)}{hint}")
         for name, value in settings.items():
             part = parts[owner[name]]

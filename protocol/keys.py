@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zmq
-from zmq.utils import z85
-
 from protocol.errors import UserError
 from protocol.files import replace_file
 
@@ -32,6 +29,8 @@ class KeyPair:
 
     @classmethod
     def fresh(cls) -> "KeyPair":
+        import zmq  # here: the launcher needs it for nothing else
+
         public, secret = zmq.curve_keypair()
         return cls(public.decode(), secret.decode())
 
@@ -164,6 +163,8 @@ class AllowedKeys:
 
 def _pair(found: dict[str, str], path: Path) -> KeyPair:
     pair = KeyPair(found["public"], found["secret"])
+    import zmq
+
     if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
         raise UserError(f"{path}: its public key does not belong to its secret key")
     return pair
@@ -197,6 +198,8 @@ def _parse(text: str, path: Path) -> dict[str, str]:
 
 
 def _is_key(value: object) -> bool:
+    from zmq.utils import z85
+
     try:
         return isinstance(value, str) and len(value) == 40 and len(z85.decode(value.encode("ascii"))) == 32
     except (ValueError, KeyError, UnicodeEncodeError):

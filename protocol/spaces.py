@@ -36,7 +36,8 @@ class BoxSpace:
         if self.dtype not in {dtype.name for dtype in DTYPES.values()}:
             raise ProtocolError(f"the {name} space has dtype {self.dtype:.40}")
         if len(self.shape) >= MAX_DIMENSIONS - 1:
-            raise ProtocolError(f"the {name} space has {len(self.shape)} dimensions; {MAX_DIMENSIONS - 2} are possible")
+            possible = f"{MAX_DIMENSIONS - 2} dimensions are possible"
+            raise ProtocolError(f"the {name} space has shape {list(self.shape)}; {possible}")
         if any(not 0 < n <= MAX_SIZE for n in self.shape) or self.size > MAX_SIZE:
             raise ProtocolError(
                 f"the {name} space has shape {list(self.shape)}; 1 to {MAX_SIZE:,} numbers are possible"
@@ -115,7 +116,8 @@ class Spaces:
                 raise ProtocolError("an observation's choices do not fit its shape")
             if not all(0 < n <= MAX_SIZE for n in part.choices):
                 most = max(part.choices, key=abs)
-                raise ProtocolError(f"an observation has {most:,} choices; 1 to {MAX_SIZE:,} are possible")
+                possible = f"there are {most:,}, and 1 to {MAX_SIZE:,} are possible"
+                raise ProtocolError(f"an observation's choices do not fit its shape: {possible}")
             if part.kind == "choices" and np.dtype(part.box.dtype).kind not in "iu":
                 raise ProtocolError(f"an observation of choices has dtype {part.box.dtype}")
             if part.kind == "image" and (part.box.dtype != "uint8" or not 2 <= len(part.box.shape) <= 4):

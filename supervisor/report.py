@@ -93,6 +93,8 @@ class Report:
         status = summary["status"] if summary is not None and error is None else "failed"
         words = last_words(summary, self._run_dir) if summary is not None else []
         self._terminal.close()
+        if summary is not None and any(summary.get("witness", {}).values()):
+            self.tell("note", f"witnessed: {in_words(summary['witness'])}")
         self.tell("ended", error or next(iter(words), "the launcher failed"), aloud=False, status=status)
         self._save_status()
         for line in words:
@@ -134,7 +136,6 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         f" ({number(summary['env_steps_per_second'], ',.0f')}/s),"
         f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
         *([f"evaluations: {evaluations}"] if evaluations else []),
-        *([f"witnessed: {in_words(witness)}"] if (witness := summary.get("witness")) and any(witness.values()) else []),
         f"weights {summary['weights_digest'] or DASH}",
         *([f"go on:       {_launch()} --resume {as_word(run_dir)}"] if summary["status"] == "stopped" else []),
         *([f"evaluate it: {_launch()} eval {as_word(run_dir)}"] if summary["weights_digest"] else []),

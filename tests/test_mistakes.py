@@ -27,8 +27,8 @@ def refused(*flags: object, **environ: str) -> str:
     [
         ("--actorz 3", "--actorz, 3; did you mean --actors?"),
         ("--actors x", "--actors"),
-        ("--actors 0", "--actors must lie between 1 and"),
-        ("--actors 99999 --num-envs 16 --lane-size 4", "--actors must lie between 1 and 68, not 99999"),
+        ("--actors 0", "--actors must be at least 1"),
+        ("--actors 99999 --num-envs 16 --lane-size 4", "--actors must lie between 0 and 68, not 99999"),
         ("--learning-rate", "Missing value for argument '--learning-rate'"),
         ("--schedule now", "Expected one of ('sync', 'pipelined', 'async')"),
         ("--hidden-sizes a", "--hidden-sizes"),

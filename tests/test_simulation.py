@@ -241,7 +241,11 @@ def test_environments_of_different_spaces_are_refused_whoever_makes_them() -> No
     ("observations", "actions", "said"),
     [
         (spaces.Box(0, 1, (0,)), spaces.Discrete(2), r"shape \[0\]; 1 to 16,777,216 numbers"),
-        (spaces.Discrete(10**9), spaces.Discrete(2), "1,000,000,000 choices; 1 to 16,777,216"),
+        (
+            spaces.Discrete(10**9),
+            spaces.Discrete(2),
+            "fit its shape: there are 1,000,000,000, and 1 to 16,777,216",
+        ),
         (BOX, spaces.Discrete(10**9), "1,000,000,000 outputs; 16,777,216 are possible"),
         (BOX, spaces.Box(-1, 1, (0,)), r"action space has shape \[0\]"),
     ],
