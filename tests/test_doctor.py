@@ -127,7 +127,7 @@ def test_an_environment_that_waits_wants_more_actors_than_cores() -> None:
     assert suggested_actors(Timing(1e-5, 1e-4, busy=1.0), cores=1) == 1
 
 
-@pytest.mark.parametrize("number", [slow(signal.SIGINT), slow(signal.SIGTERM), signal.SIGKILL])
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), slow(signal.SIGTERM), slow(signal.SIGKILL)])
 def test_a_hanging_environment_does_not_outlive_its_doctor(number: signal.Signals) -> None:
     doctor = subprocess.Popen([*LAUNCH, "doctor", "tests.environments_doctor:Hanging-v0"], stdout=subprocess.DEVNULL)
     checks = wait_for(lambda: psutil.Process(doctor.pid).children(), doctor)

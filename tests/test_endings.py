@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from launching import SMALL, launch, summary_of, train
+from marks import slow
 
 ILL = "tests.environments_faulty:Ill-v0"
 
@@ -22,6 +23,7 @@ def test_an_environment_that_ends_the_launchers_process_is_told_of(tmp_path: Pat
     assert errors.splitlines()[-1].endswith("ended this process with os._exit(0)")
 
 
+@pytest.mark.slow
 def test_so_is_one_that_ends_an_evaluation(tmp_path: Path) -> None:
     code, output, _ = run_in_process(tmp_path / "run", "raise", every=1_000_000)
     assert code == 0, output
@@ -44,12 +46,14 @@ def test_so_is_a_module_that_ends_whoever_imports_it(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_forks_of_an_environment_end_as_they_want(tmp_path: Path) -> None:
     code, _, errors = run_in_process(tmp_path / "run", "fork")
     assert (code, errors) == (0, "")
     assert summary_of(tmp_path / "run")["env_faults"] == 0
 
 
+@pytest.mark.slow
 def test_a_keyboard_interrupt_of_an_environment_is_a_fault(tmp_path: Path) -> None:
     code, output, errors = run_in_process(tmp_path / "run", "interrupt", every=40)
     assert (code, errors) == (0, "")
@@ -65,7 +69,7 @@ def test_a_run_that_its_environments_end_says_so_in_one_line_and_keeps_the_trace
     assert "Traceback" in (tmp_path / "run" / "logs" / "learner.log").read_text()
 
 
-@pytest.mark.parametrize("execution", [["--in-process"], ["--actors", 3]])
+@pytest.mark.parametrize("execution", [["--in-process"], slow(["--actors", 3])])
 @pytest.mark.parametrize("where", ["constructor", "reset"])
 def test_an_environment_that_cannot_even_begin_ends_the_run_at_once_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, execution: list[object]
@@ -87,6 +91,7 @@ def test_an_environment_that_cannot_even_begin_ends_the_run_at_once_in_one_line(
     assert summary_of(tmp_path / "run").get("actor_restarts") == 0
 
 
+@pytest.mark.slow
 def test_a_constructor_that_fails_now_and_then_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "flaky.py").write_text(
         "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\nmade = 0\n"
@@ -99,6 +104,7 @@ def test_a_constructor_that_fails_now_and_then_ends_nothing(tmp_path: Path, monk
     assert summary["actor_restarts"] == 0 and summary["deterministic"] is True
 
 
+@pytest.mark.slow
 def test_an_environment_that_takes_the_output_away_hides_nothing(tmp_path: Path) -> None:
     code, output, errors = run_in_process(tmp_path / "run", "silence", every=1)
     assert (code, errors) == (0, "")

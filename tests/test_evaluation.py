@@ -270,6 +270,7 @@ def test_a_run_ends_whatever_close_does(tmp_path: Path, execution: list[object])
         assert len(evaluations(tmp_path / how)) == 1
 
 
+@pytest.mark.slow
 def test_an_environment_that_hangs_in_an_evaluation_alone_ends_it_and_not_the_run(tmp_path: Path) -> None:
     hangs = ["--env-kwargs", "how='hang in evaluation'", "--env-kwargs", "every=1"]
     flags = [*ILL, *hangs, *FEW, "--eval-every", 4, "--step-timeout", 2, "--in-process", "--run-dir", tmp_path / "run"]

@@ -79,9 +79,9 @@ LONG = "x" * 300  # no file system takes such a name
     "flags",
     [
         ["--run-dir", LONG],
-        ["--config", LONG],
-        ["--trace", LONG],
-        ["--listen", "tcp://127.0.0.1:5555", "--keys", LONG],
+        slow(["--config", LONG]),
+        slow(["--trace", LONG]),
+        slow(["--listen", "tcp://127.0.0.1:5555", "--keys", LONG]),
         *map(slow, (["--resume", LONG], ["replay", LONG, 1], ["compare", LONG, LONG], ["plot", LONG], ["play", LONG])),
         *map(slow, (["dashboard", LONG], ["export", LONG, "y"], ["actors", LONG, "--count", 2], ["keys", LONG])),
         ["eval", LONG],
@@ -96,6 +96,7 @@ def test_a_path_that_the_system_refuses_is_one_line(
     assert not [path for path in tmp_path.rglob("*") if path.name != "runs"]
 
 
+@pytest.mark.slow
 def test_an_argument_that_is_empty_or_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "an argument is empty" in refused("--run-dir", "")
@@ -103,18 +104,22 @@ def test_an_argument_that_is_empty_or_no_text_is_refused(tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("file", ["config.toml", "checkpoints/00000004/arrays.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "file", ["config.toml", *map(slow, ("checkpoints/00000004/arrays.safetensors", "metrics.jsonl"))]
+)
 def test_no_policy_is_written_over_a_file_that_is_none(small_run: Path, file: str) -> None:
     before = (small_run / file).read_bytes()
     assert "is there already, and is no exported policy" in refused("export", small_run, small_run / file)
     assert (small_run / file).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_policy_is_written_over_an_older_one(small_run: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert launch("export", small_run, tmp_path / "policy").returncode == 0
 
 
+@pytest.mark.slow
 def test_what_can_be_pasted_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_dir = "my runs/it's"
@@ -162,7 +167,7 @@ def test_checkpoints_that_are_all_damaged(small_run: Path, tmp_path: Path) -> No
     assert "has no checkpoint that can be read" in refused("eval", tmp_path / "run")
 
 
-@pytest.mark.parametrize("lost", ["damaged", "removed"])
+@pytest.mark.parametrize("lost", [slow("damaged"), "removed"])
 def test_a_run_whose_checkpoints_are_lost_begins_anew_only_where_that_is_wanted(
     small_run: Path, tmp_path: Path, lost: str
 ) -> None:

@@ -100,8 +100,8 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS = [
     ["eval", "run"],
-    ["--resume", "run"],
-    ["--config", "run/config.toml", "--run-dir", "again", "--in-process"],
+    slow(["--resume", "run"]),
+    slow(["--config", "run/config.toml", "--run-dir", "again", "--in-process"]),
     *map(slow, (["export", "run", "policy"], ["play", "run", "--video", "videos"], ["replay", "run", 1])),
 ]
 
@@ -119,7 +119,12 @@ def test_another_users_run_imports_nothing_without_trust(
     assert not Path("imported").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS[:3], ids=lambda command: command[0])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [["eval", "run"], ["--resume", "run"], ["--config", "run/config.toml", "--run-dir", "again", "--in-process"]],
+    ids=lambda command: command[0],
+)
 def test_ones_own_run_and_a_trusted_one_go_on(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list
 ) -> None:
@@ -174,6 +179,7 @@ def test_settings_of_a_stranger_that_are_no_settings_are_one_line(tmp_path: Path
     assert said in done.stderr and "\x1b" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.toml", "summary.json", "metrics.jsonl", "eval.json", "events.jsonl"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(small_run: Path, tmp_path: Path, file: str) -> None:
     shutil.copytree(small_run, tmp_path / "run")

@@ -311,7 +311,7 @@ RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs"
     ("env", "flags"),
     [
         ("AfterEpisodes", ["--actors", 1]),
-        ("ByProcess", ["--actors", 4]),
+        slow("ByProcess", ["--actors", 4]),
         slow("AfterEpisodes", ["--actors", 4]),
         slow("LateInEpisode", ["--actors", 4]),
         slow("LateInEpisode", ["--actors", 1]),
@@ -335,6 +335,7 @@ def test_what_does_not_repeat_itself_is_noticed_within_twenty_iterations(
     assert "episode seed" in done.stdout
 
 
+@pytest.mark.slow
 def test_no_false_alarm_and_every_row_counts_what_was_witnessed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +382,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_an_update_that_does_not_repeat_itself_is_noticed(tmp_path: Path) -> None:
     """One bit is other than before, as a device may give which adds in another order each time."""
     summaries, said = {}, {}
