@@ -116,7 +116,7 @@ class Coordinator:
         self.lanes_not_replayable = 0
         self.faults = Faults(experiment, supervision.warn)
         self.moved_global_random = False
-        self.witness = Witness(experiment)
+        self.witness = Witness(experiment, total_iterations)
         self._socket = socket
         self._experiment = experiment
         self._run_id = run_id

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,15 @@ class Border:
         return replace(self.checkpoint, arrays=arrays)
 
 
+class Update(NamedTuple):
+    """What an update was made of."""
+
+    iteration: int
+    before: dict[str, np.ndarray]  # what `PPO.state_dict` gave, among other arrays
+    batch: Batch
+    to_inputs: Encode
+
+
 class Learner:
     """One run's learner, from its first version or from its newest checkpoint to its last."""
 
@@ -110,6 +119,7 @@ class Learner:
         self._last_update: float | None = None
         self._updates: deque[float] = deque(maxlen=20)  # time.monotonic() of the last ones
         self._updated = False  # whether this process has done an update, and so has its kernels
+        self._to_repeat: Update | None = None
         self._told_update_differs = False
         self._step_seconds = 0.0  # that the longest step of the last update took
         self._stopwatch = Stopwatch()  # of an iteration
@@ -133,6 +143,9 @@ class Learner:
                     metrics = self._train(Batch.stack(trajectories, self._batch_memory))
                 with trace.span("complete", iteration=self._version):
                     self._complete_version(metrics)
+                if self._to_repeat is not None:  # now that actors have the new weights, and need not wait
+                    self._repeat_update(self._to_repeat)
+                    self._to_repeat = None
             with suppress(StopRequested):
                 self._coordinator.wait_for_witness(WITNESS_SECONDS)
             return "finished"
@@ -245,7 +258,8 @@ class Learner:
             batch = replace(batch, rewards=scaled)
         metrics = self._ppo.update(batch, self._version, to_inputs, self._begin_update())
         if self._config.experiment.schedule != "async" and self._coordinator.witness.wants_update(self._version):
-            self._repeat_update(batch, to_inputs)
+            assert self._border is not None
+            self._to_repeat = Update(self._version, self._border.checkpoint.arrays, batch, to_inputs)
         lags = self._version - batch.policy_versions
         metrics |= {
             "policy/lag_mean": float(lags.mean()),
@@ -257,13 +271,12 @@ class Learner:
         self._window.extend(batch.episode_returns, batch.episode_lengths)
         return metrics
 
-    def _repeat_update(self, batch: Batch, to_inputs: Encode) -> None:
-        """Do the last update a second time, from the same weights, to see whether it leads to the same bits."""
-        assert self._border is not None
-        with trace.span("witness", iteration=self._version):
+    def _repeat_update(self, update: "Update") -> None:
+        """Do an update a second time, to see whether it leads to the same bits; nothing else changes."""
+        with trace.span("witness", iteration=update.iteration):
             first = self._ppo.state_dict()
-            self._ppo.load_state_dict(self._border.checkpoint.arrays)
-            self._ppo.update(batch, self._version, to_inputs, self._begin_update())
+            self._ppo.load_state_dict(update.before)
+            self._ppo.update(update.batch, update.iteration, update.to_inputs, self._begin_update())
             difference = self._coordinator.witness.compare_updates(first, self._ppo.state_dict())
             self._ppo.load_state_dict(first)
         if difference is not None and not self._told_update_differs:

@@ -15,9 +15,10 @@ from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.trajectory import Trajectory
 
-EARLY = (0, 1, 2, 4, 8, 16)  # rollouts of which one each is collected twice: what is wrong should be seen early…
-EARLY_SHARE = 1 / 4  # …unless more than this share of all stepping would go into it
-LATER_SHARE = 1 / 256  # of all stepping may go into other rollouts
+EARLY = (1, 4, 8, 16)  # rollouts of which one each is collected twice: what is wrong should be seen early…
+EARLY_SHARE = 1 / 100  # …unless it takes more than this share of the whole run's steps…
+EARLY_ROLLOUTS = 8  # …and more than the steps of so many rollouts of a lane
+LATER_SHARE = 1 / 256  # of the steps so far may go into other rollouts
 UPDATES = 256  # iterations from one update that is repeated to the next; the first is the run's second
 MAX_FAILURES = 3  # in a row, after which the run goes on without a witness: some simulators allow one per process
 
@@ -55,7 +56,7 @@ class Asked(NamedTuple):
 class Witness:
     """Which rollouts are collected twice, and what came of it."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, total_iterations: int) -> None:
         self.rollouts = 0  # that were collected twice
         self.in_other_processes = 0  # of these
         self.differences = 0  # rollouts of these that were not equal
@@ -64,6 +65,9 @@ class Witness:
         self.update_differences = 0  # updates of these that were not equal
         self.asked: Asked | None = None
         self._experiment = experiment
+        self._lane_steps = experiment.lane_size * experiment.rollout_length
+        total_steps = total_iterations * experiment.env_steps_per_iteration
+        self._early_steps = max(EARLY_SHARE * total_steps, EARLY_ROLLOUTS * self._lane_steps)
         self._number = 0
         self._failures = 0  # in a row
 
@@ -76,8 +80,8 @@ class Witness:
         lane = lanes[index]
         if lane.accepted[rollout_index].restarted.any():
             return None  # it is known already that this environment does not repeat itself
-        share = EARLY_SHARE if rollout_index in EARLY else LATER_SHARE
-        return index if self.steps + self._cost(lane.borders[rollout_index]) <= share * produced else None
+        allowed = self._early_steps if rollout_index in EARLY else LATER_SHARE * produced
+        return index if self.steps + self._cost(lane.borders[rollout_index]) <= allowed else None
 
     def ask(self, witness: bytes, elsewhere: bool, border: LaneBorder, trajectory: Trajectory) -> int:
         """Note whom the rollout is asked of. Returns the number that the answer must have."""
@@ -127,7 +131,7 @@ class Witness:
 
     def _cost(self, border: LaneBorder) -> int:
         """Environment steps of a second collection from `border` on."""
-        return int(border.episode_steps.sum()) + self._experiment.lane_size * self._experiment.rollout_length
+        return int(border.episode_steps.sum()) + self._lane_steps
 
 
 def in_words(counts: dict[str, Any]) -> str:
