@@ -21,7 +21,7 @@ import tyro
 from commands.command_line import parse, value_of
 from commands.environment_check import check_environment
 from commands.findings import Finding, note, ok, wrong
-from commands.train import ExecutionConfig, Flat, default_actors, defaults_for, performance_cores
+from commands.train import ExecutionConfig, Flat, check_trusted, default_actors, defaults_for, performance_cores
 from commands.versions import ROOT, installed_versions
 from learner.config import PPOConfig, TrainingConfig
 from protocol.experiment import Experiment
@@ -83,6 +83,7 @@ def main(arguments: list[str]) -> int:
         findings = check_machine()
     else:
         experiment = dataclasses.replace(command.experiment, env=env)
+        check_trusted(experiment, command.execution, arguments)
         findings = check_environment(experiment, command.execution.step_timeout)
     all_is_well = True
     for finding in findings:

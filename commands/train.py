@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
     if resumed is not None:
         _refuse_changes(defaults, config)
     config.check()
-    _check_trust(config, execution, arguments)
+    check_trusted(config.experiment, execution, arguments)
     check_registered(config.experiment.env)
     parse_env_kwargs(config.experiment.env_kwargs)
     check_network(config.experiment)
@@ -218,7 +218,7 @@ def _traced(path: Path | None) -> Iterator[None]:
     """Let a timeline be written to `path`, if there is one."""
     if path is not None:
         try:
-            trace.begin(path.absolute())
+            trace.begin(path)
         except OSError as error:
             raise UserError(f"--trace {as_typed(path)} cannot be written: {error.strerror}") from None
         trace.join("launcher")
@@ -264,13 +264,13 @@ def performance_cores() -> int:
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
-def _check_trust(config: RunConfig, execution: ExecutionConfig, arguments: list[str]) -> None:
+def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments: list[str]) -> None:
     """Raise `UserError` where a run or a file of settings names code to import that this user has not trusted."""
     if execution.resume is not None:
-        check_trust(config.experiment, execution.resume, execution.trust, execution.resume, arguments)
+        check_trust(experiment, execution.resume, execution.trust, execution.resume, arguments)
     elif execution.config is not None:
         run_dir = execution.config.parent if execution.config.name == CONFIG else None
-        check_trust(config.experiment, execution.config, execution.trust, run_dir, arguments)
+        check_trust(experiment, execution.config, execution.trust, run_dir, arguments)
     elif execution.trust:
         raise UserError("--trust is for --resume and --config; what a command line names is trusted anyway")
 

@@ -100,6 +100,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS = [
     ["eval", "run"],
+    ["doctor", "--config", "run/config.toml"],
     slow(["--resume", "run"]),
     slow(["--config", "run/config.toml", "--run-dir", "again", "--in-process"]),
     *map(slow, (["export", "run", "policy"], ["play", "run", "--video", "videos"], ["replay", "run", 1])),
