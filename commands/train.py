@@ -73,7 +73,8 @@ class ExecutionConfig:
     """Where the metrics go besides metrics.jsonl and metrics.csv, such as `tensorboard wandb trackio`; each needs the
     extra of its name."""
     trace: Path | None = None
-    """Write a timeline of every process to this file, for ui.perfetto.dev or chrome://tracing."""
+    """Write a timeline of every process to this file, for ui.perfetto.dev or chrome://tracing. An older one that is
+    there is replaced, and nothing else is."""
     dashboard: bool = False
     """Serve a page about the run for the browser of this machine, and print its address."""
     run_dir: Path | None = None

@@ -13,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from protocol.errors import UserError
+from protocol.process import as_typed
+
 VARIABLE = "PPO_TRACE_FILE"  # in the environment of the launcher and its children
+BEGINNING = b'[\n{"ph": '  # of every such file, as far as it goes
 FLUSH_SECONDS = 0.5  # that events may lie in memory, and so are lost with a killed process
 
 
@@ -46,7 +50,12 @@ _recorder: _Recorder | None = None
 
 
 def begin(path: Path) -> None:
-    """Start a fresh file, which this process and its children will fill. Raises `OSError`."""
+    """Start a fresh file, which this process and its children will fill. An older timeline is replaced; raises
+    `UserError` where there is another file, and `OSError`."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if not BEGINNING.startswith(file.read(len(BEGINNING))):
+                raise UserError(f"--trace {as_typed(path)} is there already, and is no timeline: choose another name")
     path.write_text("[\n")
     os.environ[VARIABLE] = str(path.absolute())
 

@@ -9,6 +9,7 @@ import pytest
 from launching import SMALL, launch, together, train
 
 from protocol import trace
+from protocol.errors import UserError
 
 # Environments that sleep: an update is over long before the rollouts that may go on meanwhile.
 SLOW = [*SMALL, "--env", "benchmarks.environments:Sleep-v0", "--rollout-length", 8, "--total-steps", 384]
@@ -72,6 +73,19 @@ def test_a_timeline_that_cannot_be_written_is_refused_before_the_run(tmp_path: P
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "--trace" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_timeline_replaces_an_older_one_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trace.VARIABLE, "")  # so that what `begin` sets is taken back
+    path = tmp_path / "trace.json"
+    for older in ("", "[\n", '[\n{"ph": "M", "name": "process_name"},\n'):
+        path.write_text(older)
+        trace.begin(path)
+        assert path.read_text() == "[\n"
+    path.write_text("env = 'CartPole-v1'\n")
+    with pytest.raises(UserError, match="is no timeline"):
+        trace.begin(path)
+    assert path.read_text() == "env = 'CartPole-v1'\n"
 
 
 def test_a_timeline_that_fills_the_disk_is_given_up_and_said(
