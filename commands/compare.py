@@ -8,11 +8,12 @@ import tyro
 
 from commands.command_line import parse
 from commands.curves import differing
-from commands.runs import Run
+from commands.runs import CONFIG, Run
 from learner.witness import in_words
 from protocol.errors import UserError
 from protocol.files import read_object
 from protocol.lifeline import SUCCESS
+from protocol.process import as_word
 from protocol.text import printable
 
 DASH = "–"
@@ -66,9 +67,9 @@ def _verdict(runs: list[Run], results: list[dict[str, Any]], learners: list[Any]
     if not (same and steps and all(result["deterministic"] for result in results)):
         return "the weights differ"
     return (
-        "the weights differ, though all settings are equal and every run says that it is deterministic: the environment"
-        " does not repeat itself in a way that no run has noticed. `python launch.py doctor ENV` may find it; see"
-        " docs/reproducibility.md"
+        "the weights differ, though all settings are equal and every run says that it is deterministic: something that"
+        " no run has noticed differs, in what the environment does or between the machines. `python launch.py doctor"
+        f" --config {as_word(runs[0].path / CONFIG)}` may find it; see docs/reproducibility.md"
     )
 
 

@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     command = parse(PlotCommand, "launch.py plot", arguments)
     if not command.run_dirs:
         raise UserError("plot needs at least one RUN_DIR")
+    if not command.out.name.strip("."):
+        raise UserError(f"--out {command.out} must end in the name of a file")
     runs = [Run.open(path) for path in dict.fromkeys(command.run_dirs)]
     rows = {run.path: run.rows() for run in runs}
     for run in runs:

@@ -6,7 +6,6 @@ Keys are in Z85, 40 characters each, as ZeroMQ writes them.
 
 import os
 import re
-import shlex
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from protocol.errors import UserError
 from protocol.files import replace_file
+from protocol.process import as_typed, as_word
 
 LEARNER, ALLOWED = "learner.key", "allowed.toml"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -90,6 +90,8 @@ def make_keys(directory: Path, names: list[str]) -> list[Path]:
 
     Nothing that exists is overwritten. Raises `UserError`, or `OSError`.
     """
+    if not names:
+        raise UserError("--names needs a name at least")
     for name in names:
         if _NAME.fullmatch(name) is None or f"{name}.key" == LEARNER or names.count(name) > 1:
             raise UserError(f"--names {name}: letters, digits, - and _ make a name; not `learner`, and none twice")
@@ -119,7 +121,7 @@ def read_learner(directory: Path) -> KeyPair:
     path = directory / LEARNER
     if not path.exists():
         raise UserError(
-            f"--keys {directory} has no {LEARNER}; `python launch.py keys {shlex.quote(str(directory))}` makes it"
+            f"--keys {as_typed(directory)} has no {LEARNER}; `python launch.py keys {as_word(directory)}` makes it"
         )
     return _pair(_read_secret(path, {"public", "secret"}), path)
 

@@ -47,7 +47,8 @@ def as_typed(path: str | os.PathLike[str]) -> str:
 
 def as_word(path: str | os.PathLike[str]) -> str:
     """A path as a word of a command that a user can paste into a shell."""
-    return shlex.quote(as_typed(path))
+    word = as_typed(path)
+    return shlex.quote(f"./{word}" if word.startswith("-") else word)
 
 
 def seek_user_modules_last() -> None:

@@ -55,6 +55,8 @@ def refused(*flags: object, **environ: str) -> str:
         ("eval nowhere", "nowhere: there is no run here"),
         ("actors nowhere --count 3", "no run is under way here"),
         ("bench nothing", "invalid choice: 'nothing'"),
+        ("plot nowhere --out .", "--out . must end in the name of a file"),
+        ("keys keys --names", "--names needs a name"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
@@ -138,7 +140,9 @@ def test_equal_runs_with_other_weights_are_told_apart_from_different_ones(small_
     copy_of(small_run, tmp_path / "run")
     summary = summary_of(small_run) | {"weights_digest": "0" * 64}
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
-    assert "the weights differ, though all settings are equal" in launch("compare", small_run, tmp_path / "run").stdout
+    line = launch("compare", small_run, tmp_path / "run").stdout.splitlines()[-1]
+    assert line.startswith("the weights differ, though all settings are equal and every run says that it is determinis")
+    assert f"doctor --config {small_run}/config.toml`" in line and "docs/reproducibility.md" in line
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary | {"deterministic": False}))
     assert "the weights differ\n" in launch("compare", small_run, tmp_path / "run").stdout
 
