@@ -65,7 +65,7 @@ class Simulation:
                     text = (
                         f"{experiment.env} could not be made {MAX_CONSTRUCTIONS} times in a row; the last time: {fault}"
                     )
-                    raise EnvironmentFault("constructor", text) from fault
+                    raise EnvironmentFault("constructor", text) from fault.__cause__
         assert self.env is not None
         try:
             self.spaces = spaces or describe_spaces(self.env, experiment)

@@ -77,6 +77,8 @@ def add_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in the directory `path`; raises `ValueError` or `OSError` unless every byte is as written, and
     `UserError` for one that another release has written."""
+    if not ((path / MANIFEST).is_file() and (path / ARRAYS).is_file()):
+        raise ValueError(f"{path / MANIFEST} or {ARRAYS} is no file")  # a pipe would be waited for
     text, _, digest = (path / MANIFEST).read_bytes().removesuffix(b"\n").rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError(f"{path / MANIFEST} is damaged")

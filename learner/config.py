@@ -87,7 +87,8 @@ class PPOConfig:
             if value is not None and not value > 0:
                 raise UserError(f"{_flag(name)} must be above 0, or None, not {value}")
         if samples % self.minibatches:
-            divisors = [d for d in range(1, samples + 1) if samples % d == 0]
+            small = [d for d in range(1, math.isqrt(samples) + 1) if samples % d == 0]
+            divisors = {*small, *(samples // d for d in small)}
             below = max(d for d in divisors if d < self.minibatches)
             above = min((d for d in divisors if d > self.minibatches), default=None)
             kind = "sequences (--num-envs)" if recurrent else "samples (--num-envs times --rollout-length)"

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from protocol.process import OWN
 from protocol.text import one_line
 
 HARMLESS = OWN | {"gymnasium"}  # packages that a name may import without trust: to import them starts nothing
-HARMLESS_WRAPPERS = "gymnasium.wrappers"
+HARMLESS_WRAPPERS = re.compile(r"gymnasium\.wrappers:(?!Record)[A-Za-z]\w*(\(.*\))?")  # but for those that write files
+LOADERS = "GymV"  # how gymnasium's ids begin that import what their arguments name
 SIGNATURE = ".signature"  # in the run directory
 SECRET_BYTES = 32
 
@@ -30,7 +32,9 @@ def foreign_names(experiment: Experiment) -> list[str]:
     """What an experiment names of code that is neither this project's nor gymnasium's, as a command line would."""
     modules = [name for name in (experiment.env, experiment.network) if ":" in name]
     names = [name for name in modules if name.split(":")[0].split(".")[0] not in HARMLESS]
-    return names + [text for text in experiment.wrapper if text.partition(":")[0] != HARMLESS_WRAPPERS]
+    if experiment.env.rpartition(":")[2].startswith(LOADERS) and experiment.env not in names:
+        names.append(experiment.env)
+    return names + [text for text in experiment.wrapper if HARMLESS_WRAPPERS.fullmatch(text) is None]
 
 
 def check_trust(
@@ -66,7 +70,8 @@ def _is_signed(run_dir: Path, experiment: Experiment) -> bool:
 
 
 def _signature(secret: bytes, experiment: Experiment) -> str:
-    return hmac.new(secret, json.dumps(foreign_names(experiment)).encode(), hashlib.sha256).hexdigest()
+    named = [foreign_names(experiment), experiment.env_kwargs]
+    return hmac.new(secret, json.dumps(named).encode(), hashlib.sha256).hexdigest()
 
 
 def _secret() -> bytes | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.control import Control
 from rich.screen import Screen
 
+from protocol.text import printable
 from supervisor.status import Happening, RunStatus
 from supervisor.view import DASH, View, duration
 
@@ -87,7 +88,8 @@ class Terminal:
                 sys.stderr.write("".join(self._printed.pieces))
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays. Some of it may be others' words."""
+        text = printable(text)
         if self._live is not None:
             self._held.append(text)
         else:

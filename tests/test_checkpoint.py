@@ -140,8 +140,13 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def become_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
-@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
+@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink, become_a_pipe])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:

@@ -303,6 +303,7 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
         (["--env", EVERY, "--env-kwargs", "action='dict'"], "action space Dict"),
         (["--wrapper", "os:system('true')"], "--wrapper os:system('true')"),
         (["--recurrent-size", 4, "--minibatches", 48], "64 sequences (--num-envs) does not divide"),
+        (["--num-envs", 2**20, "--rollout-length", 2**20, "--minibatches", 3], "use 2 or 4"),
         (["--minibatches", 7], "use 4 or 8"),
         (["--minibatches", 4096], "use 2048"),
         (["--clip-range", "inf"], "--clip-range"),

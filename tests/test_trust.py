@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -40,6 +41,12 @@ gymnasium.register("Mine-v0", entry_point=CartPoleEnv, max_episode_steps=50)
             ["pdb:Pdb(skip=None)", "gymnasium.wrappers.evil:X"],
         ),
         ({"wrapper": ("subprocess",)}, ["subprocess"]),
+        (
+            {"wrapper": ("gymnasium.wrappers:RecordVideo(video_folder='/')",)},
+            ["gymnasium.wrappers:RecordVideo(video_folder='/')"],
+        ),
+        ({"wrapper": ("gymnasium.wrappers:ClipReward(max_reward=1)",)}, []),
+        ({"env": "GymV26Environment-v0", "env_kwargs": ("env_id=evil:Env-v0",)}, ["GymV26Environment-v0"]),
         ({"env": "gymnasium_evil:Env-v0"}, ["gymnasium_evil:Env-v0"]),
     ],
 )
@@ -69,6 +76,8 @@ def test_a_signature_holds_for_its_user_and_its_names_alone(tmp_path: Path, monk
     other = Experiment(env="other:Env-v0", wrapper=FOREIGN.wrapper)
     with pytest.raises(UserError, match="other:Env-v0"):
         check_trust(other, run, trust=False, run_dir=run)
+    with pytest.raises(UserError):
+        check_trust(replace(FOREIGN, env_kwargs=("a=1",)), run, trust=False, run_dir=run)
     (state / "secret").chmod(0o644)  # anyone may have read it
     with pytest.raises(UserError):
         check_trust(FOREIGN, run, trust=False, run_dir=run)
