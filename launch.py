@@ -16,6 +16,7 @@ use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eva
 from commands import COMMANDS  # noqa: E402
 from protocol.errors import UserError  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits  # noqa: E402
+from protocol.output import complain, keep_output  # noqa: E402
 from protocol.text import one_line, printable  # noqa: E402
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
@@ -24,8 +25,8 @@ seek_user_modules_last()  # for `--env module:EnvId`
 
 
 def main(arguments: list[str]) -> int:
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a dash is no reason to end a run
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it was closed
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a dash is no reason to end a run
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
     try:
         _check_arguments(arguments)
@@ -44,21 +45,20 @@ def main(arguments: list[str]) -> int:
         return train(arguments)
     except UserError as error:
         for line in f"launch.py: {error}".splitlines():
-            print(printable(line), file=sys.stderr)  # it may hold what somebody else wrote
+            complain(printable(line))  # it may hold what somebody else wrote
         return USER_ERROR
     except OSError as error:
         if error.filename is None:
             raise
         # A path that was typed is too long, goes through a file, or is somebody else's.
-        print(f"launch.py: {one_line(as_typed(error.filename))}: {error.strerror}", file=sys.stderr)
+        complain(f"launch.py: {one_line(as_typed(error.filename))}: {error.strerror}")
         return USER_ERROR
     except ModuleNotFoundError as error:
         if error.name not in NEEDED:
             raise
-        print(
+        complain(
             f"launch.py: {sys.executable} has no {error.name}: activate the environment that this project is installed"
-            " in (source .venv/bin/activate), or install it, as README.md says",
-            file=sys.stderr,
+            " in (source .venv/bin/activate), or install it, as README.md says"
         )
         return USER_ERROR
 
@@ -75,6 +75,7 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    keep_output()
     tell_who_exits()
     code = main(sys.argv[1:])
     leave(code)  # threads of --in-process may be deep in MLX or in an environment; nothing is left to save

@@ -21,7 +21,6 @@ import argparse  # noqa: E402
 import re  # noqa: E402
 import secrets  # noqa: E402
 import socket  # noqa: E402
-import sys  # noqa: E402
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import FrameType  # noqa: E402
@@ -30,6 +29,7 @@ from actors.actor import Actor  # noqa: E402
 from protocol.keys import actor_key, read_actor  # noqa: E402
 from protocol.lifeline import SUCCESS, await_key, leave, run_child, run_to_the_end  # noqa: E402
 from protocol.offspring import end_offspring  # noqa: E402
+from protocol.output import complain  # noqa: E402
 from protocol.remote import check_tcp  # noqa: E402
 
 STOP_SECONDS = 2.0  # that an actor has to close its environments, once it is to end
@@ -66,7 +66,7 @@ def _join(name: str, address: str, key: Path | None, trust: bool) -> None:
     check_tcp(address, "--connect")
 
     def say(text: str) -> None:
-        print(f"actor {name}: {text}", file=sys.stderr, flush=True)
+        complain(f"actor {name}: {text}")
 
     trust = trust or key is not None  # with a key, the learner is the one that it was made for
     Actor(name, address, read_actor(key) if key else None, say, stop=_stop, trust=trust).run()

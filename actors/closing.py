@@ -1,7 +1,6 @@
 """Closing environments: whatever `close()` does, it changes nothing, and takes a bounded time."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -11,6 +10,7 @@ import gymnasium
 
 from actors.interrupts import let_users_interrupt
 from protocol.lifeline import exit_at_once
+from protocol.output import complain, flush_streams
 from protocol.text import error_line
 
 CLOSE_SECONDS = 2.0  # that the first close() which hangs may take…
@@ -56,7 +56,7 @@ def end_if_stuck(code: int) -> threading.Timer:
     One that hangs in C code cannot be interrupted. For whoever has told all that there was to tell; cancel what is
     returned to go on.
     """
-    sys.stdout.flush()
+    flush_streams()
     timer = threading.Timer(3 * CLOSE_SECONDS, exit_at_once, [code])
     timer.daemon = True
     timer.start()
@@ -108,4 +108,4 @@ def _left_to_a_thread(close: Callable[[], Any]) -> bool:
 def _tell(what: str) -> None:
     if what not in _told and len(_told) < 20:
         _told.add(what)
-        print(f"an environment's close() {what}; what it held may be left behind", file=sys.stderr, flush=True)
+        complain(f"an environment's close() {what}; what it held may be left behind")

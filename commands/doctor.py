@@ -26,6 +26,7 @@ from commands.versions import ROOT, installed_versions
 from learner.config import PPOConfig, TrainingConfig
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
+from protocol.output import say
 from supervisor.address import socket_parent
 
 EXTRAS = {  # of this project, by the module that each brings
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> int:
         findings = check_environment(experiment, command.execution.step_timeout)
     all_is_well = True
     for finding in findings:
-        print(finding, flush=True)
+        say(str(finding))
         all_is_well &= not finding.is_wrong
     return SUCCESS if all_is_well else FAILURE
 

@@ -1,7 +1,6 @@
 """`eval`: how good a policy is, acting with the mode of its distribution and frozen statistics."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,8 @@ from commands.command_line import parse
 from commands.policies import open_policy
 from protocol.errors import UserError
 from protocol.files import replace_file
-from protocol.lifeline import FAILURE, SUCCESS, take_streams_back
+from protocol.lifeline import FAILURE, SUCCESS
+from protocol.output import complain, say
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,11 @@ def main(arguments: list[str]) -> int:
         with playing(experiment, snapshot, command.episodes) as scores:
             # Kept and told before the environment is closed, since that may be the end of the process.
             found = Results.of(scores)
-            take_streams_back()
             code = _tell(found, snapshot.policy_version, run_dir, experiment.env)
             end_if_stuck(code)
         return code
     except EnvironmentFault as fault:
-        print(f"launch.py: {command.policy}: its environment cannot be made: {fault}", file=sys.stderr)
+        complain(f"launch.py: {command.policy}: its environment cannot be made: {fault}")
         return FAILURE
 
 
@@ -76,13 +75,12 @@ def _tell(found: Results, version: int, run_dir: Path | None, env: str) -> int:
             f"{count} ended in a fault; the first, with seed {first['seed']}, at step {first['step']}: {first['text']}"
         )
     if not counted:
-        print(f"launch.py: {env}: {faults}", file=sys.stderr)
+        complain(f"launch.py: {env}: {faults}")
         return FAILURE
-    print(
+    say(
         f"return {statistics['return_mean']:.2f} ± {statistics['return_std']:.2f} over {counted} episodes"
-        f" (length {np.mean(found.lengths):.1f}), policy version {version}",
-        flush=True,
+        f" (length {np.mean(found.lengths):.1f}), policy version {version}"
     )
     if faults:
-        print(faults)
+        say(faults)
     return SUCCESS

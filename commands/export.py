@@ -16,6 +16,7 @@ from commands.command_line import parse
 from commands.policies import describe, open_policy
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
+from protocol.output import say
 from protocol.randomness import Purpose, environment_seed
 
 STEPS = 64  # of the environment, over which a graph is compared with the policy
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
             save_policy(command.out, policy.description, snapshot)
     except OSError as error:
         raise UserError(f"{command.out} cannot be written: {error.strerror}") from None
-    print(f"{command.out}: policy version {snapshot.policy_version} for {experiment.env}")
+    say(f"{command.out}: policy version {snapshot.policy_version} for {experiment.env}")
     if command.format == "onnx":
         _report(command.out, policy)
     return SUCCESS
@@ -66,14 +67,14 @@ def _report(path: Path, policy: ExportedPolicy) -> None:
     try:
         import onnxruntime
     except ImportError:
-        print("not compared with the NumPy policy: onnxruntime is not installed (extra `onnx`)")
+        say("not compared with the NumPy policy: onnxruntime is not installed (extra `onnx`)")
         return
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference = largest_difference(session, policy)
     text = f"over {STEPS} steps of the environment its outputs differ from the NumPy policy's by at most"
     if not difference <= TOLERANCE:
         raise UserError(f"{path}: {text} {difference:.1e}, more than {TOLERANCE}")
-    print(f"{text} {difference:.1e}")
+    say(f"{text} {difference:.1e}")
 
 
 def largest_difference(session: object, policy: ExportedPolicy) -> float:

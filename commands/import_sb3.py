@@ -18,6 +18,7 @@ from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import SUCCESS
 from protocol.observations import InputShapes, normalized_size
+from protocol.output import say
 from protocol.snapshot import PolicySnapshot
 from protocol.text import one_line
 
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> int:
         save_policy(command.out, description, policy.snapshot)
     except OSError as error:
         raise UserError(f"{command.out} cannot be written: {error.strerror}") from None
-    print(f"{command.out}: a policy with layers of {' '.join(map(str, hidden_sizes)) or 'none'} for {command.env}")
+    say(f"{command.out}: a policy with layers of {' '.join(map(str, hidden_sizes)) or 'none'} for {command.env}")
     return SUCCESS
 
 

@@ -17,6 +17,7 @@ from commands.rendering import Video, Window, packages_named
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
+from protocol.output import say
 from protocol.snapshot import PolicySnapshot
 
 
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
         show = Window(experiment) if command.video is None else Video(experiment, command.video, name)
         code = _play(experiment, snapshot, command.episodes, show)
     if command.video is not None:
-        print(f"{command.video / name}-episode-0.mp4" + (" and on" if command.episodes > 1 else ""))
+        say(f"{command.video / name}-episode-0.mp4" + (" and on" if command.episodes > 1 else ""))
     return code
 
 
@@ -67,11 +68,11 @@ def _play(experiment: Experiment, snapshot: PolicySnapshot, episodes: int, show:
             show.finish()
             if score.fault is None:
                 played += 1
-                print(f"episode {number}: return {score.episode_return:.2f}, length {score.length}", flush=True)
+                say(f"episode {number}: return {score.episode_return:.2f}, length {score.length}")
             elif isinstance(score.fault.__cause__, gymnasium.error.DependencyNotInstalled):
                 raise score.fault
             else:
-                print(f"episode {number}: seed {score.seed}, after {score.length} steps: {score.fault}", flush=True)
+                say(f"episode {number}: seed {score.seed}, after {score.length} steps: {score.fault}")
         code = SUCCESS if played else FAILURE
         end_if_stuck(code)
     return code

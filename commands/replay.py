@@ -1,7 +1,6 @@
 """`replay`: a fault of an environment, in a fresh environment and in front of your eyes."""
 
 import pdb
-import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from learner.faults import FAULTS, list_faults
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
+from protocol.output import output, say
 from protocol.text import one_line, printable
 from protocol.trajectory import Fault
 from protocol.trust import check_trust
@@ -58,9 +58,9 @@ def main(arguments: list[str]) -> int:
     found = list_faults(command.run_dir / FAULTS)
     if command.number is None:
         for number, fault, _ in found:
-            print(f"{number:>3}  {printable(str(fault))}")
+            say(f"{number:>3}  {printable(str(fault))}")
         if not found:
-            print(f"{experiment.env} left no faults in {command.run_dir}")
+            say(f"{experiment.env} left no faults in {command.run_dir}")
         return SUCCESS
     check_trust(experiment, command.run_dir, command.trust, run_dir=command.run_dir)
     for number, fault, actions in found:
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
 
 def _replay(experiment: Experiment, fault: Fault, actions: Any, video: Video | None, debugger: bool) -> int:
     """Repeat a fault and say what happens; returns the exit code."""
-    print(printable(f"{experiment.env} {fault}"))
+    say(printable(f"{experiment.env} {fault}"))
     try:
         simulation = Simulation(experiment, make=video.make if video else make_environment)
     except EnvironmentFault as error:
@@ -99,16 +99,16 @@ def _step_through(simulation: Simulation, fault: Fault, actions: Any) -> Environ
         raise UserError(f"the actions that were kept are none of this environment's: {one_line(error)}") from None
     try:
         simulation.reset(fault.seed)
-        print(f"reset with seed {fault.seed}" + (f", then {len(taken)} actions" if len(taken) else ""))
+        say(f"reset with seed {fault.seed}" + (f", then {len(taken)} actions" if len(taken) else ""))
         for step, given in enumerate(simulation.to_env(taken)):
             shown = len(taken) - step <= SHOWN
             if shown:
-                print(f"step {step}: action {one_line(given, 100)}", flush=True)
+                say(f"step {step}: action {one_line(given, 100)}")
             _, reward, terminated, truncated = simulation.step(given)
             if shown:
-                print(f"  reward {reward:g}, terminated {terminated}, truncated {truncated}")
+                say(f"  reward {reward:g}, terminated {terminated}, truncated {truncated}")
             if (terminated or truncated) and step + 1 < len(taken):
-                print(f"the episode ended at step {step}, which it did not in the run")
+                say(f"the episode ended at step {step}, which it did not in the run")
                 return None
     except EnvironmentFault as error:
         return error
@@ -123,14 +123,14 @@ def _compare(fault: Fault, found: EnvironmentFault | None, step: int, debugger: 
             raise found
         if cause is not None:
             below = cause.__traceback__.tb_next if cause.__traceback__ else None  # without this project's own frame
-            traceback.print_exception(type(cause), cause, below, file=sys.stdout)
+            traceback.print_exception(type(cause), cause, below, file=output())
             if debugger and below is not None:
                 pdb.post_mortem(below)
-        print(found)
+        say(str(found))
         if (found.phase, step) == (fault.phase, fault.step):
-            print("the fault has come again" + ("" if str(found) == fault.text else ", in other words"))
+            say("the fault has come again" + ("" if str(found) == fault.text else ", in other words"))
             return SUCCESS
-    print(
+    say(
         "the fault of the run DID NOT COME AGAIN: the environment was mended, or what it did there depends on something"
         " else than seed and actions, such as earlier episodes"
     )

@@ -8,6 +8,7 @@ from learner.checkpoint import Checkpoint, load_newest_checkpoint
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import read_object, read_rows
+from protocol.output import say
 from supervisor.evaluation import BEST
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
@@ -31,7 +32,7 @@ class Run:
     def checkpoint(self, best: bool = False) -> Checkpoint:
         """The newest checkpoint that verifies, or the best by evaluation; raises `UserError` if there is none."""
         directory = self.path / (BEST if best else CHECKPOINTS)
-        checkpoint = load_newest_checkpoint(directory, lambda text: print(f"warning: {text}"))
+        checkpoint = load_newest_checkpoint(directory, lambda text: say(f"warning: {text}"))
         if checkpoint is None:
             hint = "; one is kept there by --eval-every" if best else ""
             raise UserError(f"{directory} has no checkpoint that can be read{hint}")

@@ -16,12 +16,11 @@ from typing import NoReturn
 from protocol import trace
 from protocol.errors import EnvironmentFault, UserError
 from protocol.offspring import end_offspring
+from protocol.output import STANDARD_ERROR, complain, errors, flush_streams, keep_output
 from protocol.process import seek_user_modules_last
 
 SUCCESS, FAILURE, USER_ERROR, ENVIRONMENT_ERROR = 0, 1, 2, 3
 KEY, STOP, LOST, ACTORS = "key", "stop", "lost", "actors"
-
-STANDARD_ERROR = 2  # its file descriptor
 
 exit_at_once = os._exit  # for this project's own use
 
@@ -53,18 +52,19 @@ def run_to_the_end(name: str, work: Callable[[], None]) -> NoReturn:
     """Run `work` and exit the process: 0 when it is done, 2 with one line on a `UserError`, 3 with one line on an
     `EnvironmentFault`, 1 with a traceback on anything else."""
     code = FAILURE
+    keep_output()
     trace.join(name)
     try:
         work()
         code = SUCCESS
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        complain(f"{name}: {error}")
         code = USER_ERROR
     except EnvironmentFault as fault:
-        print(f"{name}: {fault}", file=sys.stderr)
+        complain(f"{name}: {fault}")
         code = ENVIRONMENT_ERROR
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc(file=errors())
     leave(code)
 
 
@@ -79,16 +79,8 @@ def leave(code: int) -> NoReturn:
     """End this process and all that its environments have started, without waiting for a library's threads."""
     end_offspring()
     trace.flush()
-    take_streams_back()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(ValueError, OSError):  # an environment has closed it
-            stream.flush()
+    flush_streams()
     exit_at_once(code)
-
-
-def take_streams_back() -> None:
-    """Print again where this program prints, whatever an environment has made of `sys.stdout` and `sys.stderr`."""
-    sys.stdout, sys.stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
 
 
 def tell_who_exits() -> None:

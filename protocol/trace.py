@@ -5,7 +5,6 @@ All processes append to one file, whole lines at a time. Nothing is recorded unl
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
+from protocol.output import complain
 from protocol.process import as_typed
 
 VARIABLE = "PPO_TRACE_FILE"  # in the environment of the launcher and its children
@@ -106,7 +106,7 @@ def _or_else_without() -> Iterator[None]:
         yield
     except OSError as error:
         _recorder = None
-        print(f"warning: --trace is given up: {error}", file=sys.stderr)
+        complain(f"warning: --trace is given up: {error}")
 
 
 def _now() -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from protocol.output import say
 from supervisor.processes import end_child, last_line, start_child
 from supervisor.workers import END_SECONDS
 
@@ -17,7 +18,7 @@ def dashboard(run_dir: Path) -> Iterator[None]:
     try:
         process = start_child("dashboard", ["--run-dir", str(run_dir)], log, stdout=subprocess.PIPE)
     except OSError as error:
-        print(f"warning: no dashboard: {error}", flush=True)
+        say(f"warning: no dashboard: {error}")
         yield
         return
     over = threading.Event()
@@ -35,7 +36,7 @@ def _tell(process: subprocess.Popen[bytes], log: Path, over: threading.Event) ->
     assert process.stdout is not None
     with process.stdout, suppress(OSError):  # nobody reads this process's output any more
         for line in process.stdout:
-            print(f"dashboard: {line.decode().strip()}", flush=True)
+            say(f"dashboard: {line.decode().strip()}")
         process.wait()
         if not over.is_set():
-            print(f"warning: the dashboard has ended: {last_line(log)}; training goes on", flush=True)
+            say(f"warning: the dashboard has ended: {last_line(log)}; training goes on")

@@ -12,7 +12,6 @@ use_one_thread(os.environ)  # before NumPy is imported
 import argparse  # noqa: E402
 import fcntl  # noqa: E402
 import json  # noqa: E402
-import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -33,6 +32,7 @@ from learner.checkpoint import (  # noqa: E402
 from learner.config import RunConfig  # noqa: E402
 from protocol.files import replace_file  # noqa: E402
 from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child  # noqa: E402
+from protocol.output import complain  # noqa: E402
 from supervisor.evaluation import BEST, RESULTS, best_of, read_results  # noqa: E402
 
 NICENESS = 10  # learner and actors come first
@@ -76,7 +76,7 @@ class Watch:
             last = self._last
             if last is not None and time.monotonic() - last > self._seconds:
                 text = f"the environment has made no progress for {self._seconds:g} s (--step-timeout)"
-                print(text, file=sys.stderr)
+                complain(text)
                 leave(USER_ERROR)  # it would hang again
 
 

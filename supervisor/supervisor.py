@@ -7,7 +7,6 @@ import json
 import math
 import queue
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,8 @@ from typing import Any
 from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import read_object, replace_file
-from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run, take_streams_back
+from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run
+from protocol.output import complain
 from protocol.process import as_typed, as_word
 from protocol.remote import RemoteAccess
 from supervisor.address import SocketFolder, listening
@@ -115,11 +115,7 @@ def supervise(
                     report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
             report.end(summary, error)
     if error is not None:
-        take_streams_back()
-        print(
-            f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_word(run_dir)})",
-            file=sys.stderr,
-        )
+        complain(f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_word(run_dir)})")
         return FAILURE
     return SUCCESS
 

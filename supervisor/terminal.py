@@ -2,16 +2,16 @@
 
 import io
 import os
-import sys
 import time
 from collections import deque
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.control import Control
 from rich.screen import Screen
 
+from protocol.output import STANDARD_OUTPUT, errors, held, output
 from protocol.text import printable
 from supervisor.status import Happening, RunStatus
 from supervisor.view import DASH, View, duration
@@ -27,7 +27,9 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (self.file.fileno(), STANDARD_OUTPUT):  # which environments in this process may print to
+            os.dup2(nowhere, number)
 
     def _check_buffer(self) -> None:
         try:
@@ -53,7 +55,7 @@ class Terminal:
     def __init__(self, status: RunStatus, quiet: bool) -> None:
         self._status = status
         self._quiet = quiet
-        self._console = _Console(highlight=False, soft_wrap=True, file=sys.stdout)
+        self._console = _Console(highlight=False, soft_wrap=True, file=output())
         self._live: ExitStack | None = None
         self._held: list[str] = []
         self._printed = _Held()
@@ -64,8 +66,7 @@ class Terminal:
         if self._console.is_terminal and not self._console.is_dumb_terminal and not self._quiet:
             self._live = ExitStack()
             self._live.enter_context(self._console.screen())
-            self._live.enter_context(redirect_stdout(self._printed))
-            self._live.enter_context(redirect_stderr(self._printed))
+            self._live.enter_context(held(self._printed))
             self.tick()
         return self
 
@@ -85,7 +86,7 @@ class Terminal:
             self.say(line)
         if self._printed.pieces:
             with suppress(OSError):  # a terminal that was closed
-                sys.stderr.write("".join(self._printed.pieces))
+                errors().write("".join(self._printed.pieces))
 
     def say(self, text: str) -> None:
         """A line that stays. Some of it may be others' words."""

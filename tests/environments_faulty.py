@@ -108,7 +108,9 @@ class Ill(gymnasium.Env):
             case "leave":
                 os._exit(0)
             case "silence":
-                sys.stdout = sys.stderr = None
+                for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+                    stream.close()
+                sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = None
                 return self._returned(1.0)
             case "hang in evaluation":
                 if "supervisor.evaluator" in sys.orig_argv:
