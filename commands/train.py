@@ -26,6 +26,7 @@ from learner.checkpoint import load_newest_checkpoint
 from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 from protocol import trace
 from protocol.errors import UserError
+from protocol.execution import Execution, SinkName
 from protocol.experiment import Experiment
 from protocol.files import read_rows
 from protocol.networks import check_network
@@ -34,9 +35,8 @@ from protocol.remote import RemoteAccess
 from protocol.trust import check_trust, sign
 from supervisor.dashboard import dashboard
 from supervisor.report import EVENTS
-from supervisor.sinks import SinkName, check_sinks
-from supervisor.supervisor import supervise
-from supervisor.workers import RayCluster
+from supervisor.run import supervise
+from supervisor.sinks import check_sinks
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
     check_network(config.experiment)
     check_sinks(execution.sink)
     remote = _remote_access(execution)
-    cluster = _cluster(execution)
+    ray_address = _ray_address(execution)
     if execution.actors == 0 and remote is None:
         raise UserError("--actors must be at least 1, or 0 with --listen")
     if execution.actors is not None:
@@ -152,24 +152,24 @@ def main(arguments: list[str]) -> int:
         check_dashboard_installed()
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
     run_dir = (execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)).absolute()
+    settled = Execution(
+        run_dir=run_dir,
+        num_actors=num_actors,
+        step_timeout=execution.step_timeout,
+        workers="threads" if execution.in_process else "ray" if execution.cluster else "processes",
+        transport=execution.transport,
+        remote=remote,
+        ray_address=ray_address,
+        sinks=execution.sink,
+        quiet=execution.quiet,
+    )
     shown = dashboard(run_dir) if execution.dashboard else nullcontext()
     with (
         _claimed(run_dir, fresh=resumed is None, config=config),
         _traced(execution.trace and execution.trace.absolute()),
         shown,
     ):
-        return supervise(
-            config,
-            run_dir,
-            num_actors,
-            execution.transport,
-            remote,
-            cluster,
-            execution.in_process,
-            execution.step_timeout,
-            execution.sink,
-            execution.quiet,
-        )
+        return supervise(config, settled)
 
 
 def defaults_for(arguments: list[str], env: str | None = None) -> RunConfig:
@@ -197,7 +197,8 @@ def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
     return remote
 
 
-def _cluster(execution: ExecutionConfig) -> RayCluster | None:
+def _ray_address(execution: ExecutionConfig) -> str | None:
+    """Of the cluster that is to run the actors; raises `UserError` where something else speaks against one."""
     if execution.cluster is None:
         if execution.address is not None:
             raise UserError("--address is for --cluster, which is missing")
@@ -211,7 +212,7 @@ def _cluster(execution: ExecutionConfig) -> RayCluster | None:
     address = execution.address or os.environ.get("RAY_ADDRESS") or None
     if address is not None and "://" in address:
         raise UserError(f"--address {address} must be HOST:PORT, or auto: run launch.py on a node of the cluster")
-    return RayCluster(address)
+    return address
 
 
 @contextmanager

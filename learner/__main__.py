@@ -1,4 +1,4 @@
-"""`python -m learner --run-dir DIR --listen ADDRESS --peers N`: the learner's process, a child of launch.py.
+"""`python -m learner EXECUTION`: the learner's process, a child of launch.py.
 
 What it has to tell goes to standard output, one JSON object a line.
 """
@@ -15,33 +15,28 @@ import resource  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 from contextlib import suppress  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from learner.config import RunConfig  # noqa: E402
 from learner.process import run_learner  # noqa: E402
 from learner.supervision import Supervision  # noqa: E402
+from protocol.execution import Execution  # noqa: E402
 from protocol.keys import learner_key  # noqa: E402
 from protocol.lifeline import ACTORS, LOST, await_key, run_child  # noqa: E402
 from protocol.offspring import end_siblings  # noqa: E402
-from protocol.remote import RemoteAccess  # noqa: E402
+from protocol.records import typed  # noqa: E402
 
 MAX_FILES = 65_536  # of open files, where the system would allow any number
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
-    parser.add_argument("--run-dir", type=Path, required=True, help="directory with config.toml")
-    parser.add_argument("--listen", required=True, help="address to bind for the actors of this machine")
-    parser.add_argument("--listen-remote", help="address to bind for others")
-    parser.add_argument("--keys", type=Path, help="directory of the keys that those need; without it, they need none")
-    parser.add_argument("--supervised", action="store_true", help="those others are started by launch.py, too")
+    parser.add_argument("execution", help="how the run is executed, as JSON")
     parser.add_argument(
         "--keyed", action="store_true", help="standard input begins with the key of those launch.py starts"
     )
-    parser.add_argument("--peers", type=int, required=True, help="how many will connect to share the lanes")
-    parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are too many")
     arguments = parser.parse_args()
+    execution = typed(json.loads(arguments.execution), Execution, "the execution")
     key = learner_key(await_key()) if arguments.keyed else None
     _allow_many_connections()
     parent = os.getppid()
@@ -55,13 +50,9 @@ def main() -> None:
     supervision = Supervision(report)
 
     def work() -> None:
-        config = RunConfig.load(arguments.run_dir / "config.toml")
-        remote = None
-        if arguments.listen_remote:
-            remote = RemoteAccess(arguments.listen_remote, arguments.keys, arguments.supervised)
-        timeout = arguments.step_timeout
+        config = RunConfig.load(execution.run_dir / "config.toml")
         try:
-            run_learner(config, arguments.run_dir, arguments.listen, remote, arguments.peers, timeout, supervision, key)
+            run_learner(config, execution, supervision, key)
         finally:
             if os.getppid() != parent:  # the launcher was killed, and nobody else sees to its children
                 end_siblings(parent)

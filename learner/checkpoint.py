@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from learner.borders import LaneBorder
 from learner.normalization import RunningStatistics
 from protocol.errors import ProtocolError, UserError
 from protocol.snapshot import PolicySnapshot, part_of
@@ -36,6 +37,20 @@ class Checkpoint:
     policy_version: int
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]  # what is not an array, as JSON
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The whole state after a completed version, on the host: what any thread can save at any time."""
+
+    checkpoint: Checkpoint  # without the states of the lanes
+    lanes: list[LaneBorder]  # which only a save has to write out
+
+    def whole(self) -> Checkpoint:
+        arrays = dict(self.checkpoint.arrays)
+        for index, lane in enumerate(self.lanes):
+            arrays |= {f"lanes.{index}.{name}": array for name, array in lane.arrays().items()}
+        return replace(self.checkpoint, arrays=arrays)
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -153,6 +168,15 @@ def remove_leftovers(directory: Path) -> None:
 def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What actors need of a checkpoint's arrays, by parameter name: all weights but the critic's."""
     return {name: array for name, array in part_of(arrays, "model.").items() if not name.startswith("value_")}
+
+
+def weights_digest(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 over the names and bytes of all parameters (`model.NAME` in `arrays`), in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        if name.startswith("model."):
+            digest.update(name.removeprefix("model.").encode() + arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -5,7 +5,9 @@ import hashlib
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -41,6 +43,40 @@ def computation(device: str, threads: int) -> dict[str, str]:
             "arithmetic": update_digest(),
         }
     return record
+
+
+class Conditions:
+    """What the learner computes with and the settings of the run, and whether the run began with the same."""
+
+    def __init__(self, computation: dict[str, str], settings: dict[str, Any], warn: Callable[[str], None]) -> None:
+        self.computation = computation
+        self.continued_elsewhere = False  # whether a learner that computes otherwise, or other settings, began the run
+        self._settings = {name: str(value) for name, value in settings.items()}
+        self._warn = warn
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learner": self.computation,
+            "settings": self._settings,
+            "continued_elsewhere": self.continued_elsewhere,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with what the run began with, and warn of differences."""
+        self.continued_elsewhere = state["continued_elsewhere"]
+        # Checkpoints of older releases name only two things of the computation, and no settings.
+        computation = state["learner"] if "learner" in state else {name: state[name] for name in ("mlx", "device")}
+        if changes := _changes(self.computation, computation):
+            self.continued_elsewhere = True
+            self._warn(f"the learner goes on with {changes}: the run may not end with the same bits")
+        if changes := _changes(self._settings, state.get("settings", {})):
+            self.continued_elsewhere = True
+            self._warn(f"config.toml was edited, and the run goes on with {changes}: it is not reproducible any more")
+
+
+def _changes(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    """What differs between two records, in words; empty where nothing does."""
+    return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in differences(ours, theirs))
 
 
 def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ A file is JSON: the fields of `Fault`, and `actions` [step + 1, *action]: its ep
 
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.lanes import LaneBorder
+from learner.borders import LaneBorder
 from learner.refusals import Refusals
 from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
@@ -35,16 +36,28 @@ class EnvironmentsFailed(Exception):
 class Faults:
     """The faults of one run's environments."""
 
-    def __init__(self, experiment: Experiment, warn: Callable[[str], None]) -> None:
-        self.folder: Path | None = None  # for files
+    def __init__(
+        self,
+        experiment: Experiment,
+        warn: Callable[[str], None],
+        run_dir: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.count = 0  # of those trained on, whoever delivered them and however often
         self.episodes = 0  # finished or failed in their reset, and trained on
         self._env, self._stops, self._warn = experiment.env, experiment.on_env_error == "stop", warn
+        self._folder = run_dir / FAULTS
         self._kinds: set[str] = set()
         self._kept: list[Fault] | None = None  # that have a file; None until that was looked for
         self._delivered = 0
         self._last = "see above"
-        self._not_kept = Refusals()
+        self._not_kept = Refusals(clock)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"env_faults": self.count, "episodes": self.episodes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.episodes = state["env_faults"], state["episodes"]
 
     def tell(self, trajectory: Trajectory, border: LaneBorder) -> None:
         """Tell the user of the faults in a trajectory that was delivered; `border` is the one that it began at.
@@ -77,22 +90,20 @@ class Faults:
 
     def _write(self, trajectory: Trajectory, border: LaneBorder) -> None:
         """Leave a file of each fault, unless it was left before a restart, or there are enough."""
-        if self.folder is None:
-            return
         try:
-            self.folder.mkdir(exist_ok=True)
+            self._folder.mkdir(exist_ok=True)
             if self._kept is None:
-                self._kept = [fault for _, fault, _ in list_faults(self.folder)]
+                self._kept = [fault for _, fault, _ in list_faults(self._folder)]
             for fault in trajectory.faults:
                 if fault not in self._kept and len(self._kept) < MAX_FILES:
                     data = asdict(fault) | {"actions": _actions(fault, trajectory, border).tolist()}
-                    path = self.folder / f"{len(self._kept) + 1}.json"
+                    path = self._folder / f"{len(self._kept) + 1}.json"
                     replace_file(path, json.dumps(data, allow_nan=False) + "\n", durable=False)
                     self._kept.append(fault)
         except OSError as error:
             more = self._not_kept.note("disk", trajectory.fault_count)
             if more is not None:
-                self._warn(f"a fault of {self._env} could not be kept in {self.folder}: {one_line(error)}{more}")
+                self._warn(f"a fault of {self._env} could not be kept in {self._folder}: {one_line(error)}{more}")
 
 
 def _actions(fault: Fault, trajectory: Trajectory, border: LaneBorder) -> np.ndarray:

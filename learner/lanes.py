@@ -1,99 +1,21 @@
-"""What the learner knows of each lane: who hosts it, and enough for any actor to take it over at the next border."""
+"""The table of lanes: who hosts each, what it was granted, and what came of that and is not trained on yet.
 
-import math
-from collections import Counter
-from dataclasses import dataclass, field, replace
+One authority decides about lanes, and this is it: it takes a lane from an actor that has gone, hangs or has more than
+its share, and gives it to another with the next serial.
+"""
 
-import numpy as np
+from collections import Counter, deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from protocol.errors import ProtocolError
+from learner.borders import LaneBorder
+from learner.faults import EnvironmentsFailed
 from protocol.experiment import Experiment
-from protocol.trajectory import LaneState, Trajectory
+from protocol.messages import Grant, Release
+from protocol.trajectory import Trajectory
 
-
-def to_bits(numbers: np.ndarray) -> np.ndarray:
-    """Integers from 0 on in as many bits as the largest needs: uint8 [bits, bytes], a row of all for each bit."""
-    flat = numbers.reshape(-1)
-    count = max(1, int(flat.max(initial=0)).bit_length())
-    return np.stack([np.packbits(flat & (1 << bit) != 0) for bit in range(count)])
-
-
-def from_bits(bits: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """What `to_bits` was given; raises `ValueError` unless that had this shape."""
-    size = math.prod(shape)
-    if bits.ndim != 2 or bits.shape[1] != -(-size // 8):
-        raise ValueError(f"bits {list(bits.shape)} are not those of {size} numbers")
-    numbers = np.zeros(size, dtype)
-    for bit, row in enumerate(bits):
-        numbers |= np.unpackbits(row, count=size).astype(dtype) << bit
-    return numbers.reshape(shape)
-
-
-@dataclass(frozen=True)
-class LaneBorder:
-    """A lane at the border before a rollout. Borders share the logs of actions that they have in common."""
-
-    rollout_index: int
-    episode_indices: np.ndarray  # int64 [N]
-    logs: tuple[tuple[np.ndarray, ...], ...]  # for each environment, its episode's actions in pieces [n, *action]
-    digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
-    memory: np.ndarray  # float32 [N, recurrent_size]
-
-    def check_followed_by(self, trajectory: Trajectory) -> None:
-        """Raise `ProtocolError` unless `trajectory` counts its episodes on from here: who takes the lane over relies on
-        it."""
-        begun = np.count_nonzero(trajectory.done, axis=0) + trajectory.restarted + trajectory.failed_resets
-        if not np.array_equal(trajectory.episode_indices, self.episode_indices + begun):
-            raise ProtocolError("episode_indices do not go on from where the lane was")
-
-    def after(self, trajectory: Trajectory) -> "LaneBorder":
-        """The border at the end of `trajectory`, which began at this one."""
-        done = trajectory.done
-        starts = np.where(done.any(axis=0), len(done) - done[::-1].argmax(axis=0), 0).tolist()  # of the last episode
-        # Copies, so that a log keeps neither the message's memory nor the other environments' actions.
-        logs = [
-            (*(() if start or restarted else log), trajectory.actions[start:, n].copy())
-            for n, (log, start, restarted) in enumerate(
-                zip(self.logs, starts, trajectory.restarted.tolist(), strict=True)
-            )
-        ]
-        return replace(
-            self,
-            rollout_index=self.rollout_index + 1,
-            episode_indices=trajectory.episode_indices,
-            logs=tuple(logs),
-            digests=trajectory.digests,
-            memory=trajectory.last_memory,
-        )
-
-    @property
-    def episode_steps(self) -> np.ndarray:
-        """int64 [N], of each environment's episode so far."""
-        return np.array([sum(len(piece) for piece in log) for log in self.logs], np.int64)
-
-    def state(self) -> LaneState:
-        """The border as it travels in a grant and lies in a checkpoint."""
-        pieces = [piece for log in self.logs for piece in log]
-        return LaneState(
-            rollout_index=self.rollout_index,
-            episode_indices=self.episode_indices,
-            episode_steps=self.episode_steps,
-            actions=np.concatenate(pieces),
-            digests=self.digests,
-            memory=self.memory,
-        )
-
-    @classmethod
-    def of(cls, state: LaneState) -> "LaneBorder":
-        logs = tuple((state.actions_of(n),) for n in range(len(state.episode_steps)))
-        return cls(state.rollout_index, state.episode_indices, logs, state.digests, state.memory)
-
-    @classmethod
-    def first(cls, experiment: Experiment) -> "LaneBorder":
-        """The border before a lane's first rollout: nothing to replay, and no state to send."""
-        size = experiment.lane_size
-        memory = np.zeros((size, experiment.recurrent_size), np.float32)
-        return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8), memory)
+LOSSES_TO_WAIT = 2  # When a lane has lost so many hosts in a row, lanes wait for a lost actor's replacement.
+MAX_LOSSES = 20  # When one rollout of a lane has brought so many own actors down in a row, the run ends.
 
 
 @dataclass
@@ -127,6 +49,163 @@ class LaneRecord:
         self.owner, self.moving_to, self.hosted = owner, None, False
         self.serial += 1
         self.granted = self.newest.rollout_index
+
+
+class LaneTable:
+    """The lanes of one run."""
+
+    def __init__(self, experiment: Experiment, run_id: str, total_iterations: int) -> None:
+        self.lanes = [LaneRecord({0: LaneBorder.first(experiment)}) for _ in range(experiment.num_lanes)]
+        self.arrived: deque[Trajectory] = deque()  # in `async`: accepted and not gathered, in the order of arrival
+        self._experiment, self._run_id, self._total_iterations = experiment, run_id, total_iterations
+        self._asynchronous = experiment.schedule == "async"
+        self._versions: set[int] = set()  # of the policy that actors may act with: the newest, and the one before
+        self._fresh: set[int] = set()  # lanes at work on a rollout that was granted with the newest version
+
+    def restore(self, borders: list[LaneBorder]) -> None:
+        """Continue from the lanes of a checkpoint; nothing may have been granted yet."""
+        for lane, border in zip(self.lanes, borders, strict=True):
+            lane.borders = {border.rollout_index: border}
+            lane.granted = border.rollout_index
+
+    def trained_borders(self) -> list[LaneBorder]:
+        """Every lane as of the border before the next rollout to train on."""
+        return [lane.borders[min(lane.borders)] for lane in self.lanes]
+
+    def publish(self, version: int) -> None:
+        """A policy version can be acted with."""
+        self._versions = {version, *(self._versions & {version - 1})}
+        self._fresh.clear()
+
+    def next_grant(self, index: int) -> Grant | None:
+        """The lane's next rollout, for its owner; None where there is nothing to grant."""
+        lane = self.lanes[index]
+        if not lane.outstanding:
+            self._fresh.discard(index)
+        if lane.owner is None or lane.moving_to is not None:
+            return None
+        version = self._version_to_grant(lane)
+        if version is None:
+            return None
+        state = lane.newest.state() if lane.granted > 0 and not lane.hosted else None
+        grant = Grant(self._run_id, index, lane.granted, version, lane.serial, state)
+        lane.hosted = True
+        lane.granted += 1
+        self._fresh.add(index)
+        return grant
+
+    def _version_to_grant(self, lane: LaneRecord) -> int | None:
+        """The policy version for the lane's next rollout; None where it is too early to grant it, or too late."""
+        if self._asynchronous:
+            # One at a time, so that it is acted with the newest version; and none once a batch is there, or will be
+            # without the stragglers, since more would only grow old.
+            wanted = not lane.outstanding and len(self.arrived) + len(self._fresh) < len(self.lanes)
+            return max(self._versions, default=None) if wanted else None
+        if lane.granted >= self._total_iterations:
+            return None
+        version = self._experiment.acting_version(lane.granted)
+        return version if version in self._versions else None
+
+    def expects(self, identity: bytes, trajectory: Trajectory) -> bool:
+        """Whether this is what the actor was granted and has not delivered yet."""
+        lane = self.lanes[trajectory.lane] if 0 <= trajectory.lane < len(self.lanes) else None
+        return (
+            lane is not None
+            and trajectory.run_id == self._run_id
+            and lane.owner == identity
+            and trajectory.serial == lane.serial
+            and lane.outstanding
+            and trajectory.rollout_index == lane.newest.rollout_index
+            and self._acted_with_a_granted_version(trajectory)
+        )
+
+    def _acted_with_a_granted_version(self, trajectory: Trajectory) -> bool:
+        if self._asynchronous:
+            return 0 <= trajectory.policy_version <= max(self._versions)
+        return trajectory.policy_version == self._experiment.acting_version(trajectory.rollout_index)
+
+    def accept(self, trajectory: Trajectory) -> None:
+        """Take what was expected and goes on from the lane's newest border."""
+        lane = self.lanes[trajectory.lane]
+        border = lane.newest.after(trajectory)
+        lane.accepted[trajectory.rollout_index] = trajectory
+        lane.borders[border.rollout_index] = border
+        lane.losses = 0
+        if self._asynchronous:
+            self.arrived.append(trajectory)
+
+    def share(self, ready: list[bytes], sharers: int) -> list[tuple[bytes, Release]]:
+        """Let every lane have a host, and every one of the `ready` its share of them among `sharers` actors. Returns
+        who has to let go of what. A lane whose rollout is being stepped moves at its next border."""
+        releases = []
+        owners = [lane.moving_to or lane.owner for lane in self.lanes]
+        for index, wanted in enumerate(balance(owners, ready, quota=-(-len(self.lanes) // sharers))):
+            lane = self.lanes[index]
+            lane.moving_to = None if wanted == lane.owner else wanted
+            if wanted != lane.owner and (lane.owner is None or not self._is_at_work_on(index)):
+                releases += self.move(index, wanted)
+        return releases
+
+    def move(self, index: int, owner: bytes | None) -> list[tuple[bytes, Release]]:
+        """Give a lane another host. Returns who has to let go of it, if anyone."""
+        lane = self.lanes[index]
+        releases = []
+        if lane.owner is not None and lane.hosted:
+            releases.append((lane.owner, Release(index, lane.serial)))
+        lane.hand_over(owner)
+        return releases
+
+    def _is_at_work_on(self, index: int) -> bool:
+        """Whether the lane is the one that its host is stepping, as far as can be told from the order in which actors
+        take their grants; the others wait for their turn."""
+        owner = self.lanes[index].owner
+        waiting = [
+            (lane.newest.rollout_index, i)
+            for i, lane in enumerate(self.lanes)
+            if lane.owner == owner and lane.outstanding
+        ]
+        return min(waiting, default=None) == (self.lanes[index].newest.rollout_index, index)
+
+    def leave(self, identity: bytes, lost: bool) -> bool:
+        """An actor is gone: its lanes have no host. Returns whether lanes should wait for replacements from now on.
+
+        A lane that brings one actor after the other down counts those that were `lost`. Such a lane may be too much
+        for a process that has other lanes, as with a simulator that a process can have one of. Raises
+        `EnvironmentsFailed` after too many.
+        """
+        should_wait = False
+        for index, lane in enumerate(self.lanes):
+            if lane.owner == identity:
+                if lost:
+                    lane.losses += lane.outstanding
+                    should_wait |= lane.losses >= LOSSES_TO_WAIT
+                    if lane.losses > MAX_LOSSES:
+                        raise EnvironmentsFailed(
+                            f"{lane.losses} actors in a row were lost with rollout {lane.newest.rollout_index} of"
+                            f" lane {index} (environments {index * self._experiment.lane_size} and following)"
+                        )
+                lane.hand_over(None)
+            elif lane.moving_to == identity:
+                lane.moving_to = None
+        return should_wait
+
+    @property
+    def in_flight(self) -> int:
+        """Trajectories that were accepted and are not trained on."""
+        return sum(len(lane.accepted) for lane in self.lanes)
+
+    @property
+    def busy(self) -> Collection[bytes | None]:
+        """Who has something to deliver."""
+        return {lane.owner for lane in self.lanes if lane.outstanding}
+
+    @property
+    def by_owner(self) -> dict[bytes | None, list[int]]:
+        """The lanes that each actor hosts."""
+        lanes: dict[bytes | None, list[int]] = {}
+        for index, lane in enumerate(self.lanes):
+            lanes.setdefault(lane.owner, []).append(index)
+        return lanes
 
 
 def balance(owners: list[bytes | None], ready: list[bytes], quota: int) -> list[bytes | None]:

@@ -30,6 +30,16 @@ class EpisodeWindow:
         self.returns.extend(returns.tolist())
         self.lengths.extend(lengths.tolist())
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "episode_returns": list(self.returns),
+            "episode_lengths": list(self.lengths),
+            "episode_return_mean": self.return_mean,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.extend(np.array(state["episode_returns"]), np.array(state["episode_lengths"]))
+
     @property
     def full(self) -> bool:
         return len(self.returns) == WINDOW

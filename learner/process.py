@@ -11,8 +11,8 @@ from learner.config import RunConfig
 from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
+from protocol.execution import Execution
 from protocol.keys import LearnerKey
-from protocol.remote import RemoteAccess
 from protocol.text import error_line
 from protocol.transport import LearnerSocket
 
@@ -21,14 +21,7 @@ LOCK_SECONDS = 60.0  # that a learner whose launcher was killed may still be sav
 
 
 def run_learner(
-    config: RunConfig,
-    run_dir: Path,
-    address: str,
-    remote: RemoteAccess | None,
-    num_actors: int,
-    step_timeout: float,
-    supervision: Supervision,
-    key: LearnerKey | None = None,
+    config: RunConfig, execution: Execution, supervision: Supervision, key: LearnerKey | None = None
 ) -> None:
     """Train in this thread, which alone uses MLX.
 
@@ -36,14 +29,14 @@ def run_learner(
     kernels. So a second thread ends the run from the last completed version, which is always on the host.
     """
     report, stop = supervision.report, supervision.stop
-    lock = _claim(run_dir)  # first: an orphaned learner still has the port of --listen
-    socket = LearnerSocket(address, remote, supervision.warn, key)
+    lock = _claim(execution.run_dir)  # first: an orphaned learner still has the port of --listen
+    socket = LearnerSocket(execution.address, execution.remote, supervision.warn, key)
     device, notes = prepare_device(config.training.device, config.training.learner_threads)
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
 
     for note in notes:
         report({"event": "note", "text": note})
-    learner = Learner(config, run_dir, socket, num_actors, step_timeout, device, supervision)
+    learner = Learner(config, execution, socket, device, supervision)
     conclusion = threading.Lock()  # taken once, by whoever ends the run
 
     def conclude(status: str, error: str | None = None, then: Callable[[], None] = lambda: None) -> None:

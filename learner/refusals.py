@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 AT_ONCE = 10  # things that are talked about however close together
 PER_SECOND = 2.0  # after those
@@ -10,13 +11,14 @@ PER_SECOND = 2.0  # after those
 class Quota:
     """A token bucket for what strangers can make the learner say."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._tokens = float(AT_ONCE)
-        self._filled = time.monotonic()
+        self._filled = clock()
 
     def take(self) -> bool:
         """Whether one more thing may be said now."""
-        now = time.monotonic()
+        now = self._clock()
         self._tokens = min(AT_ONCE, self._tokens + PER_SECOND * (now - self._filled))
         self._filled = now
         if self._tokens < 1:
@@ -28,9 +30,9 @@ class Quota:
 class Refusals:
     """Counts by reason, and one quota for the warnings and the answers to whoever was refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts: Counter[str] = Counter()  # by reason, a word or two: never by anything a sender chooses
-        self._quota = Quota()
+        self._quota = Quota(clock)
         self._silent = 0  # since the last that was talked about
 
     def note(self, reason: str, count: int = 1) -> str | None:

@@ -1,9 +1,12 @@
 """Where the learner's time goes."""
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+RECENT = 20  # iterations over which the speed is taken
 
 
 class Stopwatch:
@@ -29,3 +32,41 @@ class Stopwatch:
         self._spent.clear()
         self._began = now
         return shares
+
+
+class Pace:
+    """How long the learning has taken, from the first grant to the last update, summed over restarts."""
+
+    def __init__(self) -> None:
+        self._before = 0.0  # seconds of learning before this process
+        self._began: float | None = None
+        self._updates: deque[float] = deque(maxlen=RECENT)
+
+    def begin(self, now: float) -> None:
+        """The first rollout was granted; only the first call counts."""
+        if self._began is None:
+            self._began = now
+
+    def update(self, now: float) -> None:
+        """An iteration is complete."""
+        self._updates.append(now)
+
+    @property
+    def seconds(self) -> float:
+        """Of learning so far."""
+        done = self._began is not None and self._updates
+        return self._before + (self._updates[-1] - self._began if done and self._began is not None else 0.0)
+
+    @property
+    def seconds_per_iteration(self) -> float:
+        """Over the last iterations, of which there must have been one."""
+        iterations, began = len(self._updates) - 1, self._updates[0]
+        if iterations == 0 and self._began is not None:
+            iterations, began = 1, self._began
+        return (self._updates[-1] - began) / iterations
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._before = state["seconds"]

@@ -13,6 +13,9 @@ MAX_WARNING = 2000  # characters
 SHORTEST_PATIENCE = 10.0  # seconds without a sign of life after which a learner may be taken to hang
 ALIVE_SECONDS = 0.5  # between two signs of life
 
+LONG_PATIENCE = 600.0  # MLX may compile, or a disk may take, that many seconds.
+STEPS_OF_PATIENCE = 10  # A step of an update may take that many times as long as the longest of the last update.
+
 
 class StopRequested(Exception):
     """The run was asked to end; the last completed version is its result."""
@@ -48,3 +51,28 @@ class Supervision:
     def warn(self, text: str) -> None:
         """Tell the user, whose terminal may not obey what an actor has put into a text."""
         self.report({"event": "warning", "text": printable(text[:MAX_WARNING])})
+
+
+class Patience:
+    """For how many seconds a learner that is in an update may give no sign of life."""
+
+    def __init__(self, step_timeout: float) -> None:
+        self.seconds = LONG_PATIENCE
+        self._least = max(step_timeout, SHORTEST_PATIENCE)
+        self._has_compiled = False  # whether this process has done an update, and so has its kernels
+        self._longest_step = 0.0  # of the last update, in seconds
+        self._stepped = 0.0  # time.monotonic()
+
+    def begin_update(self) -> None:
+        if self._has_compiled:
+            self.seconds = max(self._least, STEPS_OF_PATIENCE * self._longest_step)
+        self._stepped, self._longest_step = time.monotonic(), 0.0
+
+    def note_step(self) -> None:
+        now = time.monotonic()
+        # Of the first update only the last step counts: earlier ones may have waited for a compiler.
+        self._longest_step = max(self._longest_step if self._has_compiled else 0.0, now - self._stepped)
+        self._stepped = now
+
+    def end_update(self) -> None:
+        self._has_compiled = True

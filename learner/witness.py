@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from learner.lanes import LaneBorder, LaneRecord
+from learner.borders import LaneBorder
+from learner.lanes import LaneRecord
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.trajectory import Trajectory

@@ -4,13 +4,14 @@ import dataclasses
 import types
 import typing
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from protocol.errors import ProtocolError
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A dataclass as a map, with lists for tuples; arrays stay arrays."""
+    """A dataclass as a map, with lists for tuples and texts for paths; arrays stay arrays."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {name: _plain_value(value) for name, value in values.items()}
 
@@ -18,6 +19,8 @@ def plain(record: Any) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain_value(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return plain(value) if dataclasses.is_dataclass(value) else value
 
 
@@ -51,6 +54,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ProtocolError(f"{where} is not a map")
         return {k: typed(v, arguments[1], f"{where}[{k:.40}]") for k, v in value.items()}
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     if type(value) is not hint:
         raise ProtocolError(f"{where} is a {type(value).__name__} instead of a {hint.__name__}")
     if hint is int and not -(2**63) <= value < 2**63:

@@ -6,13 +6,14 @@ habit of ending a process whose cluster is gone. Ray places processes; what acto
 
 import subprocess
 import threading
-from pathlib import Path
+from dataclasses import replace
 
+from protocol.execution import Execution
 from protocol.lifeline import KEY
 from protocol.remote import RemoteAccess
 from supervisor.address import free_port
 from supervisor.processes import ProcessWorkers, close_stdin, end_child, last_line, start_child
-from supervisor.workers import Events, RayCluster
+from supervisor.workers import Events
 
 ANY_HOST = "0.0.0.0"
 SHUTDOWN_SECONDS = 5.0  # that Ray has to end what it has started
@@ -21,19 +22,10 @@ SHUTDOWN_SECONDS = 5.0  # that Ray has to end what it has started
 class RayWorkers(ProcessWorkers):
     """Actors on the nodes of a Ray cluster, where no pid says which one is meant: their lives do."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        address: str,
-        cluster: RayCluster,
-        num_actors: int,
-        step_timeout: float,
-        events: Events,
-    ) -> None:
+    def __init__(self, execution: Execution, events: Events) -> None:
         self._port = free_port(ANY_HOST)
         remote = RemoteAccess(f"tcp://{ANY_HOST}:{self._port}", keys=None, supervised=True)
-        super().__init__(run_dir, address, remote, num_actors, step_timeout, events)
-        self._cluster = cluster
+        super().__init__(replace(execution, remote=remote), events)
         self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
         self._driver: subprocess.Popen[bytes] | None = None
         self._placed: dict[int, int] = {}  # the driver's actors that have not ended: indices by life
@@ -64,9 +56,9 @@ class RayWorkers(ProcessWorkers):
         super().end(seconds)
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
-        arguments = ["--port", str(self._port), "--actors", str(self.num_actors)]
-        arguments += ["--logs", str(self._run_dir / "logs")]
-        arguments += ["--address", self._cluster.address] if self._cluster.address else []
+        arguments = ["--port", str(self._port), "--actors", str(self._execution.num_actors)]
+        arguments += ["--logs", str(self._execution.run_dir / "logs")]
+        arguments += ["--address", address] if (address := self._execution.ray_address) else []
         driver = start_child("supervisor.ray_driver", arguments, self._log("ray"), stdout=subprocess.PIPE)
         assert self._keys is not None
         self._tell(driver, " ".join([KEY, *self._keys.words_for_actor()]))

@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from protocol.execution import Execution
 from protocol.keys import RunKeys
 from protocol.lifeline import ACTORS, KEY, LOST, STOP
 from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, START
-from protocol.remote import RemoteAccess
+from protocol.records import plain
 from protocol.text import one_line
 from supervisor.workers import END_SECONDS, Events
 
@@ -31,37 +33,20 @@ ROOT = Path(__file__).parent.parent
 class ProcessWorkers:
     """Workers that can be killed, lost and started again."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        address: str,
-        remote: RemoteAccess | None,
-        num_actors: int,
-        step_timeout: float,
-        events: Events,
-    ) -> None:
-        self._run_dir = run_dir
-        self._address = address
-        self._remote = remote
-        self.num_actors = num_actors
-        self._step_timeout = step_timeout
-        self._events = events
+    def __init__(self, execution: Execution, events: Events) -> None:
+        self._execution, self._events = execution, events
         # A socket file is guarded by its folder. A port is not: there, only who has the run's key is of the run.
-        open_to_all = address.startswith("tcp://") or (remote is not None and remote.supervised)
+        remote = execution.remote
+        open_to_all = execution.address.startswith("tcp://") or (remote is not None and remote.supervised)
         self._keys = RunKeys.fresh() if open_to_all else None
         self._learner: subprocess.Popen[bytes] | None = None
         self._actors: dict[int, subprocess.Popen[bytes]] = {}
         self._lives: dict[int, int] = {}  # of those actors
         self._watchers: list[threading.Thread] = []
-        (run_dir / "logs").mkdir(exist_ok=True)
+        (execution.run_dir / "logs").mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
-        arguments = ["--run-dir", str(self._run_dir), "--listen", self._address, "--peers", str(self.num_actors)]
-        arguments += ["--step-timeout", str(self._step_timeout)]
-        if self._remote is not None:
-            arguments += ["--listen-remote", self._remote.address]
-            arguments += ["--keys", str(self._remote.keys)] if self._remote.keys else []
-            arguments += ["--supervised"] if self._remote.supervised else []
+        arguments = [json.dumps(plain(self._execution))]
         arguments += ["--keyed"] if self._keys else []
         start = size_of(self._log("learner"))
         self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
@@ -71,7 +56,7 @@ class ProcessWorkers:
         return self._learner.pid
 
     def start_actor(self, index: int, life: int) -> int:
-        arguments = ["--connect", self._address, "--index", str(index), "--life", str(life)]
+        arguments = ["--connect", self._execution.address, "--index", str(index), "--life", str(life)]
         arguments += ["--keyed"] if self._keys else []
         log = self._log(f"actor-{index}")
         start = size_of(log)
@@ -100,7 +85,9 @@ class ProcessWorkers:
         self._tell(self._learner, f"{LOST} {life}")
 
     def tell_wanted(self, indices: Iterable[int]) -> None:
-        self._tell(self._learner, " ".join([ACTORS, *map(str, indices)]))
+        names = [*map(str, indices)]
+        self._execution = replace(self._execution, num_actors=len(names))
+        self._tell(self._learner, " ".join([ACTORS, *names]))
 
     def kill_actor(self, index: int, life: int) -> bool:
         process = self._actors.get(index)
@@ -163,7 +150,7 @@ class ProcessWorkers:
                     yield event
 
     def _log(self, name: str) -> Path:
-        return self._run_dir / "logs" / f"{name}.log"
+        return self._execution.run_dir / "logs" / f"{name}.log"
 
 
 def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:

@@ -15,15 +15,15 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from learner.config import RunConfig
 from protocol.errors import UserError
+from protocol.execution import SinkName
 from protocol.files import read_object, read_rows, replace_file
 from protocol.text import error_line
 from supervisor.evaluation import RESULTS
 
-SinkName = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "mlx-distributed-ppo"
 CLOSE_SECONDS = 10.0  # that the sinks have, together, to take the rest
 KINDS = {"iteration": "metrics.jsonl", "evaluation": RESULTS}  # events, and the files that hold them

@@ -3,32 +3,22 @@
 It decides about processes and nothing else: the learner decides about lanes. Whatever happens arrives in one queue.
 """
 
-import json
 import math
 import queue
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from learner.config import RunConfig
 from protocol.errors import UserError
-from protocol.files import read_object, replace_file
-from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR, ends_of_a_run
-from protocol.output import complain
-from protocol.process import as_typed, as_word
-from protocol.remote import RemoteAccess
-from supervisor.address import SocketFolder, listening
+from protocol.execution import Execution
+from protocol.lifeline import ENVIRONMENT_ERROR, SUCCESS, USER_ERROR
+from supervisor.address import SocketFolder
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
-from supervisor.sinks import SinkName, Sinks
-from supervisor.status import RunStatus
-from supervisor.terminal import Terminal
-from supervisor.workers import END_SECONDS, Events, RayCluster, Workers
+from supervisor.sinks import Sinks
+from supervisor.workers import Events, Workers
 
 STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
 START_SECONDS = 120.0  # that an actor's process has to say hello to a learner that listens
@@ -43,127 +33,23 @@ class RunFailed(Exception):
     """The run cannot go on; what was saved stays saved. The text says why."""
 
 
-def supervise(
-    config: RunConfig,
-    run_dir: Path,
-    num_actors: int,
-    transport: str,
-    remote: RemoteAccess | None,
-    cluster: RayCluster | None,
-    in_process: bool,
-    step_timeout: float,
-    sink_names: tuple[SinkName, ...],
-    quiet: bool,
-) -> int:
-    """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
-    summary_path = run_dir / "summary.json"
-    earlier = read_object(summary_path) or {}  # of the run's earlier part
-    events: Events = queue.SimpleQueue()
-    evaluation = Evaluation(run_dir, events, step_timeout)
-    if earlier.get("status") == "finished" and not evaluation.pending():
-        print(f"{as_typed(run_dir)} is finished already: {earlier['weights_digest']}")
-        return SUCCESS
-    title = _title(config, num_actors, "in-process" if in_process else "Ray" if cluster else transport, remote)
-    total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
-    status = RunStatus(title, total_steps, elsewhere=cluster is not None)
-    terminal = Terminal(status, quiet)
-    report = Report(run_dir, status, terminal)
-    if not quiet:
-        terminal.say(f"{title} -> {as_typed(run_dir)}")
-    _tell_at_once(report, terminal, num_actors, config.experiment.num_lanes, remote)
-    with _signals(events), listening("inproc" if in_process else transport) as place, terminal:
-        address = place.address
-        workers: Workers
-        if in_process:
-            from supervisor.threads import ThreadWorkers
-
-            workers = ThreadWorkers(config, run_dir, address, remote, num_actors, step_timeout, events)
-        elif cluster is not None:
-            from supervisor.cluster import RayWorkers
-
-            workers = RayWorkers(run_dir, address, cluster, num_actors, step_timeout, events)
-        else:
-            from supervisor.processes import ProcessWorkers
-
-            workers = ProcessWorkers(run_dir, address, remote, num_actors, step_timeout, events)
-        sinks = Sinks(sink_names, config, run_dir, lambda text: events.put({"event": "warning", "text": text}))
-        can_restart = not in_process
-        supervisor = Supervisor(workers, run_dir, place.folder, events, report, evaluation, sinks, can_restart)
-        error = None
-        try:
-            supervisor.start(num_actors)
-            supervisor.watch()
-        except RunFailed as failure:
-            error = str(failure)
-        except UserError as mistake:
-            error = str(mistake)
-            raise
-        finally:
-            workers.end(END_SECONDS)
-            supervisor.conclude()
-            summary = supervisor.summary
-            if summary is not None:
-                restarts = {
-                    "actor_restarts": supervisor.actor_restarts,
-                    "learner_restarts": supervisor.learner_restarts,
-                }
-                restarts = {name: earlier.get(name, 0) + count for name, count in restarts.items()}
-                summary |= restarts | evaluation.summary()
-                try:
-                    replace_file(summary_path, json.dumps(summary, indent=2) + "\n")
-                except OSError as failure:
-                    report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
-            report.end(summary, error)
-    if error is not None:
-        complain(f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_word(run_dir)})")
-        return FAILURE
-    return SUCCESS
-
-
-def _title(config: RunConfig, num_actors: int, transport: str, remote: RemoteAccess | None) -> str:
-    """What is run, and how, in a line."""
-    experiment = config.experiment
-    parts = [f"{num_actors} actor{'s' if num_actors > 1 else ''} over {transport}"] if num_actors else []
-    parts += [f"remote actors at {remote.address}"] if remote else []
-    lanes = f"{experiment.num_lanes} lanes of {experiment.lane_size} environments"
-    return f"{experiment.env}, seed {experiment.seed}, {experiment.schedule}: {' and '.join(parts)}, {lanes}"
-
-
-def _tell_at_once(
-    report: Report, terminal: Terminal, num_actors: int, num_lanes: int, remote: RemoteAccess | None
-) -> None:
-    """What a user should know before anything happens."""
-    if remote is not None and remote.keys is None:
-        warning = (
-            f"no keys. Whoever reaches {remote.address} can read this run's policy, send it false experience, or stop"
-            " it, and nothing on the wire is encrypted"
-        )
-        terminal.say(f"WARNING: {warning}")
-        report.tell("warning", warning, aloud=False)
-    if num_actors > num_lanes:
-        idle = num_actors - num_lanes
-        report.tell("note", f"{num_actors} actors are more than the {num_lanes} lanes; {idle} will idle")
-
-
 class Supervisor:
     """Watches over the workers of one run."""
 
     def __init__(
         self,
         workers: Workers,
-        run_dir: Path,
+        execution: Execution,
         sockets: SocketFolder | None,
         events: Events,
         report: Report,
         evaluation: Evaluation,
         sinks: Sinks,
-        can_restart: bool,
     ) -> None:
         self.summary: dict[str, Any] | None = None
-        self.actor_restarts = 0
-        self.learner_restarts = 0
+        self.restarts = {"actor_restarts": 0, "learner_restarts": 0}
         self._workers = workers
-        self._run_dir = run_dir
+        self._execution = execution
         self._sockets = sockets
         self._sockets_lost = False  # whether they could not be restored, and that was told
         self._events = events
@@ -171,7 +57,6 @@ class Supervisor:
         self._status = report.status
         self._evaluation = evaluation
         self._sinks = sinks
-        self._can_restart = can_restart
         self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
         self._learner_crashes = Crashes()
         self._learning = False  # whether an iteration was completed: from then on every end has a summary
@@ -189,10 +74,10 @@ class Supervisor:
         self._hurried = False  # whether that was asked twice
         self._failure: str | None = None  # why it was asked to stop, unless by a signal
 
-    def start(self, num_actors: int) -> None:
+    def start(self) -> None:
         for wish in self._wishes():
             wish.unlink(missing_ok=True)
-        self._slots = {index: Crashes() for index in range(num_actors)}
+        self._slots = {index: Crashes() for index in range(self._execution.num_actors)}
         self._start_learner()
         for index in self._slots:
             self._start_actor(index)
@@ -349,11 +234,11 @@ class Supervisor:
         if code == USER_ERROR:
             raise UserError(last_line.removeprefix("learner: "))
         cause = f"the learner {end_of(code, last_line)}"
-        backoff = self._learner_crashes.next_backoff() if self._can_restart else None
+        backoff = self._learner_crashes.next_backoff() if self._execution.can_restart else None
         if backoff is None or self._deadline is not None:
             raise RunFailed(self._failure or cause)
         self._due[None] = time.monotonic() + backoff
-        self.learner_restarts += 1
+        self.restarts["learner_restarts"] += 1
         text = f"{cause}; it starts again from its newest checkpoint {when(backoff)}"
         self._report.tell("learner_lost", text, code=code)
 
@@ -374,7 +259,7 @@ class Supervisor:
         # The run is over in a moment; unless the actor ended by itself, or the learner is lost in that moment and the
         # next one needs it.
         dismissed = code == SUCCESS
-        if not self._can_restart:
+        if not self._execution.can_restart:
             if not dismissed:
                 self._stop(cause)
             return
@@ -385,7 +270,7 @@ class Supervisor:
         if backoff is not None:
             self._due[actor] = time.monotonic() + backoff
             self._lost_at.setdefault(actor, time.monotonic())
-            self.actor_restarts += 1
+            self.restarts["actor_restarts"] += 1
             text = f"{cause}; it starts again {when(backoff)}"
             self._report.tell("actor_lost", text, actor=str(actor), pid=self._pids[actor], code=code)
             return
@@ -399,7 +284,7 @@ class Supervisor:
 
     def _adjust_actors(self) -> None:
         """Follow what `launch.py actors` wrote; threads cannot."""
-        for wish in self._wishes() if self._can_restart else []:
+        for wish in self._wishes() if self._execution.can_restart else []:
             try:
                 wanted = int(wish.read_text())
             except (OSError, ValueError):  # removed meanwhile, or not written by `launch.py actors`
@@ -411,13 +296,12 @@ class Supervisor:
     def _wishes(self) -> list[Path]:
         """What `launch.py actors` wrote and nobody has read, the oldest first. Each has a file of its own."""
         wishes = []
-        for path in self._run_dir.glob(f"{WANTED_ACTORS}*"):
+        for path in self._execution.run_dir.glob(f"{WANTED_ACTORS}*"):
             with suppress(FileNotFoundError):  # whoever wrote it has lost patience
                 wishes.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(wishes)]
 
     def _have_actors(self, wanted: int) -> None:
-        self._workers.num_actors = wanted
         had, self._slots = self._slots, {index: self._slots.get(index) or Crashes() for index in range(wanted)}
         self._workers.tell_wanted(self._slots)
         for index in sorted(had.keys() - self._slots.keys()):
@@ -429,18 +313,3 @@ class Supervisor:
         for index in sorted(self._slots.keys() - had.keys()):
             self._start_actor(index)
         self._report.tell("note", f"now with {wanted} actors")
-
-
-@contextmanager
-def _signals(events: Events) -> Iterator[None]:
-    """INT, TERM and HUP become events; a background job may have been given an ignored SIGINT, so all are set."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        events.put({"event": "signal", "name": signal.Signals(number).name})
-
-    before = {number: signal.signal(number, handle) for number in ends_of_a_run()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,7 +5,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from actors.actor import Actor
@@ -13,9 +12,9 @@ from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.errors import EnvironmentFault, UserError
+from protocol.execution import Execution
 from protocol.files import append_line
 from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR
-from protocol.remote import RemoteAccess
 from protocol.text import error_line
 from supervisor.workers import Events
 
@@ -23,45 +22,22 @@ from supervisor.workers import Events
 class ThreadWorkers:
     """The same learner and actor code as that of the processes, over `inproc://`."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run_dir: Path,
-        address: str,
-        remote: RemoteAccess | None,
-        num_actors: int,
-        step_timeout: float,
-        events: Events,
-    ) -> None:
-        self._config = config
-        self._run_dir = run_dir
-        self._address = address
-        self._remote = remote
-        self.num_actors = num_actors
-        self._step_timeout = step_timeout
-        self._events = events
+    def __init__(self, config: RunConfig, execution: Execution, events: Events) -> None:
+        self._config, self._execution, self._events = config, execution, events
         self._supervision = Supervision(events.put)
         self._threads: list[threading.Thread] = []
-        (run_dir / "logs").mkdir(exist_ok=True)
+        (execution.run_dir / "logs").mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
         def work() -> None:
-            run_learner(
-                self._config,
-                self._run_dir,
-                self._address,
-                self._remote,
-                self.num_actors,
-                self._step_timeout,
-                self._supervision,
-            )
+            run_learner(self._config, self._execution, self._supervision)
 
         self._start("learner", {"event": "learner_exit"}, work)
         return 0
 
     def start_actor(self, index: int, life: int) -> int:
         exit_event = {"event": "actor_exit", "actor": index, "life": life}
-        self._start(f"actor-{index}", exit_event, Actor(str(index), self._address, life=life).run)
+        self._start(f"actor-{index}", exit_event, Actor(str(index), self._execution.address, life=life).run)
         return 0
 
     def stop_learner(self) -> None:
@@ -106,7 +82,7 @@ class ThreadWorkers:
             except BaseException as error:
                 code, last = FAILURE, error_line(error)
                 with suppress(OSError):  # as a process leaves it
-                    append_line(self._run_dir / "logs" / f"{name}.log", traceback.format_exc().rstrip())
+                    append_line(self._execution.run_dir / "logs" / f"{name}.log", traceback.format_exc().rstrip())
             self._events.put(exit_event | {"code": code, "last_line": last})
 
         thread = threading.Thread(target=run, daemon=True)

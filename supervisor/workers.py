@@ -5,7 +5,6 @@ All kinds put what happens into one queue: the learner's events as it reports th
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -13,17 +12,8 @@ Events = SimpleQueue[dict[str, Any]]
 END_SECONDS = 3.0  # that a process has to end by itself: an actor closes its environments
 
 
-@dataclass(frozen=True)
-class RayCluster:
-    """The cluster that is to run the actors."""
-
-    address: str | None  # HOST:PORT or `auto`; None starts one on this machine, for this run alone
-
-
 class Workers(Protocol):
     """One learner and its actors."""
-
-    num_actors: int  # that a learner started from now on should expect
 
     def start_learner(self) -> int:
         """Start a learner; returns its pid, 0 for a thread."""
@@ -51,7 +41,7 @@ class Workers(Protocol):
         ...
 
     def tell_wanted(self, indices: Iterable[int]) -> None:
-        """Tell the learner which actors there are from now on, or will be again."""
+        """Tell the learner, and each that is started after it, which actors there are from now on, or will be again."""
         ...
 
     def kill_actor(self, index: int, life: int) -> bool:

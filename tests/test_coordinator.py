@@ -1,10 +1,10 @@
 """Who hosts which lane, what is accepted, and whether the books balance."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import discrete, numbers
 
-from learner.coordinator import MAX_REMOTE, Coordinator
+from learner.coordinator import Coordinator
 from learner.faults import MAX_FAULTS, EnvironmentsFailed
 from learner.lanes import balance
 from learner.ledger import SampleLedger
 from learner.refusals import AT_ONCE
+from learner.roster import MAX_REMOTE, REPORT_SECONDS
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
+from protocol.execution import Execution
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
@@ -33,27 +35,19 @@ STEPS = 6  # of a lane in a rollout
 
 
 class Clock:
-    """Stands in for the module `time` in the coordinator: only what a test waits for takes time."""
+    """Only what a test waits for takes time."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in ("coordinator", "refusals"):
-        monkeypatch.setattr(f"learner.{module}.time", clock)
-    return clock
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator looks after its actors whenever it serves."""
+    monkeypatch.setattr("learner.coordinator.LOOK_SECONDS", 0.0)
 
 
 class FakeSocket:
@@ -108,15 +102,16 @@ class Conversation:
         self.socket = FakeSocket()
         self.events: list[dict[str, Any]] = []
         self.supervision = Supervision(self.events.append)
+        self.clock = Clock()
         self.coordinator = Coordinator(
             self.socket,  # pyright: ignore[reportArgumentType]
             replace(EXPERIMENT, schedule=schedule),
-            "run",
-            num_actors,
-            10,
-            step_timeout,
-            self.supervision,
+            Execution(Path("run"), num_actors, step_timeout),
+            total_iterations=10,
+            supervision=self.supervision,
+            clock=self.clock,
         )
+        self.roster, self.lanes = self.coordinator.roster, self.coordinator.table.lanes
 
     def say(
         self, identity: bytes, message: Message | ProtocolError, user: str | None = None, local: bool = True
@@ -125,8 +120,7 @@ class Conversation:
         self.serve()
 
     def serve(self) -> None:
-        self.coordinator._next_look = 0.0
-        self.coordinator._serve(0.001)
+        self.coordinator.serve(0.001)
 
     def join(self, index: int, **hello: Any) -> bytes:
         identity = f"actor-{index}-{len(self.socket.sent)}".encode()
@@ -341,8 +335,9 @@ def test_nobody_is_told_to_forget_a_lane_that_was_never_granted() -> None:
 def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_not() -> None:
     talk = Conversation(num_actors=2, step_timeout=0.5)
     talk.publish(0)
-    hung, alive = talk.join(0), talk.join(1)
-    talk.coordinator._actors[hung].last_heard -= 1
+    talk.join(0)
+    alive = talk.join(1)
+    talk.clock.now += 1
     talk.say(alive, Progress(1, 0.5, 0.5))
     talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
@@ -351,7 +346,7 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
 
 def reports(talk: Conversation) -> dict[str, dict[str, Any]]:
     """What is told of each actor now."""
-    talk.coordinator._next_report = 0.0
+    talk.clock.now += REPORT_SECONDS
     talk.serve()
     return {actor["name"]: actor for actor in talk.events[-1]["actors"]}
 
@@ -373,7 +368,7 @@ def test_the_supervisor_is_told_what_every_actor_is_about() -> None:
     assert (told["4"]["state"], told["4"]["lanes"], told["4"]["env_steps"]) == ("idle", [], 0)
     assert told["0"]["acting"] is None  # it takes two messages to know
     talk.say(first, Progress(20, acting=5.0, waiting=2.0))
-    assert reports(talk)["0"]["acting"] == talk.coordinator.acting_share == 0.75
+    assert reports(talk)["0"]["acting"] == talk.roster.acting_share == 0.75
 
 
 def test_actors_are_told_about_at_most_once_a_second() -> None:
@@ -390,26 +385,26 @@ def test_an_actor_that_tells_nonsense_about_its_time_is_not_believed(before: flo
     talk.say(actor, Progress(1, acting=before, waiting=0.5))
     talk.say(actor, Progress(2, acting=after, waiting=1.5))
     assert reports(talk)["0"]["acting"] is None
-    assert talk.coordinator.acting_share is None
+    assert talk.roster.acting_share is None
 
 
 def test_silence_while_the_learner_does_not_listen_is_not_an_actors() -> None:
     talk = Conversation(num_actors=1)
     actor = talk.join(0)
-    record = talk.coordinator._actors[actor]
-    talk.coordinator._listened = record.last_heard = record.last_heard - 30  # and then it learned for half a minute
-    talk.coordinator._next_report = 0.0
-    talk.coordinator._report_actors()
+    talk.clock.now += 30  # it learned for half a minute
+    talk.roster.report({None: [], actor: []})
     assert talk.events[-1]["actors"][0]["seconds_silent"] == 0
 
 
 def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
     talk = Conversation(num_actors=2, step_timeout=0.5)
     talk.publish(0)
-    hung, alive = talk.join(0), talk.join(1)
+    talk.join(0)
+    alive = talk.join(1)
     talk.socket.chatter = Received(alive, None, Progress(1, 0.5, 0.5))
-    talk.coordinator._actors[hung].last_heard -= 1
-    talk.serve()
+    for _ in range(10):
+        talk.clock.now += 0.1
+        talk.serve()
     assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
 
 
@@ -429,8 +424,8 @@ def test_an_environment_that_keeps_failing_ends_the_run_once_trained_on() -> Non
 
 def test_an_actor_with_nothing_to_do_may_be_silent() -> None:
     talk = Conversation(num_actors=1)
-    idle = talk.join(0)
-    talk.coordinator._actors[idle].last_heard -= 1e6
+    talk.join(0)
+    talk.clock.now += 1e6
     talk.serve()
     assert not [event for event in talk.events if event["event"] == "kill"]
 
@@ -460,18 +455,18 @@ def test_an_actor_whose_environment_is_of_another_version_is_refused_and_told_wh
     other = talk.join(1, libraries={"mujoco": "3.2.1", "my_robots": "1"})
     assert talk.socket.take(Refusal, other)[0].reason.endswith("than the run's first: mujoco 3.2.1 instead of 3.3.0")
     assert not talk.socket.take(Grant, other)
-    assert talk.coordinator.refusals.counts["fingerprint"] == 1
+    assert talk.roster.refusals.counts["fingerprint"] == 1
 
 
 def test_an_actor_that_is_refused_for_its_versions_says_nothing_about_spaces() -> None:
     talk = Conversation(num_actors=0)
-    talk.coordinator.libraries = {"robots": "1.0"}  # of the checkpoint that a run goes on from
+    talk.roster.libraries = {"robots": "1.0"}  # of the checkpoint that a run goes on from
     talk.say(b"other", Hello("a", 1, {"numpy": "2"}), local=False)
     talk.say(b"other", Ready(replace(SPACES, choices=(3,)), {"robots": "1.1"}), local=False)
     assert "robots 1.1 instead of 1.0" in talk.socket.take(Refusal, b"other")[0].reason
     talk.say(b"right", Hello("b", 2, {"numpy": "2"}), local=False)
     talk.say(b"right", Ready(SPACES, {"robots": "1.0"}), local=False)
-    assert talk.coordinator.spaces == SPACES
+    assert talk.roster.spaces == SPACES
     assert not talk.socket.take(Refusal)
 
 
@@ -519,7 +514,7 @@ def test_a_message_with_another_key_than_its_hello_is_refused_with_all_that_foll
     actor = remote_actor(talk, "laptop", "key")
     grant = talk.socket.take(Grant, actor)[0]
     talk.say(actor, fulfil(grant), "another key")
-    assert talk.coordinator.refusals.counts == {"wrong user": 1}
+    assert talk.roster.refusals.counts == {"wrong user": 1}
     assert "laptop" in talk.socket.take(Refusal, actor)[0].reason
     assert not talk.coordinator.ledger.produced
     talk.say(actor, fulfil(grant), "key")
@@ -532,7 +527,7 @@ def test_no_other_key_takes_over_an_actors_name_and_its_own_does() -> None:
     actor = remote_actor(talk, "laptop", "key")
     impostor = remote_actor(talk, "laptop", "another key")
     assert "another key" in talk.socket.take(Refusal, impostor)[0].reason
-    assert talk.coordinator.refusals.counts["wrong user"] == 1
+    assert talk.roster.refusals.counts["wrong user"] == 1
     assert talk.socket.take(Grant, actor) and not talk.socket.take(Grant, impostor)
     talk.say(b"again", Hello("laptop", 2, {"numpy": "2"}), "key")
     assert talk.socket.take(Welcome, b"again") and not talk.socket.take(Refusal)
@@ -543,7 +538,7 @@ def test_no_key_takes_the_name_of_an_actor_of_this_machine() -> None:
     talk.join(0)
     impostor = remote_actor(talk, "0", "key")
     assert talk.socket.take(Refusal, impostor) and not talk.socket.take(Welcome, impostor)
-    assert talk.coordinator.refusals.counts["name"] == 1
+    assert talk.roster.refusals.counts["name"] == 1
 
 
 def test_what_a_revoked_key_sends_is_refused_and_its_lanes_go_to_the_others() -> None:
@@ -569,7 +564,7 @@ def test_a_run_that_is_over_waits_until_remote_actors_have_heard_it(monkeypatch:
         return len(asked) < 3  # then it has gone
 
     monkeypatch.setattr(talk.socket, "reaches", reaches)
-    talk.coordinator.finish("the run is over")
+    talk.coordinator.dismiss("the run is over")
     assert len(talk.socket.take(Stop)) == 1
     assert len(asked) == 3
 
@@ -577,7 +572,7 @@ def test_a_run_that_is_over_waits_until_remote_actors_have_heard_it(monkeypatch:
 def test_a_run_that_is_over_does_not_wait_for_ever() -> None:
     talk = Conversation(num_actors=0)
     remote_actor(talk, "laptop", "key")
-    talk.coordinator.finish("the run is over")
+    talk.coordinator.dismiss("the run is over")
     assert len(talk.socket.take(Stop)) == 1
 
 
@@ -609,7 +604,7 @@ def test_spaces_that_no_environment_has_are_refused(change: dict[str, Any]) -> N
     talk.say(b"first", Hello("0", 1, {"numpy": "2"}))
     talk.say(b"first", Ready(replace(SPACES, **change), {}))
     assert talk.socket.take(Refusal, b"first")
-    assert talk.coordinator.spaces is None
+    assert talk.roster.spaces is None
 
 
 def test_garbage_is_answered_with_its_reason() -> None:
@@ -634,27 +629,27 @@ def test_remote_actors_that_leave_never_end_the_run() -> None:
         stranger = talk.join_remotely(f"stranger{i}")
         assert talk.socket.take(Grant, stranger)
         talk.say(stranger, ProtocolError("nonsense"), local=False)
-    assert talk.coordinator.refusals.counts == {"malformed": 100}
+    assert talk.roster.refusals.counts == {"malformed": 100}
 
 
-def flood(talk: Conversation, clock: Clock) -> None:
+def flood(talk: Conversation) -> None:
     """Let a message of a stranger wait whenever the learner looks, which takes a millisecond to handle."""
 
     def receive(timeout: float) -> Received:
-        clock.sleep(0.001)
+        talk.clock.now += 0.001
         return Received(b"flood", None, ProtocolError("nonsense"), local=False)
 
     talk.socket.receive = receive
 
 
-def test_a_hung_actor_is_found_in_a_flood_too(clock: Clock) -> None:
+def test_a_hung_actor_is_found_in_a_flood_too() -> None:
     talk = Conversation(num_actors=2, step_timeout=0.05)
     talk.publish(0)
     talk.join(0)
-    flood(talk, clock)
-    began = clock.now
+    flood(talk)
+    began = talk.clock.now
     while not talk.told("kill"):
-        assert clock.now < began + 1
+        assert talk.clock.now < began + 1
         talk.serve()
 
 
@@ -663,7 +658,7 @@ def test_an_actor_is_not_taken_to_hang_because_the_learner_was_busy() -> None:
     talk = Conversation(num_actors=1, step_timeout=0.5)
     talk.publish(0)
     slow = talk.join(0)
-    talk.coordinator._actors[slow].last_heard -= 1
+    talk.clock.now += 1
     talk.socket.inbox += [Received(b"other", None, Progress(1, 0.0, 0.0)), Received(slow, None, Progress(1, 0.0, 0.0))]
     talk.serve()
     talk.serve()
@@ -671,12 +666,12 @@ def test_an_actor_is_not_taken_to_hang_because_the_learner_was_busy() -> None:
     assert not talk.told("kill")
 
 
-def test_failed_handshakes_are_counted_in_a_flood_too(clock: Clock) -> None:
+def test_failed_handshakes_are_counted_in_a_flood_too() -> None:
     talk = Conversation()
-    flood(talk, clock)
+    flood(talk)
     talk.socket.seen = Disturbances(failed_handshakes=7)
     talk.serve()
-    assert talk.coordinator.refusals.counts["handshake"] == 7
+    assert talk.roster.refusals.counts["handshake"] == 7
 
 
 def test_nobody_elsewhere_can_take_the_name_of_an_actor_of_this_machine() -> None:
@@ -684,8 +679,8 @@ def test_nobody_elsewhere_can_take_the_name_of_an_actor_of_this_machine() -> Non
     talk.publish(0)
     own = talk.join(0)
     talk.say(b"stranger", Hello("0", 1, {"numpy": "2"}), local=False)
-    assert talk.coordinator.refusals.counts == {"name": 1}
-    assert list(talk.coordinator._actors) == [own]
+    assert talk.roster.refusals.counts == {"name": 1}
+    assert list(talk.roster.actors) == [own]
 
 
 def test_actors_of_this_machine_say_what_is_right_where_there_are_any() -> None:
@@ -693,7 +688,7 @@ def test_actors_of_this_machine_say_what_is_right_where_there_are_any() -> None:
     talk.say(b"stranger", Hello("stranger", 1, {"numpy": "1"}), local=False)
     assert not talk.socket.sent
     own = talk.join(0)
-    assert talk.coordinator.fingerprint == {"numpy": "2"}
+    assert talk.roster.fingerprint == {"numpy": "2"}
     talk.say(b"stranger", Hello("stranger", 1, {"numpy": "1"}), local=False)
     assert talk.socket.take(Refusal, b"stranger") and not talk.socket.take(Refusal, own)
 
@@ -703,12 +698,11 @@ def test_ten_thousand_hellos_take_no_more_than_so_many_places_and_are_forgotten(
     own = talk.join(0)
     for i in range(10_000):
         talk.say(f"{i}".encode(), Hello(f"stranger{i}", 1, {"numpy": "2"}), local=False)
-    assert len(talk.coordinator._actors) == MAX_REMOTE + 1
-    assert talk.coordinator.refusals.counts == {"too many": 10_000 - MAX_REMOTE}
-    for record in talk.coordinator._actors.values():
-        record.last_heard -= 100
+    assert len(talk.roster.actors) == MAX_REMOTE + 1
+    assert talk.roster.refusals.counts == {"too many": 10_000 - MAX_REMOTE}
+    talk.clock.now += 100
     talk.serve()
-    assert list(talk.coordinator._actors) == [own]
+    assert list(talk.roster.actors) == [own]
 
 
 def test_no_more_is_said_of_strangers_that_come_and_go_than_can_be_read() -> None:
@@ -716,10 +710,12 @@ def test_no_more_is_said_of_strangers_that_come_and_go_than_can_be_read() -> Non
     talk.publish(0)
     talk.join(0)
     for i in range(200):
-        stranger = talk.join_remotely(f"stranger{i}")
-        talk.coordinator._unreachable.append(stranger)
+        talk.socket.gone.add(talk.join_remotely(f"stranger{i}"))
+    talk.socket.seen = Disturbances(disconnections=200)
+    talk.serve()
     for i in range(200):
-        talk.coordinator._actors[talk.join_remotely(f"silent{i}")].last_heard -= 1
+        talk.join_remotely(f"silent{i}")
+    talk.clock.now += 1
     talk.serve()
     assert AT_ONCE <= len(talk.events) < 100
 
@@ -750,7 +746,7 @@ def test_a_newcomer_is_heard_where_the_learner_never_has_to_wait() -> None:
 def test_progress_of_nobody_is_counted() -> None:
     talk = Conversation()
     talk.say(b"stranger", Progress(1, 0.0, 0.0), local=False)
-    assert talk.coordinator.refusals.counts == {"unknown sender": 1}
+    assert talk.roster.refusals.counts == {"unknown sender": 1}
 
 
 def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on() -> None:
@@ -762,7 +758,7 @@ def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on()
     assert [trajectory.lane for trajectory in talk.coordinator.gather(0)] == [0, 1, 2, 3]
     talk.coordinator.trained_on()
     assert talk.coordinator.ledger.trained == 4 * STEPS
-    assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [1, 1, 1, 1]
+    assert [border.rollout_index for border in talk.coordinator.table.trained_borders()] == [1, 1, 1, 1]
 
 
 class Talk(Conversation):
@@ -799,7 +795,7 @@ def test_async_learns_from_the_first_to_arrive() -> None:
     assert (waiting.lane, waiting.rollout_index, waiting.policy_version) == (1, 0, 0)
     assert talk.gather(0) == [(0, 0), (0, 1), (0, 2), (0, 3)]
     talk.learn(0)
-    assert [border.rollout_index for border in talk.coordinator.trained_borders()] == [4, 0, 0, 0]
+    assert [border.rollout_index for border in talk.coordinator.table.trained_borders()] == [4, 0, 0, 0]
     talk.say(other, fulfil(waiting))
     (following,) = talk.socket.take(Grant, other)
     assert (following.rollout_index, following.policy_version) == (1, 1)
@@ -842,14 +838,14 @@ def test_async_drops_what_is_older_than_max_lag() -> None:
     for version in range(limit + 1):
         talk.gather(version)
         talk.learn(version)
-    assert {border.rollout_index for border in talk.coordinator.trained_borders()[:2]} == {0}
+    assert {border.rollout_index for border in talk.coordinator.table.trained_borders()[:2]} == {0}
     for grant in late:
         talk.say(slow, fulfil(grant))
     assert {lane for lane, _ in talk.gather(limit + 1)} == {2, 3}
     ledger = talk.coordinator.ledger
     assert ledger.dropped == {"too_old": 2 * STEPS}
     talk.learn(limit + 1)
-    assert {border.rollout_index for border in talk.coordinator.trained_borders()[:2]} == {1}
+    assert {border.rollout_index for border in talk.coordinator.table.trained_borders()[:2]} == {1}
     assert not [event for event in talk.events if event["event"] == "warning"]
 
 
@@ -951,8 +947,8 @@ def test_the_last_words_of_a_killed_actor_change_nothing_in_whatever_order_they_
         if talk.socket.take(Welcome, b"alive"):
             talk.say(b"alive", LAST_WORDS[3])  # …and is ready once it is welcomed
         assert not talk.socket.take(Refusal), order
-        assert talk.coordinator.refusals.counts.keys() <= {"past life", "unknown sender"}, order
-        owners = Counter(lane.owner for lane in talk.coordinator._lanes)
+        assert talk.roster.refusals.counts.keys() <= {"past life", "unknown sender"}, order
+        owners = Counter(lane.owner for lane in talk.lanes)
         assert owners == {other: 2, b"alive": 2}, order
 
 
@@ -964,24 +960,24 @@ def test_words_over_a_connection_that_is_gone_do_not_put_out_the_actor_that_came
     talk.say(b"new", replace(first, connection=2), local=False)
     talk.say(b"new", Ready(SPACES, {}), local=False)
     talk.say(b"old", first, local=False)
-    assert {lane.owner for lane in talk.coordinator._lanes} == {b"new"}
+    assert {lane.owner for lane in talk.lanes} == {b"new"}
     talk.socket.gone.add(b"older")
     talk.say(b"older", replace(first, connection=2), local=False)  # it did not notice that it had connected again
-    assert {lane.owner for lane in talk.coordinator._lanes} == {b"new"}
-    assert talk.coordinator.refusals.counts == {"past life": 2}
+    assert {lane.owner for lane in talk.lanes} == {b"new"}
+    assert talk.roster.refusals.counts == {"past life": 2}
 
 
 def test_an_actor_that_was_given_up_is_not_welcomed_again() -> None:
     talk = Conversation(num_actors=1, step_timeout=0.5)
     identity = talk.join(0, pid=7)
     talk.publish(0)
-    talk.coordinator._actors[identity].last_heard -= 1
+    talk.clock.now += 1
     talk.serve()
     (kill,) = talk.told("kill")
     assert (kill["actor"], kill["life"]) == ("0", 7)
     assert "--step-timeout" in kill["reason"]
     talk.say(identity, Hello("0", 7, {"numpy": "2"}))
-    assert not talk.coordinator._actors
+    assert not talk.roster.actors
 
 
 def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> None:
@@ -989,7 +985,7 @@ def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> 
     talk = Conversation(num_actors=4)
     actors = [talk.join(i, pid=i + 1) for i in range(4)]
     talk.publish(0)
-    lanes = talk.coordinator._lanes
+    lanes = talk.lanes
     assert [lane.owner for lane in lanes] == actors
     talk.supervision.lost.put(1)
     talk.serve()
@@ -1013,22 +1009,22 @@ def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str])
     for index in range(4):
         talk.join(index, pid=index + 1)
     talk.publish(0)
-    lanes = talk.coordinator._lanes
+    lanes = talk.lanes
     for life in (5, 6):
         assert lanes[0].owner is not None
-        host = talk.coordinator._actors[lanes[0].owner]
+        host = talk.roster.actors[lanes[0].owner]
         talk.supervision.lost.put(host.life)
         talk.serve()
         talk.join(int(host.name), pid=life)
     assert lanes[0].losses == 2
     talk.supervision.wanted.put(wanted)
-    for actor in list(talk.coordinator._actors.values()):
+    for actor in list(talk.roster.actors.values()):
         if actor.name not in wanted:
             talk.supervision.lost.put(actor.life)
     talk.serve()
     assert lanes[0].losses == 2  # whoever is not wanted is not lost
     assert None not in {lane.owner for lane in lanes}
-    assert {talk.coordinator._actors[lane.owner].name for lane in lanes if lane.owner} == wanted
+    assert {talk.roster.actors[lane.owner].name for lane in lanes if lane.owner} == wanted
 
 
 def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() -> None:

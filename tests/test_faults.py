@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,14 +37,12 @@ def told() -> list[str]:
     return []
 
 
-def faults_of(told: list[str], folder: Path | None = None, **settings: Any) -> Faults:
-    faults = Faults(Experiment(**settings), told.append)
-    faults.folder = folder
-    return faults
+def faults_of(told: list[str], run_dir: Path, **given: Any) -> Faults:
+    return Faults(Experiment(), told.append, run_dir, **given)
 
 
-def test_faults_that_differ_in_numbers_alone_are_told_once_and_then_counted(told: list[str]) -> None:
-    faults = faults_of(told)
+def test_faults_that_differ_in_numbers_alone_are_told_once_and_then_counted(told: list[str], tmp_path: Path) -> None:
+    faults = faults_of(told, tmp_path)
     for number in range(30):
         faults.tell(delivered(fault(number)), first_border(2))
     assert [text for text in told if "is wrong" in text] == [
@@ -55,8 +52,8 @@ def test_faults_that_differ_in_numbers_alone_are_told_once_and_then_counted(told
     assert [text for text in told if "so far" in text] == ["10 faults of environments so far, 1 of them told"]
 
 
-def test_however_many_kinds_there_are_few_are_told(told: list[str]) -> None:
-    faults = faults_of(told)
+def test_however_many_kinds_there_are_few_are_told(told: list[str], tmp_path: Path) -> None:
+    faults = faults_of(told, tmp_path)
     for number in range(300):
         faults.tell(delivered(fault(0, text="x" * number)), first_border(2))
     assert len(told) < 30
@@ -68,14 +65,14 @@ def test_files_hold_the_episodes_actions_and_are_left_once(told: list[str], tmp_
     whole = trajectory(1, never, ended((1, 1)), np.zeros(2, bool))
     rollout = replace(whole, faults=(fault(0, step=4), fault(1, phase="reset", step=0)), fault_count=2)
     for _ in range(2):  # as after a restart from an older checkpoint
-        faults_of(told, tmp_path / "faults").train(rollout, border)
+        faults_of(told, tmp_path).train(rollout, border)
     (first, second) = list_faults(tmp_path / "faults")
     assert first == (1, fault(0, step=4), [1, 3, 5, 1001, 1003])
     assert second == (2, fault(1, phase="reset", step=0), [])
 
 
 def test_at_most_so_many_files_are_left(told: list[str], tmp_path: Path) -> None:
-    faults = faults_of(told, tmp_path / "faults")
+    faults = faults_of(told, tmp_path)
     for number in range(MAX_FILES + 5):
         faults.train(delivered(fault(number)), first_border(2))
     assert len(list((tmp_path / "faults").iterdir())) == MAX_FILES
@@ -83,17 +80,14 @@ def test_at_most_so_many_files_are_left(told: list[str], tmp_path: Path) -> None
 
 def test_a_folder_that_cannot_be_written_is_said_and_ends_nothing(told: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    faults_of(told, tmp_path / "file" / "faults").train(delivered(fault(0)), first_border(2))
+    faults_of(told, tmp_path / "file").train(delivered(fault(0)), first_border(2))
     assert "could not be kept" in told[0]
 
 
-def test_faults_that_cannot_be_kept_are_told_as_fast_as_can_be_read(
-    told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_that_cannot_be_kept_are_told_as_fast_as_can_be_read(told: list[str], tmp_path: Path) -> None:
     now = [0.0]
-    monkeypatch.setattr("learner.refusals.time", SimpleNamespace(monotonic=lambda: now[0]))
     (tmp_path / "file").touch()
-    faults = faults_of(told, tmp_path / "file" / "faults")
+    faults = faults_of(told, tmp_path / "file", clock=lambda: now[0])
     for number in range(1000):
         faults.train(delivered(fault(number), episode_returns=np.zeros(11)), first_border(2))
     assert len(told) == AT_ONCE
@@ -102,15 +96,15 @@ def test_faults_that_cannot_be_kept_are_told_as_fast_as_can_be_read(
     assert told[-1].endswith(f"(and {1000 - AT_ONCE} more before it)")
 
 
-def test_too_many_faults_end_the_run_by_their_true_count(told: list[str]) -> None:
-    faults = faults_of(told)
+def test_too_many_faults_end_the_run_by_their_true_count(told: list[str], tmp_path: Path) -> None:
+    faults = faults_of(told, tmp_path)
     faults.train(delivered(fault(0), count=MAX_FAULTS), first_border(2))
     with pytest.raises(EnvironmentsFailed, match=f"{MAX_FAULTS + 1} of .* seed 101"):
         faults.train(delivered(fault(1)), first_border(2))
 
 
-def test_few_faults_among_many_episodes_end_nothing(told: list[str]) -> None:
-    faults = faults_of(told)
+def test_few_faults_among_many_episodes_end_nothing(told: list[str], tmp_path: Path) -> None:
+    faults = faults_of(told, tmp_path)
     for _ in range(2 * MAX_FAULTS):
         faults.train(delivered(fault(0), episode_returns=np.zeros(11)), first_border(2))
     assert (faults.count, faults.episodes) == (2 * MAX_FAULTS, 22 * MAX_FAULTS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from learner.lanes import LaneBorder, from_bits, to_bits
+from learner.borders import LaneBorder, from_bits, to_bits
 from protocol.experiment import Experiment
 from protocol.trajectory import DIGEST_SIZE, LaneState, Trajectory
 

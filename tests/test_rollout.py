@@ -13,7 +13,7 @@ from actors.environment import describe_spaces, make_environment
 from actors.lane import EnvironmentFault, Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
-from learner.lanes import LaneBorder
+from learner.borders import LaneBorder
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.observations import normalized_size

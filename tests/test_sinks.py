@@ -20,10 +20,11 @@ from launching import ROOT, children, launch, metrics_of, running, stop, summary
 
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
+from protocol.execution import SinkName
 from protocol.experiment import Experiment
 from protocol.files import read_rows
 from supervisor import sinks
-from supervisor.sinks import Identity, SinkName, Sinks, check_sinks, numbers_of
+from supervisor.sinks import Identity, Sinks, check_sinks, numbers_of
 
 NAMES: list[SinkName] = ["tensorboard", "wandb", "trackio"]
 INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]

@@ -6,20 +6,20 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from launching import ROOT, SMALL, launch, summary_of
 from making import snapshot_of, trained_model
 from marks import slow
-from test_coordinator import EXPERIMENT, STEPS, Conversation, clock, fulfil  # noqa: F401 (a fixture)
+from test_coordinator import EXPERIMENT, STEPS, Conversation, fulfil, looks  # noqa: F401 (a fixture)
 
 from actors.environment import describe_spaces, make_environment
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
-from learner.lanes import LaneBorder, LaneRecord
+from learner.borders import LaneBorder
+from learner.lanes import LaneRecord
 from learner.witness import EARLY, EARLY_ROLLOUTS, EARLY_SHARE, LATER_SHARE, MAX_FAILURES, Witness, first_difference
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Progress, SecondCollection, SecondGrant
@@ -232,10 +232,10 @@ def ask(talk: Conversation, actors: list[bytes]) -> tuple[bytes, SecondGrant]:
 def test_another_process_is_asked_and_what_it_says_is_never_trained_on() -> None:
     talk = Conversation(num_actors=2, schedule="sync")
     actors = [talk.join(0), talk.join(1)]
-    talk.coordinator._actors[actors[0]].pid = 1
+    talk.roster.actors[actors[0]].pid = 1
     identity, request = ask(talk, actors)
     lane = request.grant.lane
-    assert identity != talk.coordinator._lanes[lane].owner
+    assert identity != talk.lanes[lane].owner
     ledger = talk.coordinator.ledger.as_dict()
     talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant)))
     assert talk.coordinator.witness.state_dict() == {
@@ -305,15 +305,15 @@ def test_witnesses_that_are_lost_again_and_again_are_asked_no_more() -> None:
     assert witness.choose(64, lanes_after(64, 0), 10_000_000) is None
 
 
-def test_a_witness_that_hangs_is_noticed(clock: Any) -> None:  # noqa: F811
+def test_a_witness_that_hangs_is_noticed() -> None:
     talk = Conversation(num_actors=1, schedule="sync", step_timeout=10.0)
     identity, _ = ask(talk, [talk.join(0)])
-    clock.now += 9
+    talk.clock.now += 9
     talk.say(identity, Progress(1, 1.0, 0.0))
-    clock.now += 9
+    talk.clock.now += 9
     talk.serve()
     assert talk.coordinator.witness.asked is not None
-    clock.now += 2
+    talk.clock.now += 2
     talk.serve()
     assert talk.coordinator.witness.asked is None
     assert talk.told("kill")

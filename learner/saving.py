@@ -1,0 +1,40 @@
+"""What a learner leaves on the disk of its versions: checkpoints, and those that wait to be evaluated."""
+
+import threading
+from pathlib import Path
+
+from learner.checkpoint import EVALUATIONS, RunState, add_checkpoint, write_checkpoint
+from learner.supervision import LONG_PATIENCE, Supervision
+from protocol import trace
+
+
+class Saving:
+    """Writes versions into one run directory. Where the disk will not have one, training goes on."""
+
+    def __init__(self, run_dir: Path, supervision: Supervision) -> None:
+        self.saved_version: int | None = None  # the newest
+        self._run_dir, self._supervision = run_dir, supervision
+        self._lock = threading.Lock()  # whoever ends a run may save while the learner does
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint."""
+        self._supervision.alive(LONG_PATIENCE)  # a disk may be slow
+        try:
+            with self._lock, trace.span("save", policy_version=state.checkpoint.policy_version):
+                path = write_checkpoint(self._run_dir / "checkpoints", state.whole())
+        except OSError as error:
+            self._supervision.warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
+            return
+        self.saved_version = state.checkpoint.policy_version
+        self._supervision.report({"event": "checkpoint", "path": str(path), "policy_version": self.saved_version})
+
+    def queue_evaluation(self, state: RunState) -> None:
+        """Leave a version to be evaluated, unless it was left before a restart and still waits."""
+        version = state.checkpoint.policy_version
+        if (self._run_dir / EVALUATIONS / f"{version:08d}").exists():
+            return
+        try:
+            with trace.span("queue evaluation", policy_version=version):
+                add_checkpoint(self._run_dir / EVALUATIONS, state.whole())
+        except OSError as error:
+            self._supervision.warn(f"VERSION {version} WILL NOT BE EVALUATED: {error}; training continues")

@@ -1,0 +1,35 @@
+"""How a run is executed. Nothing of this changes its result, so nothing of it is part of the experiment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from protocol.remote import RemoteAccess
+
+SinkName = Literal["tensorboard", "wandb", "trackio"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What the launcher was told about processes and connections, as it reaches every process that needs it."""
+
+    run_dir: Path  # absolute
+    num_actors: int  # that the launcher starts
+    step_timeout: float = 60.0  # seconds without progress after which an actor is taken to hang
+    workers: Literal["processes", "threads", "ray"] = "processes"  # with Ray, actors alone are Ray's
+    transport: Literal["ipc", "tcp"] = "ipc"  # between processes of this machine
+    address: str = ""  # where the learner listens for the launcher's actors; empty until the supervisor has chosen it
+    remote: RemoteAccess | None = None  # for actors of other machines
+    ray_address: str | None = None  # HOST:PORT or `auto`; None starts a cluster on this machine, for this run alone
+    sinks: tuple[SinkName, ...] = ()
+    quiet: bool = False
+
+    @property
+    def run_id(self) -> str:
+        """How messages name the run."""
+        return self.run_dir.name
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether what is lost can be started again. Threads cannot be killed."""
+        return self.workers != "threads"

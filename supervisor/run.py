@@ -1,0 +1,132 @@
+"""One run from its start to its end: who takes part in it is put together here, and what came of it is told."""
+
+import json
+import queue
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from learner.config import RunConfig
+from protocol.errors import UserError
+from protocol.execution import Execution
+from protocol.files import read_object, replace_file
+from protocol.lifeline import FAILURE, SUCCESS, ends_of_a_run
+from protocol.output import complain, say
+from protocol.process import as_typed, as_word
+from supervisor.address import listening
+from supervisor.evaluation import Evaluation
+from supervisor.report import Report
+from supervisor.sinks import Sinks
+from supervisor.status import RunStatus
+from supervisor.supervisor import RunFailed, Supervisor
+from supervisor.terminal import Terminal
+from supervisor.workers import END_SECONDS, Events, Workers
+
+
+def supervise(config: RunConfig, execution: Execution) -> int:
+    """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
+    run_dir = execution.run_dir
+    summary_path = run_dir / "summary.json"
+    earlier = read_object(summary_path) or {}  # of the run's earlier part
+    events: Events = queue.SimpleQueue()
+    evaluation = Evaluation(run_dir, events, execution.step_timeout)
+    if earlier.get("status") == "finished" and not evaluation.pending():
+        say(f"{as_typed(run_dir)} is finished already: {earlier['weights_digest']}")
+        return SUCCESS
+    title = _title(config, execution)
+    total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
+    status = RunStatus(title, total_steps, elsewhere=execution.workers == "ray")
+    terminal = Terminal(status, execution.quiet)
+    report = Report(run_dir, status, terminal)
+    if not execution.quiet:
+        terminal.say(f"{title} -> {as_typed(run_dir)}")
+    _tell_at_once(report, terminal, execution, config.experiment.num_lanes)
+    with (
+        _signals(events),
+        listening("inproc" if execution.workers == "threads" else execution.transport) as place,
+        terminal,
+    ):
+        workers = _workers(config, replace(execution, address=place.address), events)
+        sinks = Sinks(execution.sinks, config, run_dir, lambda text: events.put({"event": "warning", "text": text}))
+        supervisor = Supervisor(workers, execution, place.folder, events, report, evaluation, sinks)
+        error = None
+        try:
+            supervisor.start()
+            supervisor.watch()
+        except RunFailed as failure:
+            error = str(failure)
+        except UserError as mistake:
+            error = str(mistake)
+            raise
+        finally:
+            workers.end(END_SECONDS)
+            supervisor.conclude()
+            summary = supervisor.summary
+            if summary is not None:
+                restarts = {name: earlier.get(name, 0) + count for name, count in supervisor.restarts.items()}
+                summary |= restarts | evaluation.summary()
+                try:
+                    replace_file(summary_path, json.dumps(summary, indent=2) + "\n")
+                except OSError as failure:
+                    report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
+            report.end(summary, error)
+    if error is not None:
+        complain(f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_word(run_dir)})")
+        return FAILURE
+    return SUCCESS
+
+
+def _workers(config: RunConfig, execution: Execution, events: Events) -> Workers:
+    """What the run is to be made of. Each kind is imported where it is needed alone."""
+    if execution.workers == "threads":
+        from supervisor.threads import ThreadWorkers
+
+        return ThreadWorkers(config, execution, events)
+    if execution.workers == "ray":
+        from supervisor.cluster import RayWorkers
+
+        return RayWorkers(execution, events)
+    from supervisor.processes import ProcessWorkers
+
+    return ProcessWorkers(execution, events)
+
+
+def _title(config: RunConfig, execution: Execution) -> str:
+    """What is run, and how, in a line."""
+    experiment, number, remote = config.experiment, execution.num_actors, execution.remote
+    transport = {"threads": "in-process", "ray": "Ray"}.get(execution.workers, execution.transport)
+    parts = [f"{number} actor{'s' if number > 1 else ''} over {transport}"] if number else []
+    parts += [f"remote actors at {remote.address}"] if remote else []
+    lanes = f"{experiment.num_lanes} lanes of {experiment.lane_size} environments"
+    return f"{experiment.env}, seed {experiment.seed}, {experiment.schedule}: {' and '.join(parts)}, {lanes}"
+
+
+def _tell_at_once(report: Report, terminal: Terminal, execution: Execution, num_lanes: int) -> None:
+    """What a user should know before anything happens."""
+    remote, idle = execution.remote, execution.num_actors - num_lanes
+    if remote is not None and remote.keys is None:
+        warning = (
+            f"no keys. Whoever reaches {remote.address} can read this run's policy, send it false experience, or stop"
+            " it, and nothing on the wire is encrypted"
+        )
+        terminal.say(f"WARNING: {warning}")
+        report.tell("warning", warning, aloud=False)
+    if idle > 0:
+        report.tell("note", f"{execution.num_actors} actors are more than the {num_lanes} lanes; {idle} will idle")
+
+
+@contextmanager
+def _signals(events: Events) -> Iterator[None]:
+    """INT, TERM and HUP become events; a background job may have been given an ignored SIGINT, so all are set."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        events.put({"event": "signal", "name": signal.Signals(number).name})
+
+    before = {number: signal.signal(number, handle) for number in ends_of_a_run()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
