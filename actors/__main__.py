@@ -27,7 +27,7 @@ from types import FrameType  # noqa: E402
 
 from actors.actor import Actor  # noqa: E402
 from protocol.keys import actor_key, read_actor  # noqa: E402
-from protocol.lifeline import SUCCESS, await_key, leave, run_child, run_to_the_end  # noqa: E402
+from protocol.lifeline import KEY, SUCCESS, await_line, leave, run_child, run_to_the_end  # noqa: E402
 from protocol.offspring import end_offspring  # noqa: E402
 from protocol.output import complain  # noqa: E402
 from protocol.remote import check_tcp  # noqa: E402
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--life", type=int, default=0, help="number that launch.py gives to each process it starts")
     arguments = parser.parse_args()
     if arguments.index is not None:
-        key = actor_key(await_key()) if arguments.keyed else None
+        key = actor_key(await_line(KEY).split()) if arguments.keyed else None
         run_child(
             f"actor {arguments.index}",
             work=lambda: Actor(str(arguments.index), arguments.connect, key, life=arguments.life, stop=_stop).run(),

@@ -1,4 +1,4 @@
-"""`python -m learner EXECUTION`: the learner's process, a child of launch.py.
+"""`python -m learner`: the learner's process, a child of launch.py.
 
 What it has to tell goes to standard output, one JSON object a line.
 """
@@ -15,14 +15,14 @@ import resource  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 from contextlib import suppress  # noqa: E402
-from typing import Any  # noqa: E402
 
 from learner.config import RunConfig  # noqa: E402
 from learner.process import run_learner  # noqa: E402
 from learner.supervision import Supervision  # noqa: E402
+from protocol.events import Event, to_line  # noqa: E402
 from protocol.execution import Execution  # noqa: E402
 from protocol.keys import learner_key  # noqa: E402
-from protocol.lifeline import ACTORS, LOST, await_key, run_child  # noqa: E402
+from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, await_line, run_child  # noqa: E402
 from protocol.offspring import end_siblings  # noqa: E402
 from protocol.records import typed  # noqa: E402
 
@@ -31,20 +31,20 @@ MAX_FILES = 65_536  # of open files, where the system would allow any number
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
-    parser.add_argument("execution", help="how the run is executed, as JSON")
+    parser.add_argument("--run-dir", help="for people who list processes: which run this is")
     parser.add_argument(
-        "--keyed", action="store_true", help="standard input begins with the key of those launch.py starts"
+        "--keyed", action="store_true", help="standard input goes on with the key of those launch.py starts"
     )
     arguments = parser.parse_args()
-    execution = typed(json.loads(arguments.execution), Execution, "the execution")
-    key = learner_key(await_key()) if arguments.keyed else None
+    execution = typed(json.loads(await_line(EXECUTION)), Execution, "the execution")
+    key = learner_key(await_line(KEY).split()) if arguments.keyed else None
     _allow_many_connections()
     parent = os.getppid()
     lock = threading.Lock()
 
-    def report(event: dict[str, Any]) -> None:
+    def report(event: Event) -> None:
         with lock:
-            sys.stdout.write(json.dumps(event) + "\n")
+            sys.stdout.write(to_line(event) + "\n")
             sys.stdout.flush()
 
     supervision = Supervision(report)

@@ -33,6 +33,7 @@ from learner.stopwatch import Pace, Stopwatch
 from learner.supervision import Patience, StopRequested, Supervision
 from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
+from protocol.events import Iteration, Started
 from protocol.execution import Execution
 from protocol.observations import encode, normalized_size, numbers_of
 from protocol.records import plain, typed
@@ -184,8 +185,7 @@ class Learner:
                 self._restore_arrays(checkpoint)
         self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version, self._warn)
         parameters = sum(array.size for array in self._ppo.model.parameters())
-        facts = {"parameters": parameters, "observations": self._coordinator.roster.observations}
-        self._report({"event": "started", "policy_version": self._version, **facts})
+        self._report(Started(self._version, parameters, self._coordinator.roster.observations))
         for snapshot in self._snapshots:
             self._coordinator.publish(snapshot)
 
@@ -288,7 +288,7 @@ class Learner:
             **self._coordinator.account(),
         }
         self._metrics_file.append(row)
-        self._report({"event": "iteration", **row})
+        self._report(Iteration(row))
         if self._version % self._config.training.checkpoint_every == 0:
             self._saving.save(self._state)  # after the row: a learner that goes on from here would not write it
 

@@ -11,6 +11,7 @@ from learner.config import RunConfig
 from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
+from protocol.events import Note, Summary
 from protocol.execution import Execution
 from protocol.keys import LearnerKey
 from protocol.text import error_line
@@ -35,7 +36,7 @@ def run_learner(
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
 
     for note in notes:
-        report({"event": "note", "text": note})
+        report(Note(note))
     learner = Learner(config, execution, socket, device, supervision)
     conclusion = threading.Lock()  # taken once, by whoever ends the run
 
@@ -43,7 +44,7 @@ def run_learner(
         if conclusion.acquire(blocking=False):
             summary = learner.conclude(status, error)
             then()
-            report({"event": "summary", **summary})
+            report(Summary(summary))
 
     def end_if_stuck() -> None:
         stop.wait()

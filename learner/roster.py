@@ -16,6 +16,7 @@ from learner.actor_record import ActorRecord
 from learner.refusals import Quota, Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
+from protocol.events import ActorDelivers, ActorFacts, ActorHangs, ActorHello, ActorJoined, ActorLost, Actors, Event
 from protocol.execution import Execution
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Progress, Ready, Refusal, Stop, Welcome
@@ -158,7 +159,7 @@ class Roster:
             hello.actor, user, hello.life, hello.connection, hello.pid, local, joined=now, last_heard=now
         )
         self.send(identity, Welcome(self._run_id, self._experiment))
-        self._announce(self.actors[identity], "actor_hello")
+        self._announce(self.actors[identity], ActorHello(hello.actor))
 
     def _is_past(self, identity: bytes, hello: Hello, namesakes: list[bytes], local: bool) -> bool:
         """Whether a Hello was said by a process that is no more, or over a connection that is no more.
@@ -200,7 +201,7 @@ class Roster:
         if record.ready:
             return False  # it was welcomed twice, and says twice that it is ready
         record.ready = True
-        self._announce(record, "actor_ready")
+        self._announce(record, ActorJoined(record.name))
         return True
 
     def note_progress(self, identity: bytes, progress: Progress) -> None:
@@ -215,7 +216,7 @@ class Roster:
         record.env_steps += env_steps
         if not record.working:
             record.working = True
-            self._announce(record, "actor_working", seconds=self._clock() - record.joined)
+            self._announce(record, ActorDelivers(record.name, self._clock() - record.joined))
 
     def note_task(self, identity: bytes) -> None:
         """An actor that had nothing to do has something now: its silence counts from here."""
@@ -262,7 +263,7 @@ class Roster:
             identity = self._unreachable.pop()
             record = self.actors.get(identity)
             if record is not None and not record.local:
-                self._announce(record, "actor_gone")
+                self._announce(record, ActorLost(record.name))
             self.forget(identity)
         with suppress(Empty):
             while True:
@@ -288,7 +289,7 @@ class Roster:
                     self._warn(f"actor {record.name} {reason} and {remedy}")
                 if record.local:
                     self._ended_lives.add(record.life)  # it may yet say something before it is killed
-                    self._report({"event": "kill", "actor": record.name, "life": record.life, "reason": reason})
+                    self._report(ActorHangs(record.name, record.life, reason))
                 self.forget(identity)
 
     def look_at_connections(self) -> None:
@@ -311,20 +312,20 @@ class Roster:
         if now < self._next_report and not at_once:
             return
         self._next_report = now + REPORT_SECONDS
-        actors = [
-            {
-                "name": record.name,
-                "life": record.life,
-                "pid": record.pid,
-                "state": record.state(hosts=identity in lanes),
-                "lanes": lanes.get(identity, []),
-                "env_steps": record.env_steps,
-                "acting": record.acting_share,
-                "seconds_silent": max(0.0, self._listened - record.last_heard),
-            }
+        facts = [
+            ActorFacts(
+                name=record.name,
+                life=record.life,
+                pid=record.pid,
+                state=record.state(hosts=identity in lanes),
+                lanes=tuple(lanes.get(identity, [])),
+                env_steps=record.env_steps,
+                acting=record.acting_share,
+                seconds_silent=max(0.0, self._listened - record.last_heard),
+            )
             for identity, record in self.actors.items()
         ]
-        self._report({"event": "actors", "actors": actors})
+        self._report(Actors(tuple(facts)))
 
     def dismiss(self, reason: str) -> None:
         """Tell every actor to stop, and give remote ones, whom nobody else tells, the time to hear it."""
@@ -336,7 +337,7 @@ class Roster:
             time.sleep(0.01)
             staying = [identity for identity in staying if self._socket.reaches(identity)]
 
-    def _announce(self, record: ActorRecord, event: str, **facts: Any) -> None:
+    def _announce(self, record: ActorRecord, event: Event) -> None:
         """Tell the supervisor of an actor; of remote ones, which anyone may pretend to be, no more than can be read."""
         if record.local or self._news.take():
-            self._report({"event": event, "actor": record.name, **facts})
+            self._report(event)

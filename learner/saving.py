@@ -6,6 +6,7 @@ from pathlib import Path
 from learner.checkpoint import EVALUATIONS, RunState, add_checkpoint, write_checkpoint
 from learner.supervision import LONG_PATIENCE, Supervision
 from protocol import trace
+from protocol.events import CheckpointSaved
 
 
 class Saving:
@@ -26,7 +27,7 @@ class Saving:
             self._supervision.warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
             return
         self.saved_version = state.checkpoint.policy_version
-        self._supervision.report({"event": "checkpoint", "path": str(path), "policy_version": self.saved_version})
+        self._supervision.report(CheckpointSaved(self.saved_version, str(path)))
 
     def queue_evaluation(self, state: RunState) -> None:
         """Leave a version to be evaluated, unless it was left before a restart and still waits."""

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
 
+from protocol.events import Alive, Caution, Event
 from protocol.text import printable
 
 MAX_WARNING = 2000  # characters
@@ -25,7 +25,7 @@ class StopRequested(Exception):
 class Supervision:
     """The learner's ties to whoever started it."""
 
-    report: Callable[[dict[str, Any]], None]  # events, from the learner; the last is the summary
+    report: Callable[[Event], None]  # from the learner; the last is the summary
     stop: threading.Event = field(default_factory=threading.Event)
     lost: SimpleQueue[int] = field(default_factory=SimpleQueue)  # lives of actor processes that are no more
     wanted: SimpleQueue[set[str]] = field(default_factory=SimpleQueue)  # names of its actors, whenever these change
@@ -46,11 +46,11 @@ class Supervision:
         now = time.monotonic()
         if now >= self._next_sign.get(listening, 0.0) or patience != self._patience:
             self._next_sign[listening], self._patience = now + ALIVE_SECONDS, patience
-            self.report({"event": "alive", "patience": patience, "listening": listening})
+            self.report(Alive(patience, listening))
 
     def warn(self, text: str) -> None:
         """Tell the user, whose terminal may not obey what an actor has put into a text."""
-        self.report({"event": "warning", "text": printable(text[:MAX_WARNING])})
+        self.report(Caution(printable(text[:MAX_WARNING])))
 
 
 class Patience:

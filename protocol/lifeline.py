@@ -1,7 +1,8 @@
 """A child's tie to its supervisor: standard input, a line for each thing to know; its end means that of the child.
 
-`key WORD…` comes first, where there is a key for the run; `stop` asks the learner to save and end; `lost LIFE` tells it
-that an actor's process is no more; `actors NAME…` tells it which actors there are, or will be again.
+A learner is first told `execution JSON`, and whoever is of a run with a key `key WORD…`. Later, `stop` asks the learner
+to save and end; `lost LIFE` tells it that an actor's process is no more; `actors NAME…` tells it which actors there
+are, or will be again.
 """
 
 import os
@@ -20,19 +21,19 @@ from protocol.output import STANDARD_ERROR, complain, errors, flush_streams, kee
 from protocol.process import seek_user_modules_last
 
 SUCCESS, FAILURE, USER_ERROR, ENVIRONMENT_ERROR = 0, 1, 2, 3
-KEY, STOP, LOST, ACTORS = "key", "stop", "lost", "actors"
+EXECUTION, KEY, STOP, LOST, ACTORS = "execution", "key", "stop", "lost", "actors"
 
 exit_at_once = os._exit  # for this project's own use
 
 
-def await_key() -> list[str]:
-    """The words of the run's key, which the supervisor says first; for a child that is about to call `run_child`.
-    Ends the process where the supervisor is gone."""
+def await_line(word: str) -> str:
+    """What the supervisor says after `word`, which it says first; for a child that is about to call `run_child`. Ends
+    the process where the supervisor is gone."""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:  # no buffer may take what follows
-        words = pipe.readline().decode().split()
-    if words[:1] != [KEY]:
+        said, _, rest = pipe.readline().decode().partition(" ")
+    if said != word:
         leave(SUCCESS)
-    return words[1:]
+    return rest
 
 
 def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> NoReturn:

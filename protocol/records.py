@@ -32,6 +32,8 @@ def _hints_of(kind: type) -> dict[str, Any]:
 
 def typed(value: Any, hint: Any, where: str) -> Any:
     """`value` if it is exactly of the type `hint` (a dataclass is built from its map), else `ProtocolError`."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         hints = _hints_of(typing.cast(type, hint))

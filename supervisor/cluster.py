@@ -8,6 +8,7 @@ import subprocess
 import threading
 from dataclasses import replace
 
+from protocol.events import ActorExit
 from protocol.execution import Execution
 from protocol.lifeline import KEY
 from protocol.remote import RemoteAccess
@@ -74,8 +75,8 @@ class RayWorkers(ProcessWorkers):
 
     def _read_driver(self, driver: subprocess.Popen[bytes], placed: dict[int, int]) -> None:
         for event in self._read_events(driver):
-            if event["event"] == "actor_exit":
-                placed.pop(event["life"], None)
+            if isinstance(event, ActorExit):
+                placed.pop(event.life, None)
             self._events.put(event)
         code = driver.wait()
         close_stdin(driver)
@@ -83,5 +84,4 @@ class RayWorkers(ProcessWorkers):
             self._driver = None
         reason = last_line(self._log("ray")).removeprefix("ray: ")
         for life, index in list(placed.items()):  # a cluster's actors end with their driver
-            exit_event = {"event": "actor_exit", "actor": index, "life": life}
-            self._events.put(exit_event | {"code": code, "last_line": reason})
+            self._events.put(ActorExit(index, life, code, reason))

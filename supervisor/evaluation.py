@@ -11,6 +11,7 @@ from queue import Empty
 from typing import Any
 
 from learner.checkpoint import EVALUATIONS, list_checkpoints
+from protocol.events import Caution, Evaluated, Event, Note, SignalReceived
 from protocol.files import read_rows
 from protocol.lifeline import SUCCESS, USER_ERROR
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
@@ -85,21 +86,21 @@ class Evaluation:
         """How many versions wait to be evaluated."""
         return len(list_checkpoints(self._run_dir / EVALUATIONS))
 
-    def finish(self, show: Callable[[dict[str, Any]], None]) -> None:
+    def finish(self, show: Callable[[Event], None]) -> None:
         """Wait for what is pending; a signal leaves it for --resume."""
         if count := self.pending():
             text = f"evaluations to go: {count}; Ctrl-C leaves them for --resume"
-            show({"event": "note", "text": text})
+            show(Note(text))
         while (self.pending() or self._child) and not self._given_up:
             self.poll()
             try:
                 event = self._events.get(timeout=0.1)
             except Empty:
                 continue
-            if event["event"] == "signal":
-                show({"event": "note", "text": f"{event['name']}: ending without {self.pending()} evaluations"})
+            if isinstance(event, SignalReceived):
+                show(Note(f"{event.name}: ending without {self.pending()} evaluations"))
                 return
-            if event["event"] in ("evaluation", "warning"):
+            if isinstance(event, Evaluated | Caution):
                 show(event)
 
     def end(self) -> None:
@@ -134,7 +135,7 @@ class Evaluation:
             self._crashes = Crashes()
             praise = ", the best so far" if best_of(results[: i + 1]) is result else ""
             text = f"evaluation of version {result['policy_version']}: {_outcome(result)}{praise}"
-            self._events.put({"event": "evaluation", "text": text, **result})
+            self._events.put(Evaluated(text, result))
         self._reported = len(results)
 
     def _failed(self, code: int, now: float) -> None:
@@ -147,7 +148,7 @@ class Evaluation:
             self._given_up = True
             times = f" {CRASHES_ALLOWED} times in a row" if code != USER_ERROR else ""
             text = f"{cause}{times}; training continues WITHOUT EVALUATIONS, which are left for --resume"
-        self._events.put({"event": "warning", "text": text})
+        self._events.put(Caution(text))
 
     def _end_child(self) -> None:
         assert self._child is not None

@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 
+from protocol.events import ActorExit, Event, LearnerExit, from_line
 from protocol.execution import Execution
 from protocol.keys import RunKeys
-from protocol.lifeline import ACTORS, KEY, LOST, STOP
+from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, STOP
 from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, START
 from protocol.records import plain
@@ -46,10 +47,11 @@ class ProcessWorkers:
         (execution.run_dir / "logs").mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
-        arguments = [json.dumps(plain(self._execution))]
+        arguments = ["--run-dir", str(self._execution.run_dir)]
         arguments += ["--keyed"] if self._keys else []
         start = size_of(self._log("learner"))
         self._learner = start_child("learner", arguments, self._log("learner"), stdout=subprocess.PIPE)
+        self._tell(self._learner, f"{EXECUTION} {json.dumps(plain(self._execution))}")
         if self._keys:
             self._tell(self._learner, " ".join([KEY, *self._keys.words_for_learner()]))
         self._watch(self._read_learner, self._learner, start)
@@ -127,26 +129,21 @@ class ProcessWorkers:
     def _await_actor(self, index: int, life: int, process: subprocess.Popen[bytes], log: Path, start: int) -> None:
         code = process.wait()
         close_stdin(process)
-        exit_event = {"event": "actor_exit", "actor": index, "life": life}
-        self._events.put(exit_event | {"code": code, "last_line": last_line(log, start)})
+        self._events.put(ActorExit(index, life, code, last_line(log, start)))
 
     def _read_learner(self, process: subprocess.Popen[bytes], start: int) -> None:
         for event in self._read_events(process):
             self._events.put(event)
         code = process.wait()
         close_stdin(process)
-        self._events.put({"event": "learner_exit", "code": code, "last_line": last_line(self._log("learner"), start)})
+        self._events.put(LearnerExit(code, last_line(self._log("learner"), start)))
 
-    def _read_events(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    def _read_events(self, process: subprocess.Popen[bytes]) -> Iterator[Event]:
         """What a child reports, until it ends."""
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue  # a library's own words, or a line torn by a kill
-                if isinstance(event, dict) and "event" in event:
+                if (event := from_line(line)) is not None:
                     yield event
 
     def _log(self, name: str) -> Path:

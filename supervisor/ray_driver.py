@@ -7,7 +7,6 @@ a line.
 
 import argparse
 import importlib
-import json
 import os
 import queue
 import socket
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
+from protocol.events import ActorExit, Event, Note, to_line
 from protocol.keys import ActorKey, actor_key
-from protocol.lifeline import FAILURE, await_key, run_child
+from protocol.lifeline import FAILURE, KEY, await_line, run_child
 from supervisor.ray_actor import ActorHost
 
 CONNECT_SECONDS = 5.0  # that the head of a cluster has to answer
@@ -82,8 +82,8 @@ class Driver:
                 case _:
                     return
 
-    def report(self, event: dict[str, Any]) -> None:
-        os.write(self._events, f"{json.dumps(event)}\n".encode())
+    def report(self, event: Event) -> None:
+        os.write(self._events, f"{to_line(event)}\n".encode())
 
     def _start(self, index: int, number: int) -> None:
         unreachable = self._unreachable_nodes()
@@ -128,8 +128,7 @@ class Driver:
         if said:
             with open(self._logs / f"actor-{placed.index}.log", "a") as log:
                 log.write(f"{said}\n")
-        exit_event = {"event": "actor_exit", "actor": placed.index, "life": number}
-        self.report(exit_event | {"code": code, "last_line": said.splitlines()[-1] if said else ""})
+        self.report(ActorExit(placed.index, number, code, said.splitlines()[-1] if said else ""))
 
     def _kill(self, number: int) -> None:
         if number in self._placed:
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, required=True, help="how many there will be")
     parser.add_argument("--logs", type=Path, required=True, help="directory for what actors say when they end")
     arguments = parser.parse_args()
-    key = actor_key(await_key())
+    key = actor_key(await_line(KEY).split())
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's own words go to the log, and tear no event
     words: Words = queue.SimpleQueue()
@@ -154,15 +153,10 @@ def main() -> None:
         address = f"tcp://[{host}]:{arguments.port}" if ":" in host else f"tcp://{host}:{arguments.port}"
         driver = Driver(ray, address, key, arguments.logs, words, events)
         nodes, cpus = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources().get("CPU", 0)
-        driver.report(
-            {
-                "event": "note",
-                "text": f"Ray has {cpus:g} CPUs on {nodes} node{'s' * (nodes > 1)}; the learner is at {address}",
-            }
-        )
+        driver.report(Note(f"Ray has {cpus:g} CPUs on {nodes} node{'s' * (nodes > 1)}; the learner is at {address}"))
         if cpus < arguments.actors:
             waiting = arguments.actors - int(cpus)
-            driver.report({"event": "note", "text": f"{waiting} of the actors wait until Ray has a CPU for each"})
+            driver.report(Note(f"{waiting} of the actors wait until Ray has a CPU for each"))
         driver.serve()
         ray.shutdown()
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from learner.witness import in_words
+from protocol.events import Actors, Caution, CheckpointSaved, Evaluated, Event, Iteration, Note, Started
 from protocol.files import append_line, keep_rows, replace_file
 from protocol.process import as_word
+from protocol.records import plain
 from protocol.text import printable
 from supervisor.processes import cut_log
 from supervisor.status import Happening, RunStatus
@@ -44,38 +46,38 @@ class Report:
         """A thing happened: `text` says it to people (not `aloud`: only to those who look), `facts` to programs."""
         text = printable(text[:MAX_TEXT])
         happening = Happening(time.time(), event, text)
-        self.status.take({"event": event, **facts})
         line = json.dumps({"time": happening.time, "event": event, "text": text, **facts})
         self._write(EVENTS, lambda path: append_line(path, line))
         if event not in UNREMARKABLE:
             self._show(happening, aloud)
 
-    def take(self, event: dict[str, Any]) -> None:
-        """An event of the learner's."""
-        facts = {name: value for name, value in event.items() if name not in ("event", "text")}
-        match event["event"]:
-            case "iteration":
+    def take(self, event: Event) -> None:
+        """What others do nothing about but tell it."""
+        match event:
+            case Iteration(row):
                 self._waiting_since = None
-                self.status.take(event)
-                self._terminal.show_iteration(event)
-            case "actors":
-                self.status.take(event)
-            case "started":
+                self.status.take_row(row)
+                self._terminal.show_iteration(row)
+            case Actors(actors):
+                self.status.take_actors(actors)
+            case Started(version, parameters, observations):
                 self._waiting_since = time.monotonic()
-                version, parameters = event["policy_version"], event["parameters"]
                 begun = f" from version {version}" if version else ""
-                if not self._begun and event.get("observations"):
-                    self.tell("note", f"observations: {event['observations']}")
+                if not self._begun and observations:
+                    self.tell("note", f"observations: {observations}")
                 name = "learner_restarted" if self._begun else "started"
                 self._begun = True
-                self.tell(name, f"learning{begun}: {parameters:,} parameters", **facts)
-            case "checkpoint":
-                del facts["path"]
-                self.tell("checkpoint", event["path"], aloud=False, **facts)
-            case "evaluation":
-                self.tell("evaluation", event["text"], **facts)
-            case "note" | "warning":
-                self.tell(event["event"], event["text"], **facts)
+                self.status.begin_training()
+                self.tell(name, f"learning{begun}: {parameters:,} parameters", **plain(event))
+            case CheckpointSaved(version, path):
+                self.status.checkpoint = version
+                self.tell("checkpoint", path, aloud=False, policy_version=version)
+            case Evaluated(text, result):
+                self.tell("evaluation", text, **result)
+            case Note(text):
+                self.tell("note", text)
+            case Caution(text):
+                self.tell("warning", text)
 
     def tick(self) -> None:
         """A moment has passed."""
@@ -95,6 +97,7 @@ class Report:
         self._terminal.close()
         if summary is not None and any(summary.get("witness", {}).values()):
             self.tell("note", f"witnessed: {in_words(summary['witness'])}")
+        self.status.end(status)
         self.tell("ended", error or next(iter(words), "the launcher failed"), aloud=False, status=status)
         self._save_status()
         for line in words:

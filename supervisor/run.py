@@ -10,6 +10,7 @@ from types import FrameType
 
 from learner.config import RunConfig
 from protocol.errors import UserError
+from protocol.events import Caution, SignalReceived
 from protocol.execution import Execution
 from protocol.files import read_object, replace_file
 from protocol.lifeline import FAILURE, SUCCESS, ends_of_a_run
@@ -49,7 +50,7 @@ def supervise(config: RunConfig, execution: Execution) -> int:
         terminal,
     ):
         workers = _workers(config, replace(execution, address=place.address), events)
-        sinks = Sinks(execution.sinks, config, run_dir, lambda text: events.put({"event": "warning", "text": text}))
+        sinks = Sinks(execution.sinks, config, run_dir, lambda text: events.put(Caution(text)))
         supervisor = Supervisor(workers, execution, place.folder, events, report, evaluation, sinks)
         error = None
         try:
@@ -122,7 +123,7 @@ def _signals(events: Events) -> Iterator[None]:
     """INT, TERM and HUP become events; a background job may have been given an ignored SIGINT, so all are set."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        events.put({"event": "signal", "name": signal.Signals(number).name})
+        events.put(SignalReceived(signal.Signals(number).name))
 
     before = {number: signal.signal(number, handle) for number in ends_of_a_run()}
     try:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from learner.config import RunConfig
 from protocol.errors import UserError
+from protocol.events import Evaluated, Event, Iteration
 from protocol.execution import SinkName
 from protocol.files import read_object, read_rows, replace_file
 from protocol.text import error_line
@@ -172,8 +173,11 @@ def _has_wandb_key() -> bool:
     return any(login == "user" for login, _, _ in hosts.values())  # what `wandb login` enters, for any host
 
 
+Rows = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]  # each with its kind; None is the end
+
+
 class Sinks:
-    """The sinks of one launch. What is wrong with one is put into `events` as a warning, once."""
+    """The sinks of one launch. The user is warned of what is wrong with one, once."""
 
     def __init__(
         self,
@@ -184,24 +188,30 @@ class Sinks:
         open_sink: dict[str, Callable[[Identity, bool], Sink]] = OPEN,
     ) -> None:
         self._warn = warn
-        self._queues: dict[str, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._queues: dict[str, Rows] = {}
         self._threads: dict[str, threading.Thread] = {}
         for name in dict.fromkeys(names):
             feeder = _Feeder(name, config, run_dir, warn, open_sink[name])
-            self._queues[name] = feeder.events
+            self._queues[name] = feeder.rows
             self._threads[name] = threading.Thread(target=feeder.run, daemon=True, name=f"sink {name}")
             self._threads[name].start()
 
-    def feed(self, event: dict[str, Any]) -> None:
+    def feed(self, event: Event) -> None:
         """Pass on an event, if it is of interest; never waits."""
-        if event["event"] in KINDS:
-            for events in self._queues.values():
-                events.put(event)
+        match event:
+            case Iteration(row):
+                fed = "iteration", row
+            case Evaluated(_, row):
+                fed = "evaluation", row
+            case _:
+                return
+        for rows in self._queues.values():
+            rows.put(fed)
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Let the sinks take the rest."""
-        for events in self._queues.values():
-            events.put(None)
+        for rows in self._queues.values():
+            rows.put(None)
         deadline = time.monotonic() + seconds
         for name, thread in self._threads.items():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -220,7 +230,7 @@ class _Feeder:
         warn: Callable[[str], None],
         open_sink: Callable[[Identity, bool], Sink],
     ) -> None:
-        self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.rows: Rows = queue.SimpleQueue()
         self._name = name
         self._settings = config.settings
         self._run_dir = run_dir
@@ -249,9 +259,9 @@ class _Feeder:
                 for row in read_rows(self._run_dir / file, ["policy_version"]):
                     self._log(sink, kind, row)
             self._enter(sink)
-            while (event := self.events.get()) is not None:
-                self._log(sink, event["event"], event)
-                if self.events.empty():
+            while (fed := self.rows.get()) is not None:
+                self._log(sink, *fed)
+                if self.rows.empty():
                     self._enter(sink)
         finally:
             self._enter(sink)

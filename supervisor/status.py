@@ -3,12 +3,14 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import psutil
+
+from protocol.events import ActorFacts
 
 SPEED_WINDOW = 30  # reports, about a second apart, over which an actor's speed is taken
 SHARES_WINDOW = 20  # iterations over which the learner's shares are taken
@@ -92,7 +94,7 @@ class Happening:
 
 
 class RunStatus:
-    """One run, from its launcher's point of view. Fed with facts about processes, and with events."""
+    """One run, from its launcher's point of view."""
 
     def __init__(
         self, title: str, total_steps: int, clock: Callable[[], float] = time.monotonic, elsewhere: bool = False
@@ -152,24 +154,19 @@ class RunStatus:
         self._actors.pop(name, None)
         self._traces.pop(name, None)
 
-    def take(self, event: dict[str, Any]) -> None:
-        """An event of the learner's or of the supervisor's."""
-        match event["event"]:
-            case "iteration":
-                self._take_row(event)
-            case "actors":
-                self._take_actors(event["actors"])
-            case "started" | "learner_restarted" if self.state == "starting":
-                self.state = "training"
-            case "checkpoint":
-                self.checkpoint = event["policy_version"]
-            case "learner_lost":
-                self.state = "starting"
-                self.learner_restarts += 1
-            case "ended":
-                self.state, self.seconds_left = event["status"], None
-            case "actor_lost" if event["actor"] in self._actors:
-                self._lose(event["actor"])
+    def begin_training(self) -> None:
+        """The learner grants rollouts."""
+        if self.state == "starting":
+            self.state = "training"
+
+    def lose_learner(self) -> None:
+        """The learner's process has ended, and another will follow."""
+        self.state = "starting"
+        self.learner_restarts += 1
+
+    def end(self, state: str) -> None:
+        """The run is over: finished, stopped or failed."""
+        self.state, self.seconds_left = state, None
 
     def happened(self, happening: Happening) -> None:
         self.happenings.append(happening)
@@ -201,7 +198,8 @@ class RunStatus:
             "actors": [asdict(actor) for actor in self.actors],
         }
 
-    def _take_row(self, row: dict[str, Any]) -> None:
+    def take_row(self, row: dict[str, Any]) -> None:
+        """The last iteration's row of metrics.jsonl."""
         now = self._clock()
         self.row = row
         self._shares.append(row)
@@ -214,37 +212,39 @@ class RunStatus:
             speed = (row["env_steps"] - first) / (now - began)
             self.seconds_left = (self.total_steps - row["env_steps"]) / speed
 
-    def _take_actors(self, records: list[dict[str, Any]]) -> None:
+    def take_actors(self, actors: Sequence[ActorFacts]) -> None:
+        """What the learner knows of all that take part."""
         now = self._clock()
-        for record in records:
-            name = record["name"]
+        for told in actors:
+            name = told.name
             known = self._actors.get(name)
-            if name.isdecimal() and (
-                known is None or self._traces[name].life != record["life"] or known.state == "lost"
-            ):
+            if name.isdecimal() and (known is None or self._traces[name].life != told.life or known.state == "lost"):
                 continue  # the learner does not know yet that this process has gone
             actor, trace = self._actor(name), self._traces[name]
-            if record["env_steps"] < trace.reported:  # it was counted by an earlier learner
+            if told.env_steps < trace.reported:  # it was counted by an earlier learner
                 trace.before += trace.reported
-            trace.reported = record["env_steps"]
+            trace.reported = told.env_steps
             if not actor.local:
-                actor.pid = record["pid"]
+                actor.pid = told.pid
             actor.env_steps = trace.before + trace.reported
             trace.speeds.append((now, actor.env_steps))
             began, first = trace.speeds[0]
             actor.env_steps_per_second = (actor.env_steps - first) / (now - began) if now > began else None
-            actor.state, actor.lanes, actor.acting = record["state"], record["lanes"], record["acting"]
-            actor.seconds_silent = record["seconds_silent"]
-        reported = {record["name"] for record in records}
+            actor.state, actor.lanes, actor.acting = told.state, list(told.lanes), told.acting
+            actor.seconds_silent = told.seconds_silent
+        reported = {told.name for told in actors}
         for actor in self._actors.values():
             if actor.name not in reported and actor.state in ("ready", "working", "idle"):
                 if actor.local:  # the learner is new to it, or takes it to hang
                     actor.state, actor.lanes, self._traces[actor.name].since = "starting", [], now
                 else:
-                    self._lose(actor.name)
+                    self.lose_actor(actor.name)
 
-    def _lose(self, name: str) -> None:
-        actor = self._actors[name]
+    def lose_actor(self, name: str) -> None:
+        """Actor `name` has gone, and may come back."""
+        actor = self._actors.get(name)
+        if actor is None:
+            return
         actor.state, actor.pid, actor.lanes, actor.memory = "lost", None, [], None
         actor.env_steps_per_second = actor.acting = None
         self._traces[name].since = self._clock()

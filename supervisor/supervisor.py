@@ -11,6 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
+from protocol.events import (
+    ActorDelivers,
+    ActorExit,
+    ActorHangs,
+    ActorHello,
+    ActorJoined,
+    ActorLost,
+    Alive,
+    Caution,
+    Evaluated,
+    Event,
+    Iteration,
+    LearnerExit,
+    SignalReceived,
+    Summary,
+)
 from protocol.execution import Execution
 from protocol.lifeline import ENVIRONMENT_ERROR, SUCCESS, USER_ERROR
 from supervisor.address import SocketFolder
@@ -69,7 +85,8 @@ class Supervisor:
         self._silent_after = math.inf  # on that clock, when the learner will have been silent for too long
         self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
-        self._due: dict[int | None, float] = {}  # actors to start again and when; None is the learner
+        self._due: dict[int, float] = {}  # actors to start again, and when
+        self._learner_due: float | None = None  # when a learner is to be started again
         self._deadline: float | None = None  # on that clock, for the learner's summary, once it was asked to stop
         self._hurried = False  # whether that was asked twice
         self._failure: str | None = None  # why it was asked to stop, unless by a signal
@@ -91,12 +108,8 @@ class Supervisor:
             if self._deadline is not None and self._awake > self._deadline:
                 raise RunFailed(self._failure or f"the learner did not end within {STOP_SECONDS:.0f} s and was killed")
             self._look_after_sockets()
-            for index in [i for i, due in self._due.items() if due <= now and self._deadline is None]:
-                del self._due[index]
-                if index is None:
-                    self._start_learner()
-                else:
-                    self._start_actor(index, again=True)
+            if self._deadline is None:
+                self._start_what_is_due(now)
             stopped = self._awake - self._heard > STOPPED_SECONDS and self._workers.learner_is_stopped()
             if stopped or self._awake > self._silent_after:
                 self._lose_patience_with_learner()
@@ -107,6 +120,13 @@ class Supervisor:
                 self._handle(self._events.get(timeout=0.1))
         if self._failure or self.summary["status"] == "failed":
             raise RunFailed(self._failure or self.summary["error"])
+
+    def _start_what_is_due(self, now: float) -> None:
+        if self._learner_due is not None and self._learner_due <= now:
+            self._start_learner()
+        for index in [index for index, due in self._due.items() if due <= now]:
+            del self._due[index]
+            self._start_actor(index, again=True)
 
     def conclude(self) -> None:
         """After the workers: evaluate what is pending, if the run is finished, and let the sinks take the rest."""
@@ -119,72 +139,76 @@ class Supervisor:
 
     def _handle_the_rest(self) -> None:
         while not self._events.empty():
-            if (event := self._events.get())["event"] in ("evaluation", "warning"):
+            if isinstance(event := self._events.get(), Evaluated | Caution):
                 self._handle(event)
 
-    def _handle(self, event: dict[str, Any]) -> None:
+    def _handle(self, event: Event) -> None:
         self._sinks.feed(event)
-        match event["event"]:
-            case "summary":
-                self.summary = {key: value for key, value in event.items() if key != "event"}
-            case "signal":
-                self._report.tell("signal", f"{event['name']}: saving and ending", signal=event["name"])
+        match event:
+            case Summary(facts):
+                self.summary = facts
+            case SignalReceived(name):
+                self._report.tell("signal", f"{name}: saving and ending", signal=name)
                 self._hurried = self._deadline is not None  # whoever asks twice will not wait for a slow disk
                 self._deadline = None
                 self._stop()
-            case "kill":
-                self._hung[event["life"]] = event["reason"]
-                if not self._workers.kill_actor(int(event["actor"]), event["life"]):
-                    self._stop(f"actor {event['actor']} {event['reason']}, and a thread cannot be killed")
-            case "alive":
-                self._heard, self._silent_after = self._awake, self._awake + event["patience"]
+            case ActorHangs(actor, life, reason):
+                self._hung[life] = reason
+                if not self._workers.kill_actor(int(actor), life):
+                    self._stop(f"actor {actor} {reason}, and a thread cannot be killed")
+            case Alive(patience, listening):
+                self._heard, self._silent_after = self._awake, self._awake + patience
                 if self._deadline is not None and not self._hurried:
                     self._deadline = max(self._deadline, self._silent_after)  # it saves, and a disk may be slow
-                if event["listening"]:
+                if listening:
                     self._restart_actors_that_do_not_join()
-            case "actor_hello":
-                if event["actor"].isdecimal():
-                    self._joining.pop(int(event["actor"]), None)
-            case "actor_ready" if event["actor"].isdecimal():
-                self._report.tell("actor_joined", f"actor {event['actor']} has joined", False, actor=event["actor"])
-            case "actor_ready":  # another machine's, about whose process nothing can be decided here
-                self._report.tell("actor_joined", f"actor {event['actor']} has joined", actor=event["actor"])
-            case "actor_gone":
-                text = f"actor {event['actor']} has gone; its lanes go to the others"
-                self._report.tell("actor_lost", text, actor=event["actor"])
-            case "actor_working" if event["actor"].isdecimal():
-                index = int(event["actor"])
-                if index in self._slots:
-                    self._slots[index] = Crashes()
-                lost_at = self._lost_at.pop(index, None)
-                if lost_at is not None:
-                    self._report.tell(
-                        "actor_delivers",
-                        f"actor {event['actor']} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost"
-                        f" ({event['seconds']:.1f} s after it joined, rebuilding lanes included)",
-                        actor=event["actor"],
-                    )
-            case "learner_exit":
-                self._lost_learner(event["code"], event["last_line"])
-            case "actor_exit":
-                self._lost_actor(**{key: event[key] for key in ("actor", "life", "code", "last_line")})
-            case "iteration":
+            case ActorHello(actor):
+                if actor.isdecimal():
+                    self._joining.pop(int(actor), None)
+            case ActorJoined(actor):
+                # About the process of another machine's actor nothing can be decided here, so that it is worth a line.
+                self._report.tell("actor_joined", f"actor {actor} has joined", not actor.isdecimal(), actor=actor)
+            case ActorLost(actor):
+                self._status.lose_actor(actor)
+                self._report.tell("actor_lost", f"actor {actor} has gone; its lanes go to the others", actor=actor)
+            case ActorDelivers(actor, seconds):
+                if actor.isdecimal():
+                    self._note_delivery(int(actor), seconds)
+            case LearnerExit(code, last_line):
+                self._lost_learner(code, last_line)
+            case ActorExit():
+                self._lost_actor(event)
+            case Iteration():
                 self._learning = True
                 self._learner_crashes.in_a_row = 0
                 self._report.take(event)
             case _:
                 self._report.take(event)
 
+    def _note_delivery(self, index: int, seconds: float) -> None:
+        """An actor delivers, `seconds` after it joined."""
+        if index in self._slots:
+            self._slots[index] = Crashes()
+        lost_at = self._lost_at.pop(index, None)
+        if lost_at is not None:
+            self._report.tell(
+                "actor_delivers",
+                f"actor {index} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost ({seconds:.1f} s"
+                " after it joined, rebuilding lanes included)",
+                actor=str(index),
+            )
+
     def _stop(self, failure: str | None = None) -> None:
         """Ask the learner to save and end; what it summarizes is the run's end."""
         self._failure = self._failure or failure
-        if self._due.pop(None, None) is not None:
+        if self._learner_due is not None:
             self._start_learner()  # only a learner can tell what its newest checkpoint amounts to
         self._status.state = "stopping"
         self._workers.stop_learner()
         self._deadline = self._deadline or self._awake + STOP_SECONDS
 
     def _start_learner(self) -> None:
+        self._learner_due = None
         self._status.learner_started(self._workers.start_learner())
         self._workers.tell_wanted(self._slots)
         self._heard, self._silent_after = self._awake, self._awake + LEARNER_START_SECONDS
@@ -237,12 +261,14 @@ class Supervisor:
         backoff = self._learner_crashes.next_backoff() if self._execution.can_restart else None
         if backoff is None or self._deadline is not None:
             raise RunFailed(self._failure or cause)
-        self._due[None] = time.monotonic() + backoff
+        self._learner_due = time.monotonic() + backoff
         self.restarts["learner_restarts"] += 1
         text = f"{cause}; it starts again from its newest checkpoint {when(backoff)}"
+        self._status.lose_learner()
         self._report.tell("learner_lost", text, code=code)
 
-    def _lost_actor(self, actor: int, life: int, code: int, last_line: str) -> None:
+    def _lost_actor(self, ended: ActorExit) -> None:
+        actor, life, code, last_line = ended.actor, ended.life, ended.code, ended.last_line
         self._workers.tell_lost(life)
         hung = self._hung.pop(life, None)
         if self._lives.get(actor) != life:
@@ -272,6 +298,7 @@ class Supervisor:
             self._lost_at.setdefault(actor, time.monotonic())
             self.restarts["actor_restarts"] += 1
             text = f"{cause}; it starts again {when(backoff)}"
+            self._status.lose_actor(str(actor))
             self._report.tell("actor_lost", text, actor=str(actor), pid=self._pids[actor], code=code)
             return
         del self._slots[actor]

@@ -5,13 +5,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from functools import partial
 
 from actors.actor import Actor
 from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.errors import EnvironmentFault, UserError
+from protocol.events import ActorExit, Event, LearnerExit
 from protocol.execution import Execution
 from protocol.files import append_line
 from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR
@@ -32,12 +33,13 @@ class ThreadWorkers:
         def work() -> None:
             run_learner(self._config, self._execution, self._supervision)
 
-        self._start("learner", {"event": "learner_exit"}, work)
+        self._start("learner", LearnerExit, work)
         return 0
 
     def start_actor(self, index: int, life: int) -> int:
-        exit_event = {"event": "actor_exit", "actor": index, "life": life}
-        self._start(f"actor-{index}", exit_event, Actor(str(index), self._execution.address, life=life).run)
+        self._start(
+            f"actor-{index}", partial(ActorExit, index, life), Actor(str(index), self._execution.address, life=life).run
+        )
         return 0
 
     def stop_learner(self) -> None:
@@ -70,7 +72,7 @@ class ThreadWorkers:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _start(self, name: str, exit_event: dict[str, Any], work: Callable[[], None]) -> None:
+    def _start(self, name: str, exit_event: Callable[[int, str], Event], work: Callable[[], None]) -> None:
         def run() -> None:
             code, last = SUCCESS, ""
             try:
@@ -83,7 +85,7 @@ class ThreadWorkers:
                 code, last = FAILURE, error_line(error)
                 with suppress(OSError):  # as a process leaves it
                     append_line(self._execution.run_dir / "logs" / f"{name}.log", traceback.format_exc().rstrip())
-            self._events.put(exit_event | {"code": code, "last_line": last})
+            self._events.put(exit_event(code, last))
 
         thread = threading.Thread(target=run, daemon=True)
         self._threads.append(thread)

@@ -1,14 +1,16 @@
 """The learner and the actors as the supervisor sees them: processes, here or all over a Ray cluster, or threads.
 
-All kinds put what happens into one queue: the learner's events as it reports them, and `learner_exit` and
-`actor_exit` (with the life that is over) with the exit code and the last line of what was said.
+All kinds put what happens into one queue: the learner's events as it reports them, and each end of an actor or of the
+learner.
 """
 
 from collections.abc import Iterable
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol
 
-Events = SimpleQueue[dict[str, Any]]
+from protocol.events import Event
+
+Events = SimpleQueue[Event]
 END_SECONDS = 3.0  # that a process has to end by itself: an actor closes its environments
 
 

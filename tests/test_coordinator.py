@@ -21,6 +21,7 @@ from learner.refusals import AT_ONCE
 from learner.roster import MAX_REMOTE, REPORT_SECONDS
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
+from protocol.events import ActorFacts, ActorHangs, Actors, Caution, Event
 from protocol.execution import Execution
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Hello, Message, Progress, Ready, Refusal, Release, Stop, Welcome
@@ -100,7 +101,7 @@ class Conversation:
 
     def __init__(self, num_actors: int = 2, schedule: str = "pipelined", step_timeout: float = 60.0) -> None:
         self.socket = FakeSocket()
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.supervision = Supervision(self.events.append)
         self.clock = Clock()
         self.coordinator = Coordinator(
@@ -134,8 +135,8 @@ class Conversation:
         self.say(identity, Ready(SPACES, {}), local=False)
         return identity
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        return [told for told in self.events if told["event"] == event]
+    def told(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
 
     def publish(self, version: int) -> None:
         zeros = np.zeros(4, np.float32)
@@ -340,42 +341,42 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
     talk.clock.now += 1
     talk.say(alive, Progress(1, 0.5, 0.5))
     talk.serve()
-    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
+    assert [event.actor for event in talk.told(ActorHangs)] == ["0"]
     assert {g.lane for g in talk.socket.take(Grant, alive)} == {0, 1, 2, 3}
 
 
-def reports(talk: Conversation) -> dict[str, dict[str, Any]]:
+def reports(talk: Conversation) -> dict[str, ActorFacts]:
     """What is told of each actor now."""
     talk.clock.now += REPORT_SECONDS
     talk.serve()
-    return {actor["name"]: actor for actor in talk.events[-1]["actors"]}
+    return {actor.name: actor for actor in talk.told(Actors)[-1].actors}
 
 
 def test_the_supervisor_is_told_what_every_actor_is_about() -> None:
     talk = Conversation(num_actors=1)
     talk.say(b"new", Hello("7", 77, {"numpy": "2"}))
-    assert reports(talk)["7"]["state"] == "starting"
+    assert reports(talk)["7"].state == "starting"
     first = talk.join(0)
     talk.publish(0)
-    assert (reports(talk)["0"]["state"], reports(talk)["0"]["lanes"]) == ("ready", [0, 1, 2, 3])
+    assert (reports(talk)["0"].state, reports(talk)["0"].lanes) == ("ready", (0, 1, 2, 3))
     talk.say(first, fulfil(talk.socket.take(Grant, first)[0]))
     talk.say(first, Progress(10, acting=2.0, waiting=1.0))
     for index in range(1, 5):
         talk.join(index)
     told = reports(talk)
-    assert (told["0"]["state"], told["0"]["env_steps"], told["0"]["life"]) == ("working", STEPS, 1000)
-    assert (told["1"]["state"], told["1"]["lanes"], told["1"]["env_steps"]) == ("ready", [2], 0)
-    assert (told["4"]["state"], told["4"]["lanes"], told["4"]["env_steps"]) == ("idle", [], 0)
-    assert told["0"]["acting"] is None  # it takes two messages to know
+    assert (told["0"].state, told["0"].env_steps, told["0"].life) == ("working", STEPS, 1000)
+    assert (told["1"].state, told["1"].lanes, told["1"].env_steps) == ("ready", (2,), 0)
+    assert (told["4"].state, told["4"].lanes, told["4"].env_steps) == ("idle", (), 0)
+    assert told["0"].acting is None  # it takes two messages to know
     talk.say(first, Progress(20, acting=5.0, waiting=2.0))
-    assert reports(talk)["0"]["acting"] == talk.roster.acting_share == 0.75
+    assert reports(talk)["0"].acting == talk.roster.acting_share == 0.75
 
 
 def test_actors_are_told_about_at_most_once_a_second() -> None:
     talk = Conversation()
     for _ in range(20):
         talk.serve()
-    assert len(talk.told("actors")) == 1
+    assert len(talk.told(Actors)) == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, float("nan")), (1.0, float("inf")), (1.0, 0.5), (1e308, -1e308)])
@@ -384,7 +385,7 @@ def test_an_actor_that_tells_nonsense_about_its_time_is_not_believed(before: flo
     actor = talk.join(0)
     talk.say(actor, Progress(1, acting=before, waiting=0.5))
     talk.say(actor, Progress(2, acting=after, waiting=1.5))
-    assert reports(talk)["0"]["acting"] is None
+    assert reports(talk)["0"].acting is None
     assert talk.roster.acting_share is None
 
 
@@ -393,7 +394,7 @@ def test_silence_while_the_learner_does_not_listen_is_not_an_actors() -> None:
     actor = talk.join(0)
     talk.clock.now += 30  # it learned for half a minute
     talk.roster.report({None: [], actor: []})
-    assert talk.events[-1]["actors"][0]["seconds_silent"] == 0
+    assert talk.told(Actors)[-1].actors[0].seconds_silent == 0
 
 
 def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
@@ -405,7 +406,7 @@ def test_a_hung_actor_is_found_however_much_the_others_say() -> None:
     for _ in range(10):
         talk.clock.now += 0.1
         talk.serve()
-    assert [event["actor"] for event in talk.events if event["event"] == "kill"] == ["0"]
+    assert [event.actor for event in talk.told(ActorHangs)] == ["0"]
 
 
 def test_an_environment_that_keeps_failing_ends_the_run_once_trained_on() -> None:
@@ -427,7 +428,7 @@ def test_an_actor_with_nothing_to_do_may_be_silent() -> None:
     talk.join(0)
     talk.clock.now += 1e6
     talk.serve()
-    assert not [event for event in talk.events if event["event"] == "kill"]
+    assert not talk.told(ActorHangs)
 
 
 def test_an_actor_whose_connection_has_gone_is_forgotten() -> None:
@@ -648,7 +649,7 @@ def test_a_hung_actor_is_found_in_a_flood_too() -> None:
     talk.join(0)
     flood(talk)
     began = talk.clock.now
-    while not talk.told("kill"):
+    while not talk.told(ActorHangs):
         assert talk.clock.now < began + 1
         talk.serve()
 
@@ -663,7 +664,7 @@ def test_an_actor_is_not_taken_to_hang_because_the_learner_was_busy() -> None:
     talk.serve()
     talk.serve()
     talk.serve()
-    assert not talk.told("kill")
+    assert not talk.told(ActorHangs)
 
 
 def test_failed_handshakes_are_counted_in_a_flood_too() -> None:
@@ -846,7 +847,7 @@ def test_async_drops_what_is_older_than_max_lag() -> None:
     assert ledger.dropped == {"too_old": 2 * STEPS}
     talk.learn(limit + 1)
     assert {border.rollout_index for border in talk.coordinator.table.trained_borders()[:2]} == {1}
-    assert not [event for event in talk.events if event["event"] == "warning"]
+    assert not talk.told(Caution)
 
 
 def test_async_says_when_much_is_dropped() -> None:
@@ -858,7 +859,7 @@ def test_async_says_when_much_is_dropped() -> None:
         talk.say(talk.fast, fulfil(grant, policy_version=0))
     talk.version = EXPERIMENT.max_lag + 1
     talk.gather(EXPERIMENT.max_lag + 1)
-    (warning,) = [event["text"] for event in talk.events if event["event"] == "warning"]
+    (warning,) = [event.text for event in talk.told(Caution)]
     assert "more than --max-lag 4 versions old" in warning
 
 
@@ -973,9 +974,9 @@ def test_an_actor_that_was_given_up_is_not_welcomed_again() -> None:
     talk.publish(0)
     talk.clock.now += 1
     talk.serve()
-    (kill,) = talk.told("kill")
-    assert (kill["actor"], kill["life"]) == ("0", 7)
-    assert "--step-timeout" in kill["reason"]
+    (kill,) = talk.told(ActorHangs)
+    assert (kill.actor, kill.life) == ("0", 7)
+    assert "--step-timeout" in kill.reason
     talk.say(identity, Hello("0", 7, {"numpy": "2"}))
     assert not talk.roster.actors
 
@@ -1028,10 +1029,10 @@ def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str])
 
 
 def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() -> None:
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     supervision = Supervision(events.append)
     for _ in range(3):
         supervision.alive(60.0)
     supervision.alive(600.0)  # a longer time is told at once, since silence may follow
     supervision.alive(60.0)  # a shorter one, too
-    assert [event["patience"] for event in events] == [60.0, 600.0, 60.0]
+    assert [event.patience for event in events] == [60.0, 600.0, 60.0]

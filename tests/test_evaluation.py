@@ -15,7 +15,9 @@ from launching import children, launch, output_of, running, stop, summary_of, tr
 from marks import slow
 
 from learner.checkpoint import list_checkpoints
+from protocol.events import Event
 from supervisor.evaluation import Evaluation, best_of, read_results
+from supervisor.workers import Events
 
 EXPERIMENT = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 14336 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 EVERY: list[object] = [*EXPERIMENT, "--eval-every", 8, "--eval-episodes", 3]
@@ -142,7 +144,7 @@ def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: 
     (run_dir / "evaluations.jsonl").write_text("".join(json.dumps(result) + "\n" for result in told))
     last = f"{VERSIONS[-1]:08d}"
     shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
-    events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    events: Events = queue.SimpleQueue()
     Evaluation(run_dir, events, 60.0).finish(lambda _: None)
     assert evaluations(run_dir) == told
     assert list_checkpoints(run_dir / "evaluations") == []
@@ -156,15 +158,15 @@ def test_an_evaluator_that_keeps_failing_is_given_up_and_said(
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
     (run_dir / "evaluations" / "00000099").mkdir()  # no checkpoint
-    said: list[str] = []
-    events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    said: list[Event] = []
+    events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, 60.0)
-    evaluation.finish(lambda event: said.append(event["text"]))
+    evaluation.finish(said.append)
     evaluation.end()
     while not events.empty():
-        said.append(events.get()["text"])
-    assert sum("manifest.json" in text for text in said) == 5
-    assert "WITHOUT EVALUATIONS" in said[-1]
+        said.append(events.get())
+    assert sum("manifest.json" in str(event) for event in said) == 5
+    assert "WITHOUT EVALUATIONS" in str(said[-1])
     assert evaluation.pending() == 1
 
 

@@ -20,6 +20,7 @@ from launching import ROOT, children, launch, metrics_of, running, stop, summary
 
 from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
+from protocol.events import Iteration
 from protocol.execution import SinkName
 from protocol.experiment import Experiment
 from protocol.files import read_rows
@@ -170,7 +171,7 @@ class Recorder:
 
 def row(version: int) -> dict[str, Any]:
     samples = {"produced": 8, "trained": 4, "dropped": {"stale": 3, "late": 1}, "in_flight": 0}
-    return {"event": "iteration", "policy_version": version, "train/entropy": 0.5, "none": None, "samples": samples}
+    return {"policy_version": version, "train/entropy": 0.5, "none": None, "samples": samples}
 
 
 def feed(run_dir: Path, sink: Recorder, *versions: int, recorded: tuple[int, ...] = ()) -> list[str]:
@@ -179,7 +180,7 @@ def feed(run_dir: Path, sink: Recorder, *versions: int, recorded: tuple[int, ...
     warnings: list[str] = []
     fed = Sinks(("wandb",), CONFIG, run_dir, warnings.append, {"wandb": sink.open})
     for version in versions:
-        fed.feed(row(version))
+        fed.feed(Iteration(row(version)))
     fed.close()
     return warnings
 
@@ -220,7 +221,7 @@ def test_a_sink_that_hangs_is_left_behind(tmp_path: Path) -> None:
     warnings: list[str] = []
     other = Recorder()
     fed = Sinks(("wandb", "trackio"), CONFIG, tmp_path, warnings.append, {"wandb": hang, "trackio": other.open})
-    fed.feed(row(1))
+    fed.feed(Iteration(row(1)))
     wait_for(lambda: other.versions)
     fed.close(seconds=1)
     release.set()

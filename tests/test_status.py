@@ -15,6 +15,7 @@ from launching import SMALL, launch, running, stop, train, wait_for
 from test_launch import LONG
 
 from learner.stopwatch import Stopwatch
+from protocol.events import ActorFacts
 from supervisor.report import Report
 from supervisor.status import KEEP_GONE_SECONDS, History, RunStatus, memory_of
 from supervisor.terminal import Terminal
@@ -35,16 +36,12 @@ def status_at(clock: Clock) -> RunStatus:
 def row(env_steps: int, **more: Any) -> dict[str, Any]:
     shares = {"time/learner_wait_share": 0.25, "time/learner_learn_share": 0.5, "time/learner_send_share": 0.125}
     other = {"rollout/episode_return_mean": 20.0, "time/actor_acting_share": None, "time/env_steps_per_second": 1000.0}
-    return {"event": "iteration", "env_steps": env_steps, **shares, **other, **more}
+    return {"env_steps": env_steps, **shares, **other, **more}
 
 
-def record(name: str, pid: int, **more: Any) -> dict[str, Any]:
-    known = {"state": "working", "lanes": [0, 1], "env_steps": 600, "acting": 0.75, "seconds_silent": 0.25}
-    return {"name": name, "life": pid, "pid": pid, **known, **more}
-
-
-def reported(*records: dict[str, Any]) -> dict[str, Any]:
-    return {"event": "actors", "actors": list(records)}
+def facts(name: str, pid: int, **more: Any) -> ActorFacts:
+    known = {"state": "working", "lanes": (0, 1), "env_steps": 600, "acting": 0.75, "seconds_silent": 0.25}
+    return ActorFacts(name, pid, pid, **{**known, **more})
 
 
 def actor_of(status: RunStatus, name: str) -> dict[str, Any]:
@@ -70,19 +67,19 @@ def test_a_status_holds_exactly_what_others_read() -> None:
 def test_the_time_left_follows_from_the_speed_since_the_first_iteration() -> None:
     clock = Clock()
     status = status_at(clock)
-    status.take(row(1000))
+    status.take_row(row(1000))
     assert status.seconds_left is None
     clock.now += 4
-    status.take(row(3000))
+    status.take_row(row(3000))
     assert status.seconds_left == pytest.approx(7000 / 500)
 
 
 def test_shares_are_means_over_the_last_iterations_and_unknown_ones_stay_unknown() -> None:
     status = status_at(Clock())
-    status.take(row(1000))
-    status.take(row(2000, **{"time/learner_wait_share": 0.75}))
+    status.take_row(row(1000))
+    status.take_row(row(2000, **{"time/learner_wait_share": 0.75}))
     assert status.shares == {"acting": None, "waiting": 0.5, "learning": 0.5, "sending": 0.125}
-    status.take(row(3000, **{"time/actor_acting_share": 0.5}))
+    status.take_row(row(3000, **{"time/actor_acting_share": 0.5}))
     assert status.shares["acting"] == 0.5
 
 
@@ -91,15 +88,15 @@ def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process()
     status = status_at(clock)
     status.actor_started("0", 1, 1)
     assert actor_of(status, "0")["state"] == "starting"
-    status.take(reported(record("0", 1)))
+    status.take_actors([facts("0", 1)])
     clock.now += 2
-    status.take(reported(record("0", 1, env_steps=1000)))
+    status.take_actors([facts("0", 1, env_steps=1000)])
     actor = actor_of(status, "0")
     assert (actor["state"], actor["lanes"], actor["env_steps"], actor["acting"]) == ("working", [0, 1], 1000, 0.75)
     assert actor["env_steps_per_second"] == 200
 
-    status.take({"event": "actor_lost", "actor": "0"})
-    status.take(reported(record("0", 1, env_steps=1000)))  # from before the learner knew
+    status.lose_actor("0")
+    status.take_actors([facts("0", 1, env_steps=1000)])  # from before the learner knew
     clock.now += 3
     status.measure()
     actor = actor_of(status, "0")
@@ -107,9 +104,9 @@ def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process()
     assert actor["env_steps_per_second"] is actor["acting"] is actor["memory"] is None
 
     status.actor_started("0", 2, 2, again=True)
-    status.take(reported(record("0", 1, env_steps=1000)))
+    status.take_actors([facts("0", 1, env_steps=1000)])
     assert actor_of(status, "0")["state"] == "starting"
-    status.take(reported(record("0", 2, env_steps=50)))
+    status.take_actors([facts("0", 2, env_steps=50)])
     actor = actor_of(status, "0")
     assert (actor["state"], actor["pid"], actor["restarts"], actor["env_steps"]) == ("working", 2, 1, 1050)
 
@@ -117,23 +114,23 @@ def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process()
 def test_env_steps_add_up_over_learners() -> None:
     status = status_at(Clock())
     status.actor_started("0", 1, 1)
-    status.take(reported(record("0", 1, env_steps=600)))
-    status.take({"event": "learner_lost"})
+    status.take_actors([facts("0", 1, env_steps=600)])
+    status.lose_learner()
     assert status.as_dict()["state"] == "starting"
-    status.take(reported())
+    status.take_actors([])
     assert actor_of(status, "0")["state"] == "starting"
-    status.take(reported(record("0", 1, env_steps=100)))
+    status.take_actors([facts("0", 1, env_steps=100)])
     assert actor_of(status, "0")["env_steps"] == 700
 
 
 def test_an_actor_of_another_machine_comes_goes_and_is_forgotten() -> None:
     clock = Clock()
     status = status_at(clock)
-    status.take(reported(record("desk-1", os.getpid())))
+    status.take_actors([facts("desk-1", os.getpid())])
     status.measure()
     actor = actor_of(status, "desk-1")
     assert (actor["pid"], actor["memory"]) == (os.getpid(), None)  # it is not this machine's process
-    status.take(reported())
+    status.take_actors([])
     assert actor_of(status, "desk-1")["state"] == "lost"
     clock.now += KEEP_GONE_SECONDS + 1
     status.measure()
@@ -142,7 +139,7 @@ def test_an_actor_of_another_machine_comes_goes_and_is_forgotten() -> None:
 
 def test_actors_are_in_the_order_of_their_numbers() -> None:
     status = status_at(Clock())
-    status.take(reported(record("b", 1), record("a", 2)))
+    status.take_actors([facts("b", 1), facts("a", 2)])
     for index in (10, 9, 2):
         status.actor_started(str(index), index, index)
     assert [actor.name for actor in status.actors] == ["2", "9", "10", "a", "b"]

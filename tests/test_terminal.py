@@ -16,7 +16,7 @@ import pytest
 from gate import iterations
 from launching import LAUNCH, SMALL, TIMEOUT, heed_hangups, launch, summary_of, wait_for
 from test_launch import LONG
-from test_status import Clock, record, reported, row, status_at
+from test_status import Clock, facts, row, status_at
 
 from supervisor.status import Happening, RunStatus
 from supervisor.view import ASCII, UNICODE, draw, duration
@@ -54,12 +54,12 @@ def a_run(actors: int, title: str = "CartPole-v1, seed 0, pipelined: 8 actors ov
     status.title = title
     for index in range(actors):
         status.actor_started(str(index), 0, 1)
-    records = [record(str(i), 1, lanes=[i], env_steps=1000 * i) for i in range(actors)]
-    status.take({"event": "started"})
-    status.take(reported(*records))
+    told = [facts(str(i), 1, lanes=(i,), env_steps=1000 * i) for i in range(actors)]
+    status.begin_training()
+    status.take_actors(told)
     for i in range(30):
         clock.now += 3
-        status.take(row(100 * (i + 1), **TRAINING, **{"rollout/episode_return_mean": 10.0 * i}))
+        status.take_row(row(100 * (i + 1), **TRAINING, **{"rollout/episode_return_mean": 10.0 * i}))
     return status
 
 
@@ -72,9 +72,8 @@ def shown(status: RunStatus, width: int, height: int) -> str:
 def test_the_view_fits_every_terminal(actors: int, glyphs: Any) -> None:
     for title in ("short", "訓練" * 40):
         status = a_run(actors, title)
-        status.take(
-            reported(record("a-machine-whose-name-is-very-long-indeed-0123abcd", 1, lanes=list(range(0, 60, 2))))
-        )
+        name = "a-machine-whose-name-is-very-long-indeed-0123abcd"
+        status.take_actors([facts(name, 1, lanes=tuple(range(0, 60, 2)))])
         status.happened(Happening(0.0, "warning", "long " * 100))
         for fresh in (RunStatus(title, 100), status):
             for width, height in SHAPES:
@@ -125,7 +124,7 @@ def test_the_curve_of_the_return_rises_with_it() -> None:
 
 def test_actors_in_trouble_come_first_where_not_all_fit() -> None:
     status = a_run(64)
-    status.take({"event": "actor_lost", "actor": "60"})
+    status.lose_actor("60")
     text = shown(status, 80, 24)
     rows = text.splitlines()
     first = next(i for i, line in enumerate(rows) if "steps/s acting" in line) + 1

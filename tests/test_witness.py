@@ -21,6 +21,7 @@ from actors.rollout import collect_rollout
 from learner.borders import LaneBorder
 from learner.lanes import LaneRecord
 from learner.witness import EARLY, EARLY_ROLLOUTS, EARLY_SHARE, LATER_SHARE, MAX_FAILURES, Witness, first_difference
+from protocol.events import ActorHangs, Caution
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Progress, SecondCollection, SecondGrant
 from protocol.trajectory import Trajectory
@@ -248,7 +249,7 @@ def test_another_process_is_asked_and_what_it_says_is_never_trained_on() -> None
     }
     assert talk.coordinator.ledger.as_dict() == ledger
     assert talk.coordinator.reproducible
-    assert not talk.told("warning")
+    assert not talk.told(Caution)
 
 
 def test_one_actor_is_its_own_witness() -> None:
@@ -266,8 +267,8 @@ def test_a_difference_is_told_once_and_the_run_is_not_reproducible() -> None:
     rewards = np.ones((3, 2), np.float32)
     talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant, rewards=rewards)))
     assert not talk.coordinator.reproducible
-    (told,) = talk.told("warning")
-    assert "environment 0, " in told["text"] and "after 3 steps: the reward differs in fresh env" in told["text"]
+    (told,) = talk.told(Caution)
+    assert "environment 0, " in told.text and "after 3 steps: the reward differs in fresh env" in told.text
 
 
 @pytest.mark.parametrize("answer", ["none", "other number", "other actor", "other lane", "malformed"])
@@ -316,7 +317,7 @@ def test_a_witness_that_hangs_is_noticed() -> None:
     talk.clock.now += 2
     talk.serve()
     assert talk.coordinator.witness.asked is None
-    assert talk.told("kill")
+    assert talk.told(ActorHangs)
 
 
 RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs", 1]  # twenty iterations
