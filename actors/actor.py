@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 
-from actors.environment import describe_observations
 from actors.fingerprint import fingerprint, libraries_of
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
 from actors.simulation import Simulation
+from actors.spaces import describe_observations
 from protocol import trace
 from protocol.errors import EnvironmentFault, ProtocolError, UserError
 from protocol.experiment import Experiment

@@ -8,17 +8,10 @@ import gymnasium
 import numpy as np
 
 from actors.closing import close_environment
-from actors.environment import (
-    Nonsense,
-    action_form,
-    describe_spaces,
-    kind_of,
-    make_environment,
-    observation_form,
-    reset_environment,
-)
+from actors.environment import Nonsense, kind_of, make_environment, reset_environment
 from actors.interface import ActionConverter, ObservationConverter
 from actors.interrupts import let_users_interrupt
+from actors.spaces import action_form, describe_spaces, observation_form
 from protocol.arithmetic import users_context
 from protocol.errors import EnvironmentFault, UserError
 from protocol.experiment import Experiment

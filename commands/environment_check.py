@@ -25,8 +25,9 @@ import psutil
 from gymnasium.utils.env_checker import check_env
 
 from actors.closing import close_environment
-from actors.environment import describe_observations, make_environment, reset_environment
+from actors.environment import make_environment, reset_environment
 from actors.simulation import EnvironmentFault, Simulation, global_random_state
+from actors.spaces import describe_observations
 from commands.findings import Finding, note, ok, wrong
 from commands.train import performance_cores
 from protocol.errors import UserError

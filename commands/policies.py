@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.environment import action_form, observation_form
 from actors.exported import Description, load_policy
 from actors.simulation import Simulation
+from actors.spaces import action_form, observation_form
 from commands.runs import Run
 from learner.checkpoint import policy_snapshot, understood
 from protocol.errors import UserError

@@ -16,7 +16,8 @@ from typing import Literal
 
 import tyro
 
-from actors.environment import check_registered, parse_env_kwargs
+from actors.arguments import parse_env_kwargs
+from actors.environment import check_registered
 from commands import COMMANDS
 from commands.command_line import parse, value_of
 from commands.runs import CHECKPOINTS, CONFIG, METRICS, Run

@@ -28,12 +28,11 @@ RECEIVE_QUEUE = 64  # messages from one that wait here; more wait on its own mac
 HANDSHAKE_SECONDS = 5.0  # after which a connection that says nothing is closed
 PROBE_SECONDS = 10  # between two looks whether the other machine is still there
 PROBES = 2  # without an answer after which it is not
-ABSENCE_SECONDS = 30  # that these take, and that what was sent may wait for a word from the other's kernel (Linux)
+ABSENCE_SECONDS = 30  # A machine that has not answered for so long is gone. Linux gives up what was sent to it then.
 CONNECTING_SECONDS = 5.0  # after which it is tried anew; the system's own patience grows with every attempt
 FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
 
 _LOCAL, _REMOTE = b"l", b"r"  # what the learner puts before the identity of a peer
-
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _DENIED = 400  # the value of FAILED_AUTH for a key that is not allowed
 

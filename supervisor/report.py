@@ -18,7 +18,8 @@ from protocol.records import plain
 from protocol.text import printable
 from supervisor.processes import cut_log
 from supervisor.status import Happening, RunStatus
-from supervisor.terminal import DASH, Terminal, number
+from supervisor.terminal import Terminal
+from supervisor.words import DASH, number
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
 EVENTS, STATUS = "events.jsonl", "status.json"  # in the run directory

@@ -14,7 +14,8 @@ from rich.screen import Screen
 from protocol.output import STANDARD_OUTPUT, errors, held, output
 from protocol.text import printable
 from supervisor.status import Happening, RunStatus
-from supervisor.view import DASH, View, duration
+from supervisor.view import View
+from supervisor.words import DASH, duration, number
 
 LINE_SECONDS = 1.0  # between plain lines
 FRAME_SECONDS = 0.5  # between two pictures of the live view
@@ -28,8 +29,8 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for number in (self.file.fileno(), STANDARD_OUTPUT):  # which environments in this process may print to
-            os.dup2(nowhere, number)
+        for descriptor in (self.file.fileno(), STANDARD_OUTPUT):  # which environments in this process may print to
+            os.dup2(nowhere, descriptor)
 
     def _check_buffer(self) -> None:
         try:
@@ -126,8 +127,3 @@ class Terminal:
         if self._live is not None and now >= self._next_frame:
             self._next_frame = now + FRAME_SECONDS
             self._console.print(Control.home(), Screen(View(self._status)), sep="", end="", soft_wrap=False)
-
-
-def number(value: float | None, form: str) -> str:
-    """A dash for what is not known yet."""
-    return DASH if value is None else format(value, form)

@@ -1,7 +1,6 @@
 """The live view of a run: its status drawn as lines that fit a terminal of any size."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from supervisor.status import ActorStatus, Happening, RunStatus
+from supervisor.words import DASH, compact, counted, duration, ranges, size_in_words
 
-DASH = "–"
 NARROW, LOW = 60, 18  # columns or rows below which there is no room for boxes
 WIDE = 116  # columns from which three boxes stand beside each other
 ACTOR_COLUMNS = 92  # columns from which the table of actors takes another pile
@@ -161,8 +160,8 @@ class Page:
         memory, actors = self._status.memory, [a.memory for a in self._status.actors if a.memory is not None]
         if rows >= 6:
             lines.append(self._labelled("memory", self._total_memory(), inner))
-            parts = [f"{name} {_bytes(size, '')}" for name, size in memory.items() if size is not None]
-            parts += [f"actor {_bytes(sum(actors) // len(actors), '')}"] if actors else []
+            parts = [f"{name} {size_in_words(size, '')}" for name, size in memory.items() if size is not None]
+            parts += [f"actor {size_in_words(sum(actors) // len(actors), '')}"] if actors else []
             lines.append(self._ends(Text(), Text(", ".join(parts), style="dim"), inner))
         return self._box("where the time goes", lines, width, rows)
 
@@ -201,7 +200,7 @@ class Page:
         cells = [self._actor(actor, width) for actor in actors]
         if rest:
             states = {actor.state for actor in rest}
-            words = f"all {states.pop()}" if len(states) == 1 else _counted(rest)
+            words = f"all {states.pop()}" if len(states) == 1 else counted(rest)
             cells.append(self._padded(Text(f"and {len(rest)} more: {words}", style="dim"), width))
         head = self._actor_cells(
             "actor", Text("state"), "lanes", "steps", "steps/s", "acting", "memory", "restarts", "silent", width
@@ -218,8 +217,8 @@ class Page:
         return self._actor_cells(
             actor.name,
             Text(actor.state, style=COLORS[actor.state]),
-            _ranges(actor.lanes) or self._glyphs.dash,
-            _compact(actor.env_steps),
+            ranges(actor.lanes) or self._glyphs.dash,
+            compact(actor.env_steps),
             self._number(actor.env_steps_per_second, ",.0f"),
             self._number(actor.acting, ".0%"),
             self._number(actor.memory, "bytes"),
@@ -276,7 +275,7 @@ class Page:
 
     def _actors_in_words(self) -> str:
         actors = self._status.actors
-        return f"{_counted(actors)}" if actors else "none yet"
+        return f"{counted(actors)}" if actors else "none yet"
 
     def _sparkline(self, width: int, rows: int) -> list[Text]:
         """The curve of the return in so many rows."""
@@ -338,42 +337,8 @@ class Page:
     def _number(self, value: float | None, form: str) -> str:
         if value is None:
             return self._glyphs.dash
-        return _bytes(int(value)) if form == "bytes" else format(value, form)
+        return size_in_words(int(value)) if form == "bytes" else format(value, form)
 
 
 def _beside(boxes: list[list[Text]]) -> list[Text]:
     return [Text.assemble(*parts) for parts in zip(*boxes, strict=True)]
-
-
-def _counted(actors: Sequence[ActorStatus]) -> str:
-    states = Counter(actor.state for actor in actors)
-    return ", ".join(f"{count} {state}" for state, count in states.most_common())
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Sorted numbers in few words: 0-3,7."""
-    spans: list[tuple[int, int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1] = spans[-1][0], number
-        else:
-            spans.append((number, number))
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
-
-
-def _compact(number: int) -> str:
-    for limit, size, form in ((1e9, 1e9, ".1fG"), (1e6, 1e6, ".1fM"), (1e4, 1e3, ".0fk")):
-        if number >= limit:
-            return format(number / size, form[:-1]) + form[-1]
-    return str(number)
-
-
-def _bytes(size: int, unit: str = "B") -> str:
-    space = " " if unit else ""
-    return f"{size / 2**30:.2f}{space}G{unit}" if size >= 2**30 else f"{size / 2**20:.0f}{space}M{unit}"
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -471,8 +471,9 @@ def own_fingerprint() -> dict[str, str]:
 
 
 def own_ready() -> Ready:
-    from actors.environment import describe_spaces, make_environment
+    from actors.environment import make_environment
     from actors.fingerprint import libraries_of
+    from actors.spaces import describe_spaces
     from protocol.experiment import Experiment
 
     experiment = Experiment(env=ENV)

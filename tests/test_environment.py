@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gym_spaces
 
-from actors.environment import (
-    action_form,
-    check_registered,
-    describe_spaces,
-    load_wrapper,
-    make_environment,
-    observation_form,
-    parse_env_kwargs,
-    reset_environment,
-)
+from actors.arguments import load_wrapper, parse_env_kwargs
+from actors.environment import check_registered, make_environment, reset_environment
 from actors.interface import ActionConverter, ObservationConverter
+from actors.spaces import action_form, describe_spaces, observation_form
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces

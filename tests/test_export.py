@@ -15,10 +15,11 @@ import safetensors.numpy
 from launching import ROOT, SMALL, launch, train
 from making import snapshot_of, trained_model
 
-from actors.environment import action_form, describe_spaces, make_environment, observation_form, reset_environment
+from actors.environment import make_environment, reset_environment
 from actors.episodes import playing
 from actors.exported import Description, ExportedPolicy, load_policy, save_policy
 from actors.graph import TOLERANCE, inputs_of, save_graph
+from actors.spaces import action_form, describe_spaces, observation_form
 from commands.export import largest_difference
 from learner.normalization import RunningStatistics
 from protocol.errors import UserError

@@ -15,10 +15,11 @@ from making import binary, continuous, discrete, numbers, snapshot_of, spoken, t
 
 import actors.networks as on_actor
 import learner.networks as on_learner
-from actors.environment import describe_spaces, make_environment, observation_form
+from actors.environment import make_environment
 from actors.interface import ObservationConverter
 from actors.networks import GRU
 from actors.policy import Policy
+from actors.spaces import describe_spaces, observation_form
 from learner.activations import rational_tanh, tanh_for
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics

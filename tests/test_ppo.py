@@ -13,10 +13,11 @@ import pytest
 from making import batch_of, binary, continuous, discrete, numbers, snapshot_of, spoken, trained_model
 from mlx.utils import tree_flatten
 
-from actors.environment import describe_spaces, make_environment
+from actors.environment import make_environment
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
+from actors.spaces import describe_spaces
 from learner.advantage import gae, vtrace
 from learner.batch import Batch
 from learner.config import PPOConfig

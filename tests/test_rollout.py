@@ -9,10 +9,11 @@ import gymnasium
 import numpy as np
 import pytest
 
-from actors.environment import describe_spaces, make_environment
+from actors.environment import make_environment
 from actors.lane import EnvironmentFault, Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
+from actors.spaces import describe_spaces
 from learner.borders import LaneBorder
 from protocol.experiment import Experiment
 from protocol.messages import Grant

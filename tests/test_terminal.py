@@ -19,7 +19,8 @@ from test_launch import LONG
 from test_status import Clock, facts, row, status_at
 
 from supervisor.status import Happening, RunStatus
-from supervisor.view import ASCII, UNICODE, draw, duration
+from supervisor.view import ASCII, UNICODE, draw
+from supervisor.words import duration
 
 SHAPES = [
     (80, 24),

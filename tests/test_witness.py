@@ -14,10 +14,11 @@ from making import snapshot_of, trained_model
 from marks import slow
 from test_coordinator import EXPERIMENT, STEPS, Conversation, fulfil, looks  # noqa: F401 (a fixture)
 
-from actors.environment import describe_spaces, make_environment
+from actors.environment import make_environment
 from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
+from actors.spaces import describe_spaces
 from learner.borders import LaneBorder
 from learner.lanes import LaneRecord
 from learner.witness import EARLY, EARLY_ROLLOUTS, EARLY_SHARE, LATER_SHARE, MAX_FAILURES, Witness, first_difference

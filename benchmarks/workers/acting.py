@@ -15,10 +15,11 @@ from typing import Any  # noqa: E402
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 
-from actors.environment import describe_spaces, make_environment  # noqa: E402
+from actors.environment import make_environment  # noqa: E402
 from actors.lane import Lane  # noqa: E402
 from actors.policy import Policy  # noqa: E402
 from actors.rollout import collect_rollout  # noqa: E402
+from actors.spaces import describe_spaces  # noqa: E402
 from benchmarks.workers.serving import serve  # noqa: E402
 from commands.train import preset_for  # noqa: E402
 from protocol.experiment import Experiment  # noqa: E402
