@@ -1,48 +1,39 @@
-"""Advantages and value targets, time-major, in float64 inside.
+"""Advantages and value targets, time-major, in float64 inside."""
 
-`next_values[t]` is the value of the state that step t led to: the next observation's, or the final observation's where
-the episode was truncated. Where it terminated there is no such state, and the entry is not read.
-"""
+from typing import NamedTuple
 
 import numpy as np
 
 
-def gae(
-    rewards: np.ndarray,
-    values: np.ndarray,
-    next_values: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
-    *,
-    discount: float,
-    gae_lambda: float,
-) -> tuple[np.ndarray, np.ndarray]:
+class Steps(NamedTuple):
+    """What advantages are made of, all [T, N]."""
+
+    rewards: np.ndarray
+    values: np.ndarray  # of the states that the steps began in
+    # Of the state that a step led to: the next observation's, or the final observation's where the episode was
+    # truncated. Where it terminated there is no such state, and the entry is not read.
+    next_values: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+def gae(steps: Steps, *, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, equation 16).
 
-    All arrays are [T, N]. Returns (advantages, value_targets), both [T, N], of the dtype of `values`.
-    A truncated episode bootstraps from `next_values`; a terminated one does not; neither reaches past its end.
+    Returns (advantages, value_targets), both [T, N], of the dtype of the values. A truncated episode bootstraps from
+    its next value; a terminated one does not; neither reaches past its end.
     """
-    ratios = np.ones(rewards.shape)
-    return vtrace(rewards, values, next_values, terminated, truncated, ratios, discount=discount, gae_lambda=gae_lambda)
+    return vtrace(steps, np.ones(steps.rewards.shape), discount=discount, gae_lambda=gae_lambda)
 
 
-def vtrace(
-    rewards: np.ndarray,
-    values: np.ndarray,
-    next_values: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
-    ratios: np.ndarray,
-    *,
-    discount: float,
-    gae_lambda: float,
-) -> tuple[np.ndarray, np.ndarray]:
+def vtrace(steps: Steps, ratios: np.ndarray, *, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
     """V-trace(λ) targets (Espeholt et al., arXiv 1802.01561, remark 2) with both truncation levels at 1.
 
     `ratios` [T, N] are π_proximal / π_behaviour of the actions taken; where all are 1, this is GAE(λ). The advantage is
     r + γ((1−λ)V′ + λv′) − V, without the leading ratio: the decoupled objective carries that weight itself.
-    Returns (advantages, value_targets), both [T, N], of the dtype of `values`.
+    Returns (advantages, value_targets), both [T, N], of the dtype of the values.
     """
+    rewards, values, next_values, terminated, truncated = steps
     length = len(rewards)
     value, next_value = values.astype(np.float64), next_values.astype(np.float64)
     next_value = np.where(terminated, 0.0, next_value)

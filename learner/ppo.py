@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from learner.advantage import gae, vtrace
+from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
 from learner.config import PPOConfig
 from learner.distributions import Distribution
@@ -180,19 +180,18 @@ class PPO:
         next_values = self._next_values(batch, values, memories, encode)
 
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
-        facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
-        if (
-            batch.policy_versions == iteration
-        ).all():  # lag 0: the proximal policy is the behaviour policy, to the last bit
+        steps = Steps(batch.rewards, values, next_values, batch.terminated, batch.truncated)
+        if (batch.policy_versions == iteration).all():
+            # Lag 0: the proximal policy is the behaviour policy, to the last bit.
             if iteration == 0:
                 _check_agreement(log_probs, batch.behaviour_log_probs, most_summed(self.model))
             proximal_log_probs = batch.behaviour_log_probs
             ratios = np.ones(batch.rewards.shape, np.float32)
-            advantages, value_targets = gae(*facts, **settings)
+            advantages, value_targets = gae(steps, **settings)
         else:
             proximal_log_probs = log_probs
             ratios = np.exp(proximal_log_probs - batch.behaviour_log_probs)
-            advantages, value_targets = vtrace(*facts, ratios, **settings)
+            advantages, value_targets = vtrace(steps, ratios, **settings)
         targets = {
             "proximal_log_probs": proximal_log_probs,
             "weights": np.minimum(ratios, MAX_SAMPLE_WEIGHT),

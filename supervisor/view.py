@@ -14,6 +14,7 @@ from supervisor.words import DASH, compact, counted, duration, ranges, size_in_w
 NARROW, LOW = 60, 18  # columns or rows below which there is no room for boxes
 WIDE = 116  # columns from which three boxes stand beside each other
 ACTOR_COLUMNS = 92  # columns from which the table of actors takes another pile
+NUMBER_COLUMNS = (6, 7, 6, 7, 8, 7)  # the widths of an actor's numbers
 COLORS = {
     "starting": "yellow",
     "ready": "cyan",
@@ -202,9 +203,8 @@ class Page:
             states = {actor.state for actor in rest}
             words = f"all {states.pop()}" if len(states) == 1 else counted(rest)
             cells.append(self._padded(Text(f"and {len(rest)} more: {words}", style="dim"), width))
-        head = self._actor_cells(
-            "actor", Text("state"), "lanes", "steps", "steps/s", "acting", "memory", "restarts", "silent", width
-        )
+        numbers = ("steps", "steps/s", "acting", "memory", "restarts", "silent")
+        head = self._actor_cells("actor", Text("state"), "lanes", numbers, width)
         head.stylize("dim")
         deep = -(-len(cells) // piles)
         lines = [Text("    ").join([head] * min(piles, -(-len(cells) // deep)))]
@@ -214,24 +214,19 @@ class Page:
 
     def _actor(self, actor: ActorStatus, width: int) -> Text:
         silent = actor.seconds_silent
-        return self._actor_cells(
-            actor.name,
-            Text(actor.state, style=COLORS[actor.state]),
-            ranges(actor.lanes) or self._glyphs.dash,
+        numbers = (
             compact(actor.env_steps),
             self._number(actor.env_steps_per_second, ",.0f"),
             self._number(actor.acting, ".0%"),
             self._number(actor.memory, "bytes"),
             str(actor.restarts),
             f"{silent:.1f} s" if silent < 9.95 else duration(silent),
-            width,
         )
+        state = Text(actor.state, style=COLORS[actor.state])
+        return self._actor_cells(actor.name, state, ranges(actor.lanes) or self._glyphs.dash, numbers, width)
 
-    def _actor_cells(
-        self, name: str, state: Text, lanes: str, steps: str, speed: str, acting: str, memory: str, restarts: str,
-        silent: str, width: int,
-    ) -> Text:  # fmt: skip
-        tail = f" {steps:>6} {speed:>7} {acting:>6} {memory:>7} {restarts:>8} {silent:>7}"
+    def _actor_cells(self, name: str, state: Text, lanes: str, numbers: Sequence[str], width: int) -> Text:
+        tail = "".join(f" {number:>{columns}}" for number, columns in zip(numbers, NUMBER_COLUMNS, strict=True))
         room = width - len(tail) - 9  # for the name and the lanes
         lanes_width = min(room // 2, 16)
         name = self._middle_cut(name, room - lanes_width - 1)

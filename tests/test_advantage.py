@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.advantage import gae, vtrace
+from learner.advantage import Steps, gae, vtrace
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Rollout:
 
     def gae(self, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
         facts = (self.rewards, self.values, self.next_values, self.terminated, self.truncated)
-        return gae(*facts, discount=discount, gae_lambda=gae_lambda)
+        return gae(Steps(*facts), discount=discount, gae_lambda=gae_lambda)
 
     def vtrace(self, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
         facts = (self.rewards, self.values, self.next_values, self.terminated, self.truncated)
-        return vtrace(*facts, self.ratios, discount=discount, gae_lambda=gae_lambda)
+        return vtrace(Steps(*facts), self.ratios, discount=discount, gae_lambda=gae_lambda)
 
     def end(self, t: int, n: int) -> int:
         """The last step of the episode or of the rollout, from step t of environment n on."""

@@ -18,7 +18,7 @@ from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
 from actors.spaces import describe_spaces
-from learner.advantage import gae, vtrace
+from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
 from learner.config import PPOConfig
 from learner.model import ActorCritic
@@ -349,14 +349,14 @@ def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PP
     inputs = halved(batch.observations.reshape(T * N, 3))
     actions = mx.array(batch.actions.reshape(T * N, -1))
     log_probs = np.array(spoken(model, inputs)[0].log_prob(actions)).reshape(T, N)
-    facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
+    steps = Steps(batch.rewards, values, next_values, batch.terminated, batch.truncated)
     if (batch.policy_versions == iteration).all():
         weights = np.ones((T, N), np.float32)
         log_probs = batch.behaviour_log_probs
-        advantages, targets = gae(*facts, discount=config.discount, gae_lambda=config.gae_lambda)
+        advantages, targets = gae(steps, discount=config.discount, gae_lambda=config.gae_lambda)
     else:
         weights = np.exp(log_probs - batch.behaviour_log_probs)
-        advantages, targets = vtrace(*facts, weights, discount=config.discount, gae_lambda=config.gae_lambda)
+        advantages, targets = vtrace(steps, weights, discount=config.discount, gae_lambda=config.gae_lambda)
     vectors = {
         "proximal_log_probs": log_probs,
         "weights": np.minimum(weights, 2),
@@ -718,14 +718,14 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
             next_values[t, n] = following
             action = batch.actions[t, n]
             log_probs[t, n] = literal_policy(DISCRETE, weights, outputs[t], np.array([action]))[0]
-    facts = (batch.rewards, values, next_values, batch.terminated, batch.truncated)
+    steps = Steps(batch.rewards, values, next_values, batch.terminated, batch.truncated)
     settings = {"discount": config.discount, "gae_lambda": config.gae_lambda}
     if lag:
         ratios = np.exp(log_probs - batch.behaviour_log_probs)
-        advantages, targets = vtrace(*facts, ratios, **settings)
+        advantages, targets = vtrace(steps, ratios, **settings)
     else:
         ratios, log_probs = np.ones((T, N)), batch.behaviour_log_probs
-        advantages, targets = gae(*facts, **settings)
+        advantages, targets = gae(steps, **settings)
 
     PPO(model, config, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, iteration, halved, never)
     (minibatch,) = minibatches
