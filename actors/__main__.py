@@ -32,7 +32,7 @@ from protocol.offspring import end_offspring  # noqa: E402
 from protocol.output import complain  # noqa: E402
 from protocol.remote import check_tcp  # noqa: E402
 
-STOP_SECONDS = 2.0  # that an actor has to close its environments, once it is to end
+STOP_SECONDS = 2.0  # An actor that is to end has so long to close its environments.
 _stop = threading.Event()
 _signals: list[int] = []  # that asked for it
 

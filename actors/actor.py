@@ -37,9 +37,9 @@ from protocol.trajectory import Trajectory
 from protocol.transport import ActorSocket
 from protocol.trust import foreign_names
 
-HELLO_INTERVAL = 0.5  # seconds of having nothing to do after which an actor says hello again: the learner may be new
-PROGRESS_INTERVAL = 0.5  # seconds between reports of progress
-PATIENCE = 3.0  # seconds without a learner after which that is said
+HELLO_INTERVAL = 0.5  # An actor that has nothing to do says hello that often: the learner may be a new one.
+PROGRESS_INTERVAL = 0.5  # It reports progress that often, in seconds.
+PATIENCE = 3.0  # After so many seconds without a learner, it says so.
 
 
 class _Stopped(BaseException):

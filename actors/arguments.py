@@ -12,7 +12,7 @@ from protocol.errors import UserError
 from protocol.process import taken_names
 from protocol.text import error_line, one_line
 
-WORDS = {  # besides Python's own, those of JSON and TOML, and of floats
+WORDS = {  # JSON, TOML and floats have these words; Python's own are known anyway.
     "true": True,
     "false": False,
     "null": None,
@@ -20,7 +20,8 @@ WORDS = {  # besides Python's own, those of JSON and TOML, and of floats
     "nan": math.nan,
     "inf": math.inf,
 }
-NAMES_TOO = {"none", "nan", "inf"}  # alone, a text: people call modes that. None, null and -inf are values
+# Alone, these are texts, since people call modes that. None, null and -inf are values.
+NAMES_TOO = {"none", "nan", "inf"}
 BRACKETS = {")": "(", "]": "[", "}": "{"}
 
 

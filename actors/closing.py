@@ -13,9 +13,9 @@ from protocol.lifeline import exit_at_once
 from protocol.output import complain, flush_streams
 from protocol.text import error_line
 
-CLOSE_SECONDS = 2.0  # that the first close() which hangs may take…
-LEAST_SECONDS = 0.1  # …and each later one half of the one before, down to this
-AGAIN_SECONDS = 0.5  # from one interruption to the next, of a close() that goes on after the first
+CLOSE_SECONDS = 2.0  # The first close() that hangs may take so long…
+LEAST_SECONDS = 0.1  # …and each later one half of that, but never less than this.
+AGAIN_SECONDS = 0.5  # A close() that goes on after it was interrupted is interrupted again after so long.
 
 _told: set[str] = set()  # what was said of a close() already
 _patience = CLOSE_SECONDS

@@ -19,12 +19,13 @@ from protocol.experiment import Experiment
 from protocol.process import taken_names
 from protocol.text import error_line, one_line
 
-REGISTERED_BY_IMPORT = {  # the package that an id's beginning asks for
+REGISTERED_BY_IMPORT = {  # An id that begins so needs this package to be imported.
     "ALE/": "ale_py",
     "MiniGrid-": "minigrid",
     "BabyAI-": "minigrid",
 }
-EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}  # by module
+# The extra that brings each module.
+EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}
 
 
 class Nonsense(ValueError):

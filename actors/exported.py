@@ -26,7 +26,7 @@ from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import MAX_SIZE, Spaces
 
 FORMAT = 1
-FORMAT_KEY, POLICY_KEY = "mlx-distributed-ppo", "policy"  # of the file's metadata
+FORMAT_KEY, POLICY_KEY = "mlx-distributed-ppo", "policy"  # Keys of the file's metadata.
 WEIGHTS, MEAN, SCALE = "weights.", "observation_mean", "observation_scale"
 
 

@@ -14,7 +14,7 @@ from protocol.process import hash_seed_is_fixed
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 
-NATIVE = {  # what parts of gymnasium compute with
+NATIVE = {  # The packages that parts of gymnasium compute with.
     "gymnasium.envs.box2d": "Box2D",
     "gymnasium.envs.mujoco": "mujoco",
     "gymnasium.wrappers.atari_preprocessing": "cv2",

@@ -20,7 +20,7 @@ from protocol.observations import OBSERVATION_CLIP, InputShapes
 from protocol.records import plain
 from protocol.spaces import ObservationPart
 
-OPSET, IR_VERSION = 17, 8  # of 2022, so that older runtimes read it
+OPSET, IR_VERSION = 17, 8  # They are of 2022, so that older runtimes read them.
 TOLERANCE = 1e-5
 
 

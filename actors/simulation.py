@@ -19,9 +19,9 @@ from protocol.spaces import Spaces
 from protocol.text import differences_in_words, error_line, one_line
 from protocol.trajectory import LARGEST_REWARD
 
-MAX_CONSTRUCTIONS = 3  # of the first environment: a constructor may fail now and then
+MAX_CONSTRUCTIONS = 3  # The first environment may be tried so often, since a constructor may fail now and then.
 RETURNED = "observation, reward, terminated, truncated, info"
-FOUR_VALUES = "expected 5, got 4"  # what gymnasium's wrappers say of an environment that was written for gym
+FOUR_VALUES = "expected 5, got 4"  # Gymnasium's wrappers say this of an environment that was written for gym.
 
 
 class Simulation:

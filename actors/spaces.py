@@ -12,9 +12,9 @@ from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, Distribution, ObservationPart, Spaces, stored_as
 from protocol.text import one_line
 
-SMALLEST_FLAT_IMAGE = 36  # pixels a side from which a uint8 [height, width] is an image, and no table of numbers
+SMALLEST_FLAT_IMAGE = 36  # A uint8 [height, width] with so many pixels a side is an image. A smaller one is a table.
 CNNS = ("nature_cnn", "impala_cnn")
-SHOWN_PARTS = 16  # of an observation
+SHOWN_PARTS = 16  # So many parts of an observation are named.
 
 
 def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:

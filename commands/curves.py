@@ -10,10 +10,10 @@ import numpy as np
 from commands.runs import Run
 from learner.config import RunConfig
 
-POINTS = 500  # of a curve that is an average
-RESAMPLES = 2000  # of the stratified bootstrap
+POINTS = 500  # A curve that is an average has so many points.
+RESAMPLES = 2000  # The stratified bootstrap draws so often.
 CONFIDENCE = 0.95
-IGNORED = ("env", "seed", "checkpoint_every")  # settings that make no group of their own
+IGNORED = ("env", "seed", "checkpoint_every")  # These settings make no group of their own.
 
 
 @dataclass(frozen=True)

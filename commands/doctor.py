@@ -29,7 +29,7 @@ from protocol.lifeline import FAILURE, SUCCESS
 from protocol.output import say
 from supervisor.address import socket_parent
 
-EXTRAS = {  # of this project, by the module that each brings
+EXTRAS = {  # The extras of this project, with the module that each brings.
     "box2d": "Box2D",
     "mujoco": "mujoco",
     "atari": "ale_py",
@@ -44,7 +44,7 @@ EXTRAS = {  # of this project, by the module that each brings
     "trackio": "trackio",
     "ray": "ray",
 }
-FILES_PER_ACTOR = 4  # that a launcher and a learner hold open for each
+FILES_PER_ACTOR = 4  # A launcher and a learner hold so many files open for each actor.
 FREE_BYTES_WANTED = 2**30
 DEVICE = """
 import json

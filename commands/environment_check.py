@@ -39,19 +39,19 @@ from protocol.records import plain, typed
 from protocol.text import error_line, one_line
 from supervisor.crashes import killed_by
 
-STEPS = 500  # that are compared
-PLAY_SECONDS = 5.0  # that the first of them may take
-CHECK_SECONDS = 40.0  # after which comparisons that would take longer are left out
-QUIET_SECONDS = 30.0  # after which it is said what is waited for
+STEPS = 500  # So many steps are compared.
+PLAY_SECONDS = 5.0  # The first of them may take so long.
+CHECK_SECONDS = 40.0  # After so long, comparisons that would take longer are left out.
+QUIET_SECONDS = 30.0  # After so long, it says what it waits for.
 TIMED_SECONDS = 1.0
-SLOW = 0.5  # share of the step timeout from which a step, a reset or a constructor is called slow
+SLOW = 0.5  # A step, a reset or a constructor that takes this share of the step timeout is called slow.
 SEED = 1
-HASH_SEEDS = ("0", "1")  # of two processes
-POLICY_SECONDS = 3e-6  # of an actor's for each env-step, beside the environment's: the NumPy policy and the bookkeeping
-BUSY = 0.5  # share of a step spent computing, below which more actors than cores pay
-HARMLESS = "infinity"  # a bound, of which gymnasium warns, and which does not matter to PPO
-MAX_TEXT = 100  # characters of a space, or of what gymnasium says
-MAX_ACTORS = 64  # that are suggested on one machine
+HASH_SEEDS = ("0", "1")  # One for each of two processes.
+POLICY_SECONDS = 3e-6  # An actor takes so long for each env-step, besides the environment: policy and bookkeeping.
+BUSY = 0.5  # Where less than this share of a step is spent computing, more actors than cores pay.
+HARMLESS = "infinity"  # Gymnasium warns of such a bound, which does not matter to PPO.
+MAX_TEXT = 100  # So many characters are shown of a space, or of what gymnasium says.
+MAX_ACTORS = 64  # At most so many are suggested on one machine.
 REPRODUCIBLE = "let it draw from self.np_random, which reset(seed=…) seeds"
 
 

@@ -19,7 +19,7 @@ from protocol.lifeline import SUCCESS
 from protocol.output import say
 from protocol.randomness import Purpose, environment_seed
 
-STEPS = 64  # of the environment, over which a graph is compared with the policy
+STEPS = 64  # A graph is compared with the policy over so many steps of the environment.
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from protocol.text import one_line
 
 ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "SiLU": "silu"}
 LAYER = re.compile(r"mlp_extractor\.policy_net\.(\d+)\.weight")
-MAX_SETTINGS = 2**23  # bytes of a model's settings, which hold the last observations
+MAX_SETTINGS = 2**23  # A model's settings, which hold the last observations, may have so many bytes.
 CRITIC = ("mlp_extractor.value_net.", "value_net.")
 
 

@@ -19,7 +19,7 @@ from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.text import error_line
 
-FRAMES = ("rgb_array", "rgb_array_list")  # the render modes that give pictures; gymnasium puts them in a window, too
+FRAMES = ("rgb_array", "rgb_array_list")  # These render modes give pictures. Gymnasium can put them in a window, too.
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 

@@ -25,7 +25,7 @@ from protocol.text import one_line, printable
 from protocol.trajectory import Fault
 from protocol.trust import check_trust
 
-SHOWN = 5  # steps before a fault
+SHOWN = 5  # So many steps before a fault are shown.
 
 
 @dataclass(frozen=True)

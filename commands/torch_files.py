@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_NUMBERS = 2**24  # of all tensors together: far more than an MLP has
-MAX_FILE = 2**27  # bytes of a file that `torch.save` wrote
-MAX_TEXT_FILE = 2**20  # bytes of a pickle that lists tensors, or of a text
+MAX_NUMBERS = 2**24  # All tensors together have at most so many. That is far more than an MLP has.
+MAX_FILE = 2**27  # A file that `torch.save` wrote may have so many bytes.
+MAX_TEXT_FILE = 2**20  # A text, or a pickle that lists tensors, may have so many bytes.
 MAX_DIMENSIONS = 8
 TENSOR, ORDERED_DICT, STORAGE = "torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage"
 NAMES = (TENSOR, ORDERED_DICT, STORAGE)

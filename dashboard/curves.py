@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 STEPS, SECONDS, VERSION = "env_steps", "time/seconds", "policy_version"
-METRICS = (  # that are drawn
+METRICS = (  # These are drawn.
     "rollout/episode_return_mean",
     "rollout/episode_length_mean",
     "train/policy_loss",
@@ -20,7 +20,7 @@ METRICS = (  # that are drawn
     "time/env_steps_per_second",
     "time/learner_wait_share",
 )
-MAX_BLOCKS = 1000  # in a curve; each is drawn as its lowest and its highest point
+MAX_BLOCKS = 1000  # A curve has at most so many blocks. Each is drawn as its lowest and its highest point.
 
 
 class Curves:

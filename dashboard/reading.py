@@ -13,8 +13,8 @@ from protocol.errors import UserError
 from protocol.files import read_object, row_of
 
 LAG = "policy/lag_mean"
-READING_SECONDS = 0.5  # that a page waits for what is new; of a long run it is shown more and more
-EVENTS = 200  # the newest ones, that the page lists
+READING_SECONDS = 0.5  # A page waits so long for what is new. Of a long run it is shown more and more.
+EVENTS = 200  # The page lists so many of the newest ones.
 
 
 class GrowingFile:

@@ -26,7 +26,7 @@ from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, await_line, run_chil
 from protocol.offspring import end_siblings  # noqa: E402
 from protocol.records import typed  # noqa: E402
 
-MAX_FILES = 65_536  # of open files, where the system would allow any number
+MAX_FILES = 65_536  # A learner may have so many files open where the system sets no limit.
 
 
 def main() -> None:

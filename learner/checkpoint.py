@@ -24,9 +24,9 @@ from protocol.errors import ProtocolError, UserError
 from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 4
-OLDER = 3  # which is read, too: in it, lanes have their actions as they are, and not in bits
-KEEP = 3  # newest checkpoints kept; the one with the best return is kept besides
-EVALUATIONS = "evaluations"  # in a run directory, beside `checkpoints`: those that wait to be evaluated
+OLDER = 3  # This format is read, too. Its lanes have actions as they are, not in bits.
+KEEP = 3  # So many of the newest checkpoints are kept, and the one with the best return.
+EVALUATIONS = "evaluations"  # The folder in a run directory for versions that wait to be evaluated.
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 
 

@@ -16,9 +16,9 @@ from protocol.experiment import Experiment
 from protocol.files import replace_file
 from protocol.text import one_line
 
-VERSIONS = "versions"  # the table of a configuration that decides nothing
-LARGEST_NUMBER = 2**53  # of a setting: larger ones are mistakes, and not every float can hold them
-NONE = '"None"'  # for TOML, which has no word for it; the command line's
+VERSIONS = "versions"  # This table of a configuration is for people; nothing is decided by it.
+LARGEST_NUMBER = 2**53  # A larger setting is a mistake, and a float may not hold it.
+NONE = '"None"'  # TOML has no word for nothing, so a file has the command line's.
 
 
 @dataclass(frozen=True)

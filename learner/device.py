@@ -19,7 +19,7 @@ from protocol.errors import UserError
 
 OPENBLAS_PACKAGE = "ngsolve_openblas"
 PROBE_SECONDS = 20
-MALLOC_TRIM_THRESHOLD, MALLOC_MAX_MAPPED = -1, -4  # malloc.h's M_TRIM_THRESHOLD and M_MMAP_MAX
+MALLOC_TRIM_THRESHOLD, MALLOC_MAX_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h.
 PROBE = """
 import ctypes, sys
 blas = ctypes.CDLL(sys.argv[1])

@@ -22,11 +22,11 @@ from protocol.records import typed
 from protocol.text import one_line
 from protocol.trajectory import Fault, Trajectory
 
-FAULTS = "faults"  # in the run directory
+FAULTS = "faults"  # The folder in the run directory.
 MAX_FILES = 20
-MAX_KINDS = 20  # that are told; faults of one kind differ in nothing but numbers
-MAX_FAULTS = 100  # before a run ends: something is wrong with the environment…
-MAX_FAULT_SHARE = 0.1  # …where they are more than this share of its episodes
+MAX_KINDS = 20  # So many kinds are told. Faults of one kind differ in nothing but numbers.
+MAX_FAULTS = 100  # After more faults than this, something is wrong with the environment, and the run ends…
+MAX_FAULT_SHARE = 0.1  # …if they are more than this share of its episodes.
 
 
 class EnvironmentsFailed(Exception):

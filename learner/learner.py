@@ -41,7 +41,7 @@ from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import Spaces
 from protocol.transport import LearnerSocket
 
-WITNESS_SECONDS = 5.0  # that a finished run waits for a rollout which is being collected a second time
+WITNESS_SECONDS = 5.0  # A finished run waits so long for a rollout that is being collected a second time.
 
 
 class Update(NamedTuple):

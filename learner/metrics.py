@@ -15,7 +15,7 @@ import numpy as np
 
 from protocol.files import keep_rows, read_rows, replace_file, row_of
 
-WINDOW = 100  # episodes
+WINDOW = 100  # The means are taken over so many episodes.
 VERSION = "policy_version"
 
 

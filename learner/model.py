@@ -17,7 +17,7 @@ from protocol.observations import InputShapes
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 
-GAINS = {"policy_head": 0.01, "value_head": 1.0, "gru.inputs": 1.0, "gru.recurrent": 1.0}  # √2 elsewhere
+GAINS = {"policy_head": 0.01, "value_head": 1.0, "gru.inputs": 1.0, "gru.recurrent": 1.0}  # Every other layer has √2.
 
 
 class ActorCritic(nn.Module):

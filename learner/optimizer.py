@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from learner.model import ActorCritic
 
 EPSILON = 1e-5
-DECAYS = (0.9, 0.999)  # of the two moments
+DECAYS = (0.9, 0.999)  # One for each of the two moments.
 
 
 class Adam:

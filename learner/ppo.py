@@ -22,11 +22,11 @@ from protocol.errors import UserError
 from protocol.randomness import Purpose, generator
 from protocol.snapshot import part_of
 
-MAX_SAMPLE_WEIGHT = 2.0  # of a sample acted with older weights: π_proximal / π_behaviour
+MAX_SAMPLE_WEIGHT = 2.0  # π_proximal / π_behaviour of a sample that older weights acted is cut here.
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
-MAX_DISAGREEMENT = 1e-4  # of log-probabilities between actors and learner, beside what sums may differ by
-ROUNDING = float(np.finfo(np.float32).eps) / 2  # relative, of one float32 operation
+MAX_DISAGREEMENT = 1e-4  # Log-probabilities of actors and learner may differ by this, and by what sums may differ.
+ROUNDING = float(np.finfo(np.float32).eps) / 2  # The relative error of one float32 operation.
 
 Encode = Callable[[np.ndarray], list[np.ndarray]]
 

@@ -17,8 +17,8 @@ from protocol.keys import LearnerKey
 from protocol.text import error_line
 from protocol.transport import LearnerSocket
 
-PATIENCE = 2.5  # seconds a learner may take to stop by itself before it is finished from outside
-LOCK_SECONDS = 60.0  # that a learner whose launcher was killed may still be saving
+PATIENCE = 2.5  # A learner that was asked to stop has so many seconds. Then another thread finishes the run.
+LOCK_SECONDS = 60.0  # A learner whose launcher was killed may still be saving for so long.
 
 
 def run_learner(

@@ -4,8 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-AT_ONCE = 10  # things that are talked about however close together
-PER_SECOND = 2.0  # after those
+AT_ONCE = 10  # So many refusals are told, however close together they come…
+PER_SECOND = 2.0  # …and then so many each second.
 
 
 class Quota:

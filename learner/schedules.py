@@ -8,7 +8,7 @@ import numpy as np
 from protocol.errors import UserError
 
 ADAPTIVE = "adaptive"
-ADAPTIVE_FACTOR = 1.5  # of one change; rsl_rl's, as are the limits
+ADAPTIVE_FACTOR = 1.5  # One change multiplies or divides by this. It is rsl_rl's, as are the limits.
 ADAPTIVE_LIMITS = (1e-5, 1e-2)
 
 _NAMED: dict[str, Callable[[float], float]] = {

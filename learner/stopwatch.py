@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-RECENT = 20  # iterations over which the speed is taken
+RECENT = 20  # The speed is taken over so many iterations.
 
 
 class Stopwatch:

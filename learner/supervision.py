@@ -9,9 +9,9 @@ from queue import SimpleQueue
 from protocol.events import Alive, Caution, Event
 from protocol.text import printable
 
-MAX_WARNING = 2000  # characters
-SHORTEST_PATIENCE = 10.0  # seconds without a sign of life after which a learner may be taken to hang
-ALIVE_SECONDS = 0.5  # between two signs of life
+MAX_WARNING = 2000  # A warning has at most so many characters.
+SHORTEST_PATIENCE = 10.0  # A learner may always be silent for so many seconds before it is taken to hang.
+ALIVE_SECONDS = 0.5  # A sign of life is given at most that often.
 
 LONG_PATIENCE = 600.0  # MLX may compile, or a disk may take, that many seconds.
 STEPS_OF_PATIENCE = 10  # A step of an update may take that many times as long as the longest of the last update.

@@ -16,15 +16,15 @@ from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.trajectory import Trajectory
 
-EARLY = (1, 4, 8, 16)  # rollouts of which one each is collected twice: what is wrong should be seen early…
-EARLY_SHARE = 1 / 100  # …unless it takes more than this share of the whole run's steps…
-EARLY_ROLLOUTS = 8  # …and more than the steps of so many rollouts of a lane
-LATER_SHARE = 1 / 256  # of the steps so far may go into other rollouts
-UPDATES = 256  # iterations from one update that is repeated to the next; the first is the run's second
-MAX_FAILURES = 3  # in a row, after which the run goes on without a witness: some simulators allow one per process
+EARLY = (1, 4, 8, 16)  # One lane's rollout of each of these is collected twice, since faults should be seen early…
+EARLY_SHARE = 1 / 100  # …unless that takes more than this share of the whole run's steps…
+EARLY_ROLLOUTS = 8  # …and more than the steps of so many rollouts of one lane.
+LATER_SHARE = 1 / 256  # Other rollouts may take this share of the steps so far.
+UPDATES = 256  # An update is repeated every so many iterations. The first is the run's second.
+MAX_FAILURES = 3  # After so many failures in a row there is no witness: some simulators allow one per process.
 
 COUNTS = ("rollouts", "in_other_processes", "differences", "steps", "updates", "update_differences")
-BY_STEP = {  # arrays [T, N, ...] in the order in which one value causes the next
+BY_STEP = {  # Arrays [T, N, ...], in the order in which one value causes the next.
     "observations": "the observation",
     "actions": "the action",
     "behaviour_log_probs": "the action's probability",

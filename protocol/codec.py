@@ -18,10 +18,10 @@ from protocol.text import error_line
 
 Frame = bytes | memoryview
 
-LARGE_ARRAY = 4096  # bytes from which an array gets a frame of its own, sent and received without a copy
-MAX_HEADER = 2**20  # bytes
+LARGE_ARRAY = 4096  # An array of so many bytes gets a frame of its own, which is not copied.
+MAX_HEADER = 2**20  # A header may have so many bytes.
 MAX_DEPTH = 16
-MAX_ITEMS = 65_536  # in all lists and maps of a header together: each may take a hundred times its bytes
+MAX_ITEMS = 65_536  # So many items may be in a header's lists and maps: each may take a hundred times its bytes.
 _BOOL = DTYPES["|b1"]
 _LIMITS: Any = {
     "max_str_len": 65_536,

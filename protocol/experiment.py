@@ -9,7 +9,7 @@ from protocol.randomness import MAX_SEED
 NETWORKS = ("mlp", "nature_cnn", "impala_cnn")
 
 
-MAX_SPARE_ACTORS = 64  # on one machine, without a lane
+MAX_SPARE_ACTORS = 64  # So many actors of one machine may have no lane.
 
 
 @dataclass(frozen=True)

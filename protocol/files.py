@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-LONGEST_NUMBER = 20  # characters of a whole number in a row: 64 bits
-TAIL = 2**16  # bytes of a file of rows that are read first to find its last ones
+LONGEST_NUMBER = 20  # A whole number of 64 bits has at most so many characters.
+TAIL = 2**16  # So many bytes at a file's end are read first to find its last rows.
 
 
 def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int = 0o666) -> None:

@@ -12,9 +12,9 @@ import time
 
 import psutil
 
-LOOK_SECONDS = 0.1  # between two looks at the descendants
-END_SECONDS = 5.0  # that ending them may take
-AGAIN_SECONDS = 0.05  # between two rounds of that
+LOOK_SECONDS = 0.1  # It looks at the descendants that often.
+END_SECONDS = 5.0  # Ending them may take so long.
+AGAIN_SECONDS = 0.05  # It tries again that often.
 
 Seen = dict[int, psutil.Process]  # by pid
 

@@ -8,10 +8,10 @@ from protocol.experiment import NETWORKS, Experiment
 from protocol.observations import InputShapes
 from protocol.process import taken_names
 
-SMALLEST_NATURE_IMAGE = 36  # pixels, in both directions; of a smaller one its convolutions leave nothing
-NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # output channels, kernel, stride
-IMPALA_CHANNELS = (16, 32, 32)  # of each block
-IMPALA_RESIDUALS = 2  # of each block, two convolutions each
+SMALLEST_NATURE_IMAGE = 36  # Its convolutions leave nothing of an image with fewer pixels a side.
+NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Output channels, kernel and stride of each.
+IMPALA_CHANNELS = (16, 32, 32)  # One number for each block.
+IMPALA_RESIDUALS = 2  # Each block has so many, of two convolutions each.
 DEFAULT_HIDDEN_SIZES = {"mlp": (64, 64), "nature_cnn": (512,), "impala_cnn": (256,)}
 
 

@@ -13,13 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "PPO_OFFSPRING"  # of the environment of everything that this process starts
-FOR_CHILD = "-child-"  # between the parent's pid and the rest of a mark that a parent gives
+VARIABLE = "PPO_OFFSPRING"  # Everything that this process starts has it in its environment.
+FOR_CHILD = "-child-"  # It stands between the parent's pid and the rest of a mark that a parent gives.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
-STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}  # which raise none of these events
+# These modules start processes without any of these events.
+STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}
 KEEPERS_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
-SIBLINGS_SECONDS = 5.0  # that they have to end by themselves
-LOOK_SECONDS = 1.0  # between two looks for processes that were started without Python's knowledge
+SIBLINGS_SECONDS = 5.0  # They have so long to end by themselves.
+LOOK_SECONDS = 1.0  # That often one looks for processes that Python did not start.
 
 _owner: int | None = None  # the process that watches: its forks have inherited the hook
 _keeper: subprocess.Popen[bytes] | None = None

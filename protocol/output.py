@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-STANDARD_OUTPUT, STANDARD_ERROR = 1, 2  # their file descriptors
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2  # Their file descriptors.
 
 _own: list[Any] = []  # handles for output and errors, once they are kept
 

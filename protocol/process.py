@@ -7,10 +7,11 @@ import os
 import shlex
 import sys
 
-HASH_SEED = {"PYTHONHASHSEED": "0"}  # of every process that may run an environment: sets are iterated in hash order
+# Every process that may run an environment has it, since sets are iterated in hash order.
+HASH_SEED = {"PYTHONHASHSEED": "0"}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - imports nothing
 OWN = {"actors", "benchmarks", "commands", "dashboard", "launch", "learner", "protocol", "supervisor", "tests"}
-START = os.getcwd()  # noqa: PTH109 - the user's folder, whatever an environment changes the working directory to
+START = os.getcwd()  # noqa: PTH109 - It stays the user's folder, whatever an environment makes the working directory.
 
 
 def taken_names() -> str:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 MAX_SEED = 2**63 - 1
-SEEDS_AT_A_TIME = 64  # of successive episodes: a generator for each would cost as much as a short episode's steps
+SEEDS_AT_A_TIME = 64  # One generator gives the seeds of so many episodes: one each would cost as much as steps.
 
 
 class Purpose(IntEnum):

@@ -9,7 +9,7 @@ import numpy as np
 from protocol.arrays import DTYPES, MAX_DIMENSIONS
 from protocol.errors import ProtocolError
 
-MAX_SIZE = 2**24  # numbers in one observation, and outputs of the policy network
+MAX_SIZE = 2**24  # An observation has at most so many numbers, and the policy network so many outputs.
 MAX_PARTS = 1024
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-MAX_TEXT = 500  # characters of an environment's or a library's words that are worth keeping
-MAX_DIFFERENCES = 8  # that are named
+MAX_TEXT = 500  # So many characters of an environment's or a library's words are kept.
+MAX_DIFFERENCES = 8  # So many differences are named.
 
 
 def printable(text: str) -> str:

@@ -16,9 +16,9 @@ from protocol.errors import UserError
 from protocol.output import complain
 from protocol.process import as_typed
 
-VARIABLE = "PPO_TRACE_FILE"  # in the environment of the launcher and its children
-BEGINNING = b'[\n{"ph": '  # of every such file, as far as it goes
-FLUSH_SECONDS = 0.5  # that events may lie in memory, and so are lost with a killed process
+VARIABLE = "PPO_TRACE_FILE"  # The launcher and its children have it in their environment.
+BEGINNING = b'[\n{"ph": '  # Every such file begins so.
+FLUSH_SECONDS = 0.5  # Events lie in memory for so long at most; those are lost with a killed process.
 
 
 class _Recorder:

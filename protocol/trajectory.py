@@ -10,9 +10,9 @@ from protocol.spaces import Spaces
 from protocol.text import MAX_TEXT
 
 DIGEST_SIZE = 8
-LARGEST_REWARD = float(np.finfo(np.float32).max)  # that a trajectory can hold
-MAX_FAULTS_TOLD = 20  # of one trajectory: what comes after is counted
-MAX_FAILED_BEGINNINGS = 100  # resets and constructions of an environment in a row, before its actor gives it up
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # A trajectory can hold no larger one.
+MAX_FAULTS_TOLD = 20  # So many faults of one trajectory are told. The others are counted.
+MAX_FAILED_BEGINNINGS = 100  # After so many failed resets and constructions in a row, an actor gives up.
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,19 @@ from protocol.keys import ActorKey, AllowedKeys, KeyPair, LearnerKey, read_learn
 from protocol.messages import Message, from_frames, to_frames
 from protocol.remote import RemoteAccess
 
-MAX_FRAME = 2**30  # bytes, of one array: a rollout of images may take tens of MB
-SEND_QUEUE = 1024  # messages to a remote actor: one that hosts 256 lanes has two rollouts of each under way
-RECEIVE_QUEUE = 64  # messages from one that wait here; more wait on its own machine
-HANDSHAKE_SECONDS = 5.0  # after which a connection that says nothing is closed
-PROBE_SECONDS = 10  # between two looks whether the other machine is still there
-PROBES = 2  # without an answer after which it is not
+MAX_FRAME = 2**30  # One array may have so many bytes. A rollout of images may take tens of MB.
+SEND_QUEUE = 1024  # So many messages may wait for a remote actor: 256 lanes have two rollouts each under way.
+RECEIVE_QUEUE = 64  # So many messages of a remote actor wait here. More wait on its own machine.
+HANDSHAKE_SECONDS = 5.0  # A connection that says nothing for so long is closed.
+PROBE_SECONDS = 10  # That often one looks whether the other machine is still there.
+PROBES = 2  # It is gone when it has not answered so often.
 ABSENCE_SECONDS = 30  # A machine that has not answered for so long is gone. Linux gives up what was sent to it then.
-CONNECTING_SECONDS = 5.0  # after which it is tried anew; the system's own patience grows with every attempt
-FAILED_HANDSHAKES = 5  # in a row, and none before that succeeded: this is no accident
+CONNECTING_SECONDS = 5.0  # A connection that does not come about is tried anew after so long.
+FAILED_HANDSHAKES = 5  # So many failures in a row are no accident, where no handshake has succeeded.
 
-_LOCAL, _REMOTE = b"l", b"r"  # what the learner puts before the identity of a peer
+_LOCAL, _REMOTE = b"l", b"r"  # The learner puts one of them before a peer's identity.
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_DENIED = 400  # the value of FAILED_AUTH for a key that is not allowed
+_DENIED = 400  # FAILED_AUTH has this value for a key that is not allowed.
 
 
 def _socket(kind: int) -> zmq.Socket:

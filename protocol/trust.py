@@ -21,10 +21,10 @@ from protocol.files import replace_file
 from protocol.process import OWN
 from protocol.text import one_line
 
-HARMLESS = OWN | {"gymnasium"}  # packages that a name may import without trust: to import them starts nothing
-HARMLESS_WRAPPERS = re.compile(r"gymnasium\.wrappers:(?!Record)[A-Za-z]\w*(\(.*\))?")  # but for those that write files
-LOADERS = "GymV"  # how gymnasium's ids begin that import what their arguments name
-SIGNATURE = ".signature"  # in the run directory
+HARMLESS = OWN | {"gymnasium"}  # To import one of these packages starts nothing, so a name may do so without trust.
+HARMLESS_WRAPPERS = re.compile(r"gymnasium\.wrappers:(?!Record)[A-Za-z]\w*(\(.*\))?")  # All but those that write files.
+LOADERS = "GymV"  # Gymnasium's ids that begin so import what their arguments name.
+SIGNATURE = ".signature"  # The file in the run directory.
 SECRET_BYTES = 32
 
 

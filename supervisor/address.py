@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TextIO
 
 PREFIX = f"mlx-ppo-{os.getuid()}-"
-MAX_SOCKET_PATH = 100  # bytes; macOS allows 104
+MAX_SOCKET_PATH = 100  # A socket's path may have so many bytes. macOS allows 104.
 LOOPBACK = "127.0.0.1"
-LOCK = "lock"  # in a socket's folder
+LOCK = "lock"  # The file in a socket's folder.
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from supervisor.processes import ProcessWorkers, close_stdin, end_child, last_li
 from supervisor.workers import Events
 
 ANY_HOST = "0.0.0.0"
-SHUTDOWN_SECONDS = 5.0  # that Ray has to end what it has started
+SHUTDOWN_SECONDS = 5.0  # Ray has so long to end what it has started.
 
 
 class RayWorkers(ProcessWorkers):

@@ -2,8 +2,9 @@
 
 import signal
 
-BACKOFF, LAST_BACKOFF = 0.5, 30.0  # seconds before a process that has crashed twice, or too often, is started again
-CRASHES_ALLOWED = 5  # in a row, without any progress
+# A process that has crashed twice is started again after so many seconds, later after more.
+BACKOFF, LAST_BACKOFF = 0.5, 30.0
+CRASHES_ALLOWED = 5  # A process that has crashed so often in a row, without progress, is given up.
 
 
 class Crashes:

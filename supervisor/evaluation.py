@@ -18,9 +18,9 @@ from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.processes import close_stdin, kill, last_line, size_of, start_child
 from supervisor.workers import Events
 
-SCORES = ("return_mean", "return_std")  # of an evaluation; None where every episode ended in a fault
-RESULTS, BEST = "evaluations.jsonl", "best"  # in the run directory
-LOOK_SECONDS = 0.2  # from one look at the child to the next
+SCORES = ("return_mean", "return_std")  # They are None where every episode ended in a fault.
+RESULTS, BEST = "evaluations.jsonl", "best"  # A file and a folder in the run directory.
+LOOK_SECONDS = 0.2  # The child is looked at that often.
 END_SECONDS = 2.0
 
 

@@ -35,7 +35,7 @@ from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child  # noqa: E40
 from protocol.output import complain  # noqa: E402
 from supervisor.evaluation import BEST, RESULTS, best_of, read_results  # noqa: E402
 
-NICENESS = 10  # learner and actors come first
+NICENESS = 10  # The learner and the actors come first.
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from protocol.records import plain
 from protocol.text import one_line
 from supervisor.workers import END_SECONDS, Events
 
-MAX_LOG, KEPT_LOG = 2**20, 2**18  # bytes of a log, and of it once it was longer
-MAX_LAST_LINE = 2000  # characters
-MAX_LAST_WORDS = 2**16  # bytes at a log's end in which its last line is looked for
+MAX_LOG, KEPT_LOG = 2**20, 2**18  # A log that has become longer than the first is cut to the second, in bytes.
+MAX_LAST_LINE = 2000  # A last line has at most so many characters.
+MAX_LAST_WORDS = 2**16  # The last line is looked for in so many bytes at a log's end.
 ROOT = Path(__file__).parent.parent
 
 

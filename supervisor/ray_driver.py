@@ -23,11 +23,11 @@ from protocol.keys import ActorKey, actor_key
 from protocol.lifeline import FAILURE, KEY, await_line, run_child
 from supervisor.ray_actor import ActorHost
 
-CONNECT_SECONDS = 5.0  # that the head of a cluster has to answer
-OBJECT_STORE = 100 * 2**20  # bytes, of a cluster of our own: nothing of a run goes through it
-ANSWER_SECONDS = 1.0  # that a node has to answer
-AVOID_SECONDS = 60.0  # that a node is avoided which does not; Ray takes up to 30 to call it dead
-MAX_REASON = 300  # characters of what Ray says about an actor's end
+CONNECT_SECONDS = 5.0  # The head of a cluster has so long to answer.
+OBJECT_STORE = 100 * 2**20  # So many bytes, for a cluster of our own: nothing of a run goes through it.
+ANSWER_SECONDS = 1.0  # A node has so long to answer.
+AVOID_SECONDS = 60.0  # A node that does not is avoided for so long. Ray takes up to 30 s to call it dead.
+MAX_REASON = 300  # So many characters are kept of what Ray says about an actor's end.
 
 Words = queue.SimpleQueue[list[Any]]  # the supervisor's, and what happens to actors, which Ray tells in other threads
 

@@ -22,11 +22,11 @@ from supervisor.terminal import Terminal
 from supervisor.words import DASH, number
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
-EVENTS, STATUS = "events.jsonl", "status.json"  # in the run directory
-STATUS_SECONDS = 1.0  # between two status.json, and two looks at the memory
+EVENTS, STATUS = "events.jsonl", "status.json"  # Files in the run directory.
+STATUS_SECONDS = 1.0  # status.json is written that often.
 SLOW_START_SECONDS = 3.0
-MAX_TEXT = 2000  # characters
-UNREMARKABLE = {"checkpoint"}  # too frequent for people
+MAX_TEXT = 2000  # A text has at most so many characters.
+UNREMARKABLE = {"checkpoint"}  # These come too often for people.
 
 
 class Report:

@@ -26,8 +26,8 @@ from protocol.text import error_line
 from supervisor.evaluation import RESULTS
 
 PROJECT = "mlx-distributed-ppo"
-CLOSE_SECONDS = 10.0  # that the sinks have, together, to take the rest
-KINDS = {"iteration": "metrics.jsonl", "evaluation": RESULTS}  # events, and the files that hold them
+CLOSE_SECONDS = 10.0  # The sinks have so long, together, to take the rest.
+KINDS = {"iteration": "metrics.jsonl", "evaluation": RESULTS}  # Kinds of rows, and the files that hold them.
 
 
 @dataclasses.dataclass(frozen=True)

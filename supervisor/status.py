@@ -12,11 +12,11 @@ import psutil
 
 from protocol.events import ActorFacts
 
-SPEED_WINDOW = 30  # reports, about a second apart, over which an actor's speed is taken
-SHARES_WINDOW = 20  # iterations over which the learner's shares are taken
-HAPPENED = 100  # things that are remembered
-KEEP_GONE_SECONDS = 60.0  # that an actor of another machine is still shown after it has gone
-SHARES = {  # of the learner's wall time, and of the actors': by the name of the metric
+SPEED_WINDOW = 30  # An actor's speed is taken over so many reports, about a second apart.
+SHARES_WINDOW = 20  # The learner's shares are taken over so many iterations.
+HAPPENED = 100  # So many things are remembered.
+KEEP_GONE_SECONDS = 60.0  # An actor of another machine is shown for so long after it has gone.
+SHARES = {  # Shares of the learner's time, and of the actors', by the name of the metric.
     "acting": "time/actor_acting_share",
     "waiting": "time/learner_wait_share",
     "learning": "time/learner_learn_share",

@@ -36,13 +36,13 @@ from supervisor.report import Report
 from supervisor.sinks import Sinks
 from supervisor.workers import Events, Workers
 
-STOP_SECONDS = 4.0  # that a learner has to save and end, once asked
-START_SECONDS = 120.0  # that an actor's process has to say hello to a learner that listens
-LEARNER_START_SECONDS = 600.0  # that a learner has to give its first sign of life: it may load a large checkpoint
-STOPPED_SECONDS = 10.0  # that a learner may be stopped by a signal, whatever it is at
-DISMISSED_SECONDS = 2.0  # that a run may go on after an actor was dismissed; then the learner has not dismissed it
-LONGEST_LOOK = 1.0  # seconds between two looks at the events that count as listening: Ctrl-Z may have stopped us
-WANTED_ACTORS = "wanted-actors-"  # how files in the run directory begin that say how many actors to run from now on
+STOP_SECONDS = 4.0  # A learner that was asked to stop has so long to save and end.
+START_SECONDS = 120.0  # An actor's process has so long to say hello to a learner that listens.
+LEARNER_START_SECONDS = 600.0  # A learner has so long for its first sign of life: it may load a large checkpoint.
+STOPPED_SECONDS = 10.0  # A learner that a signal has stopped is replaced after so long.
+DISMISSED_SECONDS = 2.0  # If a run goes on for so long after an actor ended with 0, the learner did not dismiss it.
+LONGEST_LOOK = 1.0  # A longer time between two looks does not count as listening: Ctrl-Z may have stopped us.
+WANTED_ACTORS = "wanted-actors-"  # Files in the run directory that begin so say how many actors to run from now on.
 
 
 class RunFailed(Exception):

@@ -17,9 +17,9 @@ from supervisor.status import Happening, RunStatus
 from supervisor.view import View
 from supervisor.words import DASH, duration, number
 
-LINE_SECONDS = 1.0  # between plain lines
-FRAME_SECONDS = 0.5  # between two pictures of the live view
-HELD = 200  # lines that are said while the live view stands, and printed after it
+LINE_SECONDS = 1.0  # A plain line is printed that often.
+FRAME_SECONDS = 0.5  # The live view is drawn that often.
+HELD = 200  # So many lines that are said while the live view stands are printed after it.
 ALARMS = {"warning", "actor_lost", "actor_retired", "learner_lost"}
 
 

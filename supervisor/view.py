@@ -11,10 +11,10 @@ from rich.text import Text
 from supervisor.status import ActorStatus, Happening, RunStatus
 from supervisor.words import DASH, compact, counted, duration, ranges, size_in_words
 
-NARROW, LOW = 60, 18  # columns or rows below which there is no room for boxes
-WIDE = 116  # columns from which three boxes stand beside each other
-ACTOR_COLUMNS = 92  # columns from which the table of actors takes another pile
-NUMBER_COLUMNS = (6, 7, 6, 7, 8, 7)  # the widths of an actor's numbers
+NARROW, LOW = 60, 18  # With fewer columns or rows than these there is no room for boxes.
+WIDE = 116  # With so many columns, three boxes stand beside each other.
+ACTOR_COLUMNS = 92  # The table of actors takes another pile for every so many columns.
+NUMBER_COLUMNS = (6, 7, 6, 7, 8, 7)  # The widths of an actor's numbers.
 COLORS = {
     "starting": "yellow",
     "ready": "cyan",

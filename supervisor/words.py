@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from supervisor.status import ActorStatus
 
-DASH = "–"  # for what is not known
+DASH = "–"  # It stands for what is not known.
 
 
 def counted(actors: Sequence[ActorStatus]) -> str:

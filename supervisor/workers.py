@@ -11,7 +11,7 @@ from typing import Protocol
 from protocol.events import Event
 
 Events = SimpleQueue[Event]
-END_SECONDS = 3.0  # that a process has to end by itself: an actor closes its environments
+END_SECONDS = 3.0  # A process has so long to end by itself: an actor closes its environments.
 
 
 class Workers(Protocol):
