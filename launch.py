@@ -6,18 +6,17 @@ import os
 import signal
 import sys
 
-from protocol.process import as_typed, fix_hash_seed, seek_user_modules_last
-from protocol.threads import use_one_thread
+from protocol.process import ONE_THREAD, as_typed, fix_hash_seed, seek_user_modules_last
 
 if __name__ == "__main__":
     fix_hash_seed()  # for the environments of --in-process, eval, play and others
-use_one_thread(os.environ)  # before NumPy is imported, for --in-process and eval
+os.environ.update(ONE_THREAD)  # before NumPy is imported, for --in-process and eval
 
-from commands import COMMANDS  # noqa: E402
-from protocol.errors import UserError  # noqa: E402
-from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits  # noqa: E402
-from protocol.output import complain, keep_output  # noqa: E402
-from protocol.text import one_line, printable  # noqa: E402
+from commands import COMMANDS
+from protocol.errors import UserError
+from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits
+from protocol.output import complain, keep_output
+from protocol.text import one_line, printable
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
 

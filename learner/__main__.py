@@ -3,28 +3,23 @@
 What it has to tell goes to standard output, one JSON object a line.
 """
 
+import argparse
+import json
 import os
+import resource
+import sys
+import threading
+from contextlib import suppress
 
-from protocol.threads import use_one_thread
-
-use_one_thread(os.environ)  # before NumPy is imported: NumPy's results must not depend on --learner-threads
-
-import argparse  # noqa: E402
-import json  # noqa: E402
-import resource  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-from contextlib import suppress  # noqa: E402
-
-from learner.config import RunConfig  # noqa: E402
-from learner.process import run_learner  # noqa: E402
-from learner.supervision import Supervision  # noqa: E402
-from protocol.events import Event, to_line  # noqa: E402
-from protocol.execution import Execution  # noqa: E402
-from protocol.keys import learner_key  # noqa: E402
-from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, await_line, run_child  # noqa: E402
-from protocol.offspring import end_siblings  # noqa: E402
-from protocol.records import typed  # noqa: E402
+from learner.config import RunConfig
+from learner.process import run_learner
+from learner.supervision import Supervision
+from protocol.events import Event, to_line
+from protocol.execution import Execution
+from protocol.keys import learner_key
+from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, await_line, run_child
+from protocol.offspring import end_siblings
+from protocol.records import typed
 
 MAX_FILES = 65_536  # A learner may have so many files open where the system sets no limit.
 

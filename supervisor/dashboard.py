@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from protocol.output import say
-from supervisor.processes import end_child, last_line, start_child
+from supervisor.process_workers import end_child, last_line, start_child
 from supervisor.workers import END_SECONDS
 
 

@@ -15,7 +15,7 @@ from protocol.events import Caution, Evaluated, Event, Note, SignalReceived
 from protocol.files import read_rows
 from protocol.lifeline import SUCCESS, USER_ERROR
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
-from supervisor.processes import close_stdin, kill, last_line, size_of, start_child
+from supervisor.process_workers import close_stdin, kill, last_line, size_of, start_child
 from supervisor.workers import Events
 
 SCORES = ("return_mean", "return_std")  # They are None where every episode ended in a fault.

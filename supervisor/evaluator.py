@@ -3,23 +3,18 @@
 It may be killed at any moment: what was not entered in evaluations.jsonl is evaluated again, and comes out the same.
 """
 
+import argparse
+import fcntl
+import json
 import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
 
-from protocol.threads import use_one_thread
-
-use_one_thread(os.environ)  # before NumPy is imported
-
-import argparse  # noqa: E402
-import fcntl  # noqa: E402
-import json  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-from actors.closing import end_if_stuck  # noqa: E402
-from actors.episodes import Results, playing  # noqa: E402
-from learner.checkpoint import (  # noqa: E402
+from actors.closing import end_if_stuck
+from actors.episodes import Results, playing
+from learner.checkpoint import (
     EVALUATIONS,
     Checkpoint,
     add_checkpoint,
@@ -29,11 +24,11 @@ from learner.checkpoint import (  # noqa: E402
     policy_snapshot,
     remove_leftovers,
 )
-from learner.config import RunConfig  # noqa: E402
-from protocol.files import replace_file  # noqa: E402
-from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child  # noqa: E402
-from protocol.output import complain  # noqa: E402
-from supervisor.evaluation import BEST, RESULTS, best_of, read_results  # noqa: E402
+from learner.config import RunConfig
+from protocol.files import replace_file
+from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child
+from protocol.output import complain
+from supervisor.evaluation import BEST, RESULTS, best_of, read_results
 
 NICENESS = 10  # The learner and the actors come first.
 

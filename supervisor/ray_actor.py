@@ -11,8 +11,7 @@ from protocol.errors import UserError
 from protocol.keys import ActorKey
 from protocol.lifeline import FAILURE, SUCCESS, USER_ERROR
 from protocol.offspring import end_offspring
-from protocol.process import HASH_SEED, hash_seed_is_fixed
-from protocol.threads import use_one_thread
+from protocol.process import HASH_SEED, ONE_THREAD, hash_seed_is_fixed
 
 
 class ActorHost:
@@ -26,10 +25,8 @@ class ActorHost:
         self, index: int, number: int, address: str, key: ActorKey, folder: str, path: list[str]
     ) -> tuple[int, str]:
         """Act until the run is over; returns the exit code, and what there is to say about it."""
-        limits: dict[str, str] = {}
-        use_one_thread(limits)
-        if "numpy" in sys.modules and not limits.items() <= os.environ.items():
-            limited = " ".join(f"{name}={value}" for name, value in limits.items())
+        if "numpy" in sys.modules and not ONE_THREAD.items() <= os.environ.items():
+            limited = " ".join(f"{name}={value}" for name, value in ONE_THREAD.items())
             return (
                 USER_ERROR,
                 f"actor {index}: Ray loads NumPy before an actor can limit its threads: {limited} ray start",
@@ -37,7 +34,7 @@ class ActorHost:
         if not hash_seed_is_fixed():
             seed = " ".join(f"{name}={value}" for name, value in HASH_SEED.items())
             return USER_ERROR, f"actor {index}: Ray's processes have random hash seeds: {seed} ray start"
-        os.environ |= limits
+        os.environ |= ONE_THREAD
         sys.path += [part for part in path if part not in sys.path]  # the user's modules, too
         with suppress(OSError):  # where a relative path of the user's means what it does there
             os.chdir(folder)

@@ -16,7 +16,7 @@ from protocol.files import append_line, keep_rows, replace_file
 from protocol.process import as_word
 from protocol.records import plain
 from protocol.text import printable
-from supervisor.processes import cut_log
+from supervisor.process_workers import cut_log
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import Terminal
 from supervisor.words import DASH, number

@@ -82,14 +82,14 @@ def supervise(config: RunConfig, execution: Execution) -> int:
 def _workers(config: RunConfig, execution: Execution, events: Events) -> Workers:
     """What the run is to be made of. Each kind is imported where it is needed alone."""
     if execution.workers == "threads":
-        from supervisor.threads import ThreadWorkers
+        from supervisor.thread_workers import ThreadWorkers
 
         return ThreadWorkers(config, execution, events)
     if execution.workers == "ray":
-        from supervisor.cluster import RayWorkers
+        from supervisor.ray_workers import RayWorkers
 
         return RayWorkers(execution, events)
-    from supervisor.processes import ProcessWorkers
+    from supervisor.process_workers import ProcessWorkers
 
     return ProcessWorkers(execution, events)
 

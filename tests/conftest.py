@@ -9,9 +9,9 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from protocol.threads import use_one_thread
+from protocol.process import ONE_THREAD
 
-use_one_thread(os.environ)  # as in every process of a run
+os.environ.update(ONE_THREAD)  # as in every process of a run
 _state = tempfile.TemporaryDirectory()  # for the secret with which runs are signed: the user's is not for tests
 os.environ["XDG_STATE_HOME"] = _state.name
 os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a test starts inherits

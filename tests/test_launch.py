@@ -433,7 +433,7 @@ def test_every_help_has_an_example(command: str) -> None:
     ("package", "forbidden"),
     [
         ("protocol.messages, protocol.transport, protocol.lifeline", ["mlx", "gymnasium", "actors", "learner"]),
-        ("actors.actor, actors.__main__", ["mlx", "learner", "commands", "supervisor", "tyro", "rich"]),
+        ("actors.actor, actors.process", ["mlx", "learner", "commands", "supervisor", "tyro", "rich"]),
         ("learner.__main__, learner.learner", ["gymnasium", "actors", "commands", "supervisor", "tyro", "rich"]),
         ("supervisor.supervisor, commands.train", ["mlx", "zmq"]),
         (

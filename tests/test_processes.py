@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from supervisor.processes import MAX_LAST_WORDS, MAX_LOG, cut_log, kill, last_line, size_of
+from supervisor.process_workers import MAX_LAST_WORDS, MAX_LOG, cut_log, kill, last_line, size_of
 
 
 def test_a_process_that_has_just_ended_may_be_killed() -> None:

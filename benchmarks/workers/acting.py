@@ -2,30 +2,30 @@
 
 import os
 
-from protocol.threads import use_one_thread
+from protocol.process import ONE_THREAD
 
-use_one_thread(os.environ)  # as an actor does
+os.environ.update(ONE_THREAD)  # as an actor does
 
-import argparse  # noqa: E402
-import dataclasses  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
 
-import gymnasium  # noqa: E402
-import numpy as np  # noqa: E402
+import gymnasium
+import numpy as np
 
-from actors.environment import make_environment  # noqa: E402
-from actors.lane import Lane  # noqa: E402
-from actors.policy import Policy  # noqa: E402
-from actors.rollout import collect_rollout  # noqa: E402
-from actors.spaces import describe_spaces  # noqa: E402
-from benchmarks.workers.serving import serve  # noqa: E402
-from commands.train import preset_for  # noqa: E402
-from protocol.experiment import Experiment  # noqa: E402
-from protocol.messages import Grant  # noqa: E402
-from protocol.observations import normalized_size  # noqa: E402
-from protocol.snapshot import PolicySnapshot  # noqa: E402
+from actors.environment import make_environment
+from actors.lane import Lane
+from actors.policy import Policy
+from actors.rollout import collect_rollout
+from actors.spaces import describe_spaces
+from benchmarks.workers.serving import serve
+from commands.train import preset_for
+from protocol.experiment import Experiment
+from protocol.messages import Grant
+from protocol.observations import normalized_size
+from protocol.snapshot import PolicySnapshot
 
 
 def lane_rollouts(experiment: Experiment) -> Callable[[], int]:

@@ -2,21 +2,21 @@
 
 import os
 
-from protocol.threads import use_one_thread
+from protocol.process import ONE_THREAD
 
-use_one_thread(os.environ)  # as the learner does
+os.environ.update(ONE_THREAD)  # as the learner does
 
-import argparse  # noqa: E402
-import math  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.workers.serving import serve  # noqa: E402
-from benchmarks.workloads import MINIBATCHES, Workload, trajectory  # noqa: E402
-from learner.device import prepare_device  # noqa: E402
-from protocol.observations import encode  # noqa: E402
+from benchmarks.workers.serving import serve
+from benchmarks.workloads import MINIBATCHES, Workload, trajectory
+from learner.device import prepare_device
+from protocol.observations import encode
 
 if TYPE_CHECKING:
     from learner.batch import Batch

@@ -13,7 +13,7 @@ from protocol.execution import Execution
 from protocol.lifeline import KEY
 from protocol.remote import RemoteAccess
 from supervisor.address import free_port
-from supervisor.processes import ProcessWorkers, close_stdin, end_child, last_line, start_child
+from supervisor.process_workers import ProcessWorkers, close_stdin, end_child, last_line, start_child
 from supervisor.workers import Events
 
 ANY_HOST = "0.0.0.0"

@@ -20,7 +20,7 @@ from protocol.execution import Execution
 from protocol.keys import RunKeys
 from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, STOP
 from protocol.offspring import mark_for_child
-from protocol.process import HASH_SEED, START
+from protocol.process import HASH_SEED, ONE_THREAD, START
 from protocol.records import plain
 from protocol.text import one_line
 from supervisor.workers import END_SECONDS, Events
@@ -159,7 +159,7 @@ def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> su
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            env=os.environ | HASH_SEED | mark_for_child() | {"PYTHONPATH": os.pathsep.join(path)},
+            env=os.environ | ONE_THREAD | HASH_SEED | mark_for_child() | {"PYTHONPATH": os.pathsep.join(path)},
             cwd=START,
             start_new_session=True,  # a terminal's signals are for the supervisor alone
         )
