@@ -9,7 +9,7 @@ import sys
 
 # Every process that may run an environment has it, since sets are iterated in hash order.
 # BLAS has one thread, since another number may give other low bits. OpenCV has one, since it gains nothing by more.
-ONE_THREAD = {
+ONE_THREAD: dict[str, str] = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "VECLIB_MAXIMUM_THREADS": "1",
