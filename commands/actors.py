@@ -10,10 +10,10 @@ from typing import Annotated
 import tyro
 
 from commands.command_line import parse
-from commands.runs import Run
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
+from rundir.run import Run
 from supervisor.supervisor import WANTED_ACTORS
 
 ANSWER_SECONDS = 60.0

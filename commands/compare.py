@@ -7,14 +7,15 @@ from typing import Annotated, Any
 import tyro
 
 from commands.command_line import parse
-from commands.curves import differing
-from commands.runs import CONFIG, Run
-from learner.witness import in_words
 from protocol.errors import UserError
 from protocol.files import read_object
 from protocol.lifeline import SUCCESS
 from protocol.process import as_word
 from protocol.text import printable
+from rundir.curves import differing
+from rundir.names import CONFIG
+from rundir.run import Run
+from rundir.witness import in_words
 
 DASH = "–"
 

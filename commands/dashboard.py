@@ -7,9 +7,9 @@ from typing import Annotated
 import tyro
 
 from commands.command_line import parse
-from commands.runs import CONFIG
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
+from rundir.names import CONFIG
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from commands.environment_check import check_environment
 from commands.findings import Finding, note, ok, wrong
 from commands.train import ExecutionConfig, Flat, check_trusted, default_actors, defaults_for, performance_cores
 from commands.versions import ROOT, installed_versions
-from learner.config import PPOConfig, TrainingConfig
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.output import say
+from rundir.config import PPOConfig, TrainingConfig
 from supervisor.address import socket_parent
 
 EXTRAS = {  # The extras of this project, with the module that each brings.

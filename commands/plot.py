@@ -8,10 +8,10 @@ import numpy as np
 import tyro
 
 from commands.command_line import parse
-from commands.curves import Average, average, curve, group, interquartile_mean, interval, normalized
-from commands.runs import Run
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
+from rundir.curves import Average, average, curve, group, interquartile_mean, interval, normalized
+from rundir.run import Run
 
 AXES = {"env_steps": "env-steps", "time/seconds": "seconds of training"}
 AGGREGATES = {"interquartile mean": interquartile_mean, "mean": np.mean, "median": np.median}

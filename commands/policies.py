@@ -6,12 +6,12 @@ from typing import NamedTuple
 from actors.exported import Description, load_policy
 from actors.simulation import Simulation
 from actors.spaces import action_form, observation_form
-from commands.runs import Run
-from learner.checkpoint import policy_snapshot, understood
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.snapshot import PolicySnapshot
 from protocol.trust import check_trust
+from rundir.checkpoint import policy_snapshot, understood
+from rundir.run import Run
 
 
 class Acting(NamedTuple):

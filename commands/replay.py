@@ -15,8 +15,6 @@ from actors.environment import make_environment
 from actors.simulation import EnvironmentFault, Simulation
 from commands.command_line import parse
 from commands.rendering import Video, packages_named
-from commands.runs import Run
-from learner.faults import FAULTS, list_faults
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
@@ -24,6 +22,9 @@ from protocol.output import output, say
 from protocol.text import one_line, printable
 from protocol.trajectory import Fault
 from protocol.trust import check_trust
+from rundir.faults import list_faults
+from rundir.names import FAULTS
+from rundir.run import Run
 
 SHOWN = 5  # So many steps before a fault are shown.
 

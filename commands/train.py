@@ -20,11 +20,8 @@ from actors.arguments import parse_env_kwargs
 from actors.environment import check_registered
 from commands import COMMANDS
 from commands.command_line import parse, value_of
-from commands.runs import CHECKPOINTS, CONFIG, METRICS, Run
 from commands.versions import installed_versions
 from dashboard.server import check_installed as check_dashboard_installed
-from learner.checkpoint import load_newest_checkpoint
-from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 from protocol import trace
 from protocol.errors import UserError
 from protocol.execution import Execution, SinkName
@@ -34,8 +31,11 @@ from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
 from protocol.trust import check_trust, sign
+from rundir.checkpoint import load_newest_checkpoint
+from rundir.config import PPOConfig, RunConfig, TrainingConfig, load_settings
+from rundir.names import CHECKPOINTS, CONFIG, EVENTS, LOGS, METRICS
+from rundir.run import Run
 from supervisor.dashboard import dashboard
-from supervisor.report import EVENTS
 from supervisor.run import supervise
 from supervisor.sinks import check_sinks
 
@@ -343,14 +343,14 @@ def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]
                 raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
             try:
                 config.save(run_dir / CONFIG, installed_versions())
-                (run_dir / "logs").mkdir(exist_ok=True)
+                (run_dir / LOGS).mkdir(exist_ok=True)
             except OSError as error:
                 raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
         sign(run_dir, config.experiment)  # it was typed, signed already, or trusted by a flag
         try:
             yield
         except UserError:
-            if fresh and not (run_dir / "checkpoints").exists():
+            if fresh and not (run_dir / CHECKPOINTS).exists():
                 (run_dir / CONFIG).unlink()
                 if created:
                     shutil.rmtree(run_dir)

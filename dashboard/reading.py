@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dashboard.curves import METRICS, SECONDS, STEPS, VERSION, Curves
-from learner.config import load_settings
 from protocol.errors import UserError
 from protocol.files import read_object, row_of
+from rundir.config import load_settings
+from rundir.names import CONFIG, SUMMARY
 
 LAG = "policy/lag_mean"
 READING_SECONDS = 0.5  # A page waits so long for what is new. Of a long run it is shown more and more.
@@ -88,7 +89,7 @@ class RunReader:
                 "evaluations": self._evaluation_points(),
                 "events": {"count": self._event_count, "newest": list(self._events)},
                 "status": self._status(),
-                "summary": read_object(self._path / "summary.json"),
+                "summary": read_object(self._path / SUMMARY),
             }
 
     def _refresh(self) -> None:
@@ -142,7 +143,7 @@ class RunReader:
 
     def _load_settings(self) -> dict[str, Any]:
         try:
-            return load_settings(self._path / "config.toml")
+            return load_settings(self._path / CONFIG)
         except UserError:  # the numbers of a run can be shown without them
             return {}
 

@@ -11,7 +11,6 @@ import sys
 import threading
 from contextlib import suppress
 
-from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.events import Event, to_line
@@ -20,6 +19,8 @@ from protocol.keys import learner_key
 from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, await_line, run_child
 from protocol.offspring import end_siblings
 from protocol.records import typed
+from rundir.config import RunConfig
+from rundir.names import CONFIG
 
 MAX_FILES = 65_536  # A learner may have so many files open where the system sets no limit.
 
@@ -45,7 +46,7 @@ def main() -> None:
     supervision = Supervision(report)
 
     def work() -> None:
-        config = RunConfig.load(execution.run_dir / "config.toml")
+        config = RunConfig.load(execution.run_dir / CONFIG)
         try:
             run_learner(config, execution, supervision, key)
         finally:

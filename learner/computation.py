@@ -13,12 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from learner.config import PPOConfig
 from learner.model import ActorCritic
 from learner.optimizer import Adam
 from learner.ppo import ppo_loss
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
+from rundir.config import PPOConfig
 
 UPDATES = 3
 

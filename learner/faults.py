@@ -15,14 +15,13 @@ import numpy as np
 
 from learner.borders import LaneBorder
 from learner.refusals import Refusals
-from protocol.errors import ProtocolError
 from protocol.experiment import Experiment
-from protocol.files import read_object, replace_file
-from protocol.records import typed
+from protocol.files import replace_file
 from protocol.text import one_line
 from protocol.trajectory import Fault, Trajectory
+from rundir.faults import list_faults
+from rundir.names import FAULTS
 
-FAULTS = "faults"  # The folder in the run directory.
 MAX_FILES = 20
 MAX_KINDS = 20  # So many kinds are told. Faults of one kind differ in nothing but numbers.
 MAX_FAULTS = 100  # After more faults than this, something is wrong with the environment, and the run ends…
@@ -111,16 +110,3 @@ def _actions(fault: Fault, trajectory: Trajectory, border: LaneBorder) -> np.nda
     n = fault.environment % trajectory.actions.shape[1]
     taken = np.concatenate([*border.logs[n], trajectory.actions[: fault.time + 1, n]])
     return taken[len(taken) - fault.step - 1 :] if fault.phase == "step" else taken[:0]
-
-
-def list_faults(folder: Path) -> list[tuple[int, Fault, Any]]:
-    """(number, fault, actions as lists) of every file in `folder`, by number; what cannot be read is passed over."""
-    found = []
-    for path in folder.glob("*.json"):
-        try:
-            data = read_object(path) or {}
-            actions = data.pop("actions")
-            found.append((int(path.stem), typed(data, Fault, path.name), actions))
-        except (ValueError, KeyError, TypeError, ProtocolError):
-            continue
-    return sorted(found, key=lambda entry: entry[0])

@@ -11,24 +11,14 @@ import numpy as np
 
 from learner.batch import Batch
 from learner.borders import LaneBorder
-from learner.checkpoint import (
-    EVALUATIONS,
-    Checkpoint,
-    RunState,
-    load_newest_checkpoint,
-    policy_weights,
-    remove_leftovers,
-    understood,
-    weights_digest,
-)
 from learner.computation import Conditions, computation
-from learner.config import RunConfig
 from learner.coordinator import Coordinator
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO, Encode
 from learner.saving import Saving
+from learner.state import RunState
 from learner.stopwatch import Pace, Stopwatch
 from learner.supervision import Patience, StopRequested, Supervision
 from protocol import trace
@@ -40,6 +30,16 @@ from protocol.records import plain, typed
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import Spaces
 from protocol.transport import LearnerSocket
+from rundir.checkpoint import (
+    Checkpoint,
+    load_newest_checkpoint,
+    policy_weights,
+    remove_leftovers,
+    understood,
+    weights_digest,
+)
+from rundir.config import RunConfig
+from rundir.names import CHECKPOINTS, METRICS, PENDING
 
 WITNESS_SECONDS = 5.0  # A finished run waits so long for a rollout that is being collected a second time.
 
@@ -159,8 +159,8 @@ class Learner:
     def _begin(self) -> None:
         """From nothing, or from the newest checkpoint, to the point where actors can act."""
         experiment = self._config.experiment
-        checkpoint = load_newest_checkpoint(self._run_dir / "checkpoints", self._warn)
-        remove_leftovers(self._run_dir / EVALUATIONS)
+        checkpoint = load_newest_checkpoint(self._run_dir / CHECKPOINTS, self._warn)
+        remove_leftovers(self._run_dir / PENDING)
         if checkpoint is not None:
             with understood(checkpoint):
                 self._restore_facts(checkpoint)
@@ -183,7 +183,7 @@ class Learner:
         else:
             with understood(checkpoint):
                 self._restore_arrays(checkpoint)
-        self._metrics_file = MetricsFile(self._run_dir / "metrics.jsonl", self._version, self._warn)
+        self._metrics_file = MetricsFile(self._run_dir / METRICS, self._version, self._warn)
         parameters = sum(array.size for array in self._ppo.model.parameters())
         self._report(Started(self._version, parameters, self._coordinator.roster.observations))
         for snapshot in self._snapshots:

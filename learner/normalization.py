@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 
+from protocol.observations import normalization
+
 REWARD_CLIP = 10.0
 
 
@@ -33,7 +35,7 @@ class RunningStatistics:
 
     def normalization(self) -> tuple[np.ndarray, np.ndarray]:
         """(mean, one over the standard deviation), float32, as a snapshot carries them."""
-        return self.mean.astype(np.float32), (1 / np.sqrt(self.variance + 1e-8)).astype(np.float32)
+        return normalization(self.state_dict())
 
     def state_dict(self) -> dict[str, np.ndarray]:
         return {"count": np.array(self.count), "mean": np.array(self.mean), "squares": np.array(self.squares)}

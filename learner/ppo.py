@@ -12,15 +12,15 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
-from learner.config import PPOConfig
 from learner.distributions import Distribution
 from learner.model import ActorCritic
 from learner.optimizer import Adam
-from learner.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 from protocol import trace
 from protocol.errors import UserError
 from protocol.randomness import Purpose, generator
 from protocol.snapshot import part_of
+from rundir.config import PPOConfig
+from rundir.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 
 MAX_SAMPLE_WEIGHT = 2.0  # π_proximal / π_behaviour of a sample that older weights acted is cut here.
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")

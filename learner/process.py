@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from learner.config import RunConfig
 from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
@@ -16,6 +15,7 @@ from protocol.execution import Execution
 from protocol.keys import LearnerKey
 from protocol.text import error_line
 from protocol.transport import LearnerSocket
+from rundir.config import RunConfig
 
 PATIENCE = 2.5  # A learner that was asked to stop has so many seconds. Then another thread finishes the run.
 LOCK_SECONDS = 60.0  # A learner whose launcher was killed may still be saving for so long.

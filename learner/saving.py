@@ -3,10 +3,12 @@
 import threading
 from pathlib import Path
 
-from learner.checkpoint import EVALUATIONS, RunState, add_checkpoint, write_checkpoint
+from learner.state import RunState
 from learner.supervision import LONG_PATIENCE, Supervision
 from protocol import trace
 from protocol.events import CheckpointSaved
+from rundir.checkpoint import add_checkpoint, write_checkpoint
+from rundir.names import CHECKPOINTS, PENDING
 
 
 class Saving:
@@ -22,7 +24,7 @@ class Saving:
         self._supervision.alive(LONG_PATIENCE)  # a disk may be slow
         try:
             with self._lock, trace.span("save", policy_version=state.checkpoint.policy_version):
-                path = write_checkpoint(self._run_dir / "checkpoints", state.whole())
+                path = write_checkpoint(self._run_dir / CHECKPOINTS, state.whole())
         except OSError as error:
             self._supervision.warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
             return
@@ -32,10 +34,10 @@ class Saving:
     def queue_evaluation(self, state: RunState) -> None:
         """Leave a version to be evaluated, unless it was left before a restart and still waits."""
         version = state.checkpoint.policy_version
-        if (self._run_dir / EVALUATIONS / f"{version:08d}").exists():
+        if (self._run_dir / PENDING / f"{version:08d}").exists():
             return
         try:
             with trace.span("queue evaluation", policy_version=version):
-                add_checkpoint(self._run_dir / EVALUATIONS, state.whole())
+                add_checkpoint(self._run_dir / PENDING, state.whole())
         except OSError as error:
             self._supervision.warn(f"VERSION {version} WILL NOT BE EVALUATED: {error}; training continues")

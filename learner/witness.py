@@ -135,20 +135,6 @@ class Witness:
         return int(border.episode_steps.sum()) + self._lane_steps
 
 
-def in_words(counts: dict[str, Any]) -> str:
-    """What a summary's `witness` says, in a line."""
-    rollouts, elsewhere, updates = (counts.get(name, 0) for name in ("rollouts", "in_other_processes", "updates"))
-    different = counts.get("differences", 0) + counts.get("update_differences", 0)
-    return (
-        f"{_count(rollouts, 'rollout')} ({elsewhere} in another process), {_count(updates, 'update')}:"
-        f" {f'{different} differed' if different else 'all equal'}"
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def first_difference(experiment: Experiment, border: LaneBorder, first: Trajectory, second: Trajectory) -> str | None:
     """Where two collections of one rollout from `border` differ first, in words; None where they are equal."""
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and files of JSON objects, one a line."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -20,19 +21,37 @@ def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int 
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
     def new(name: str, flags: int) -> int:
-        return os.open(
-            name, flags | os.O_EXCL | os.O_NOFOLLOW, mode
-        )  # whoever made the directory has put nothing there
+        # Whoever made the directory has put nothing there.
+        return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, mode)
 
     try:
         with open(temporary, "wb", opener=new) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             if durable:
-                os.fsync(file.fileno())
+                _sync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Have a directory's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Have a file on the disk. On macOS, fsync leaves it in the drive's cache, and some file systems know no better."""
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, full_sync)
+            return
+    os.fsync(descriptor)
 
 
 def append_line(path: Path, text: str) -> None:

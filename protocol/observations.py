@@ -30,6 +30,14 @@ def normalized_size(spaces: Spaces) -> int:
     return sum(part.box.size for part in spaces.parts if part.kind == "numbers")
 
 
+def normalization(statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, one over the standard deviation), float32, as a snapshot carries them, of running statistics: `count` [],
+    `mean` and `squares` (the sum of squared deviations), float64. The variance is 1 before the first sample."""
+    count, squares = int(statistics["count"]), statistics["squares"]
+    variance = squares / count if count else np.ones_like(squares)
+    return statistics["mean"].astype(np.float32), (1 / np.sqrt(variance + 1e-8)).astype(np.float32)
+
+
 def numbers_of(observations: np.ndarray, spaces: Spaces) -> np.ndarray:
     """Those numbers, raw [B, normalized_size], of stored observations [B, *observation]."""
     return _numbers(spaces.unpack(observations), spaces)

@@ -30,7 +30,18 @@ ONE_THREAD = dict.fromkeys(
 )
 HASH_SEED = {"PYTHONHASHSEED": "0"}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - imports nothing
-OWN = {"actors", "benchmarks", "commands", "dashboard", "launch", "learner", "protocol", "supervisor", "tests"}
+OWN = {
+    "actors",
+    "benchmarks",
+    "commands",
+    "dashboard",
+    "launch",
+    "learner",
+    "protocol",
+    "rundir",
+    "supervisor",
+    "tests",
+}
 START = os.getcwd()  # noqa: PTH109 - It stays the user's folder, whatever an environment makes the working directory.
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from protocol.output import say
+from rundir.names import LOGS
 from supervisor.process_workers import end_child, last_line, start_child
 from supervisor.workers import END_SECONDS
 
@@ -14,7 +15,7 @@ from supervisor.workers import END_SECONDS
 @contextmanager
 def dashboard(run_dir: Path) -> Iterator[None]:
     """Serve the page as long as the context lasts, and print its address once it is known."""
-    log = run_dir / "logs" / "dashboard.log"
+    log = run_dir / LOGS / "dashboard.log"
     try:
         process = start_child("dashboard", ["--run-dir", str(run_dir)], log, stdout=subprocess.PIPE)
     except OSError as error:

@@ -10,31 +10,17 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from learner.checkpoint import EVALUATIONS, list_checkpoints
 from protocol.events import Caution, Evaluated, Event, Note, SignalReceived
-from protocol.files import read_rows
 from protocol.lifeline import SUCCESS, USER_ERROR
+from rundir.checkpoint import list_checkpoints
+from rundir.evaluations import best_of, read_results
+from rundir.names import EVALUATIONS, LOGS, PENDING
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.process_workers import close_stdin, kill, last_line, size_of, start_child
 from supervisor.workers import Events
 
-SCORES = ("return_mean", "return_std")  # They are None where every episode ended in a fault.
-RESULTS, BEST = "evaluations.jsonl", "best"  # A file and a folder in the run directory.
 LOOK_SECONDS = 0.2  # The child is looked at that often.
 END_SECONDS = 2.0
-
-
-def read_results(run_dir: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run so far, the oldest first; what is none is left out."""
-    rows = read_rows(run_dir / RESULTS, ["policy_version", "episodes"])
-    return [row for row in rows if all(isinstance(row.get(name, ""), float | int | None) for name in SCORES)]
-
-
-def best_of(results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation with the highest mean return; of equal ones that of the older version. None where every episode
-    of each ended in a fault."""
-    scored = [result for result in results if result["return_mean"] is not None]
-    return max(scored, key=lambda result: (result["return_mean"], -result["policy_version"]), default=None)
 
 
 def _outcome(result: dict[str, Any]) -> str:
@@ -56,7 +42,7 @@ class Evaluation:
         self._run_dir = run_dir
         self._step_timeout = step_timeout
         self._events = events
-        self._log = run_dir / "logs" / "evaluator.log"
+        self._log = run_dir / LOGS / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where the child's part of it begins
         self._crashes = Crashes()
@@ -84,7 +70,7 @@ class Evaluation:
 
     def pending(self) -> int:
         """How many versions wait to be evaluated."""
-        return len(list_checkpoints(self._run_dir / EVALUATIONS))
+        return len(list_checkpoints(self._run_dir / PENDING))
 
     def finish(self, show: Callable[[Event], None]) -> None:
         """Wait for what is pending; a signal leaves it for --resume."""
@@ -124,7 +110,7 @@ class Evaluation:
         }
 
     def _report(self) -> None:
-        path = self._run_dir / RESULTS
+        path = self._run_dir / EVALUATIONS
         size = path.stat().st_size if path.exists() else 0
         if size == self._size:
             return

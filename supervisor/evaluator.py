@@ -14,8 +14,10 @@ from typing import Any
 
 from actors.closing import end_if_stuck
 from actors.episodes import Results, playing
-from learner.checkpoint import (
-    EVALUATIONS,
+from protocol.files import replace_file
+from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child
+from protocol.output import complain
+from rundir.checkpoint import (
     Checkpoint,
     add_checkpoint,
     discard_checkpoint,
@@ -24,11 +26,9 @@ from learner.checkpoint import (
     policy_snapshot,
     remove_leftovers,
 )
-from learner.config import RunConfig
-from protocol.files import replace_file
-from protocol.lifeline import SUCCESS, USER_ERROR, leave, run_child
-from protocol.output import complain
-from supervisor.evaluation import BEST, RESULTS, best_of, read_results
+from rundir.config import RunConfig
+from rundir.evaluations import best_of, read_results
+from rundir.names import BEST, CONFIG, EVALUATIONS, PENDING
 
 NICENESS = 10  # The learner and the actors come first.
 
@@ -77,9 +77,9 @@ class Watch:
 
 def evaluate_pending(run_dir: Path, watch: Watch) -> None:
     """Evaluate each version that waits, enter it in evaluations.jsonl, and keep it in best/ if it is the best."""
-    config = RunConfig.load(run_dir / "config.toml")
+    config = RunConfig.load(run_dir / CONFIG)
     remove_leftovers(run_dir / BEST)
-    while pending := list_checkpoints(run_dir / EVALUATIONS):
+    while pending := list_checkpoints(run_dir / PENDING):
         path = pending[0]
         results = read_results(run_dir)
         if int(path.name) not in {result["policy_version"] for result in results}:
@@ -116,7 +116,7 @@ def enter(
         for other in list_checkpoints(run_dir / BEST):
             if other != kept:
                 discard_checkpoint(other)
-    replace_file(run_dir / RESULTS, text)  # last but for the removal: entered is what needs no more doing
+    replace_file(run_dir / EVALUATIONS, text)  # last but for the removal: entered is what needs no more doing
 
 
 if __name__ == "__main__":

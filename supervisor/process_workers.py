@@ -23,6 +23,7 @@ from protocol.offspring import mark_for_child
 from protocol.process import HASH_SEED, ONE_THREAD, START
 from protocol.records import plain
 from protocol.text import one_line
+from rundir.names import LOGS
 from supervisor.workers import END_SECONDS, Events
 
 MAX_LOG, KEPT_LOG = 2**20, 2**18  # A log that has become longer than the first is cut to the second, in bytes.
@@ -44,7 +45,7 @@ class ProcessWorkers:
         self._actors: dict[int, subprocess.Popen[bytes]] = {}
         self._lives: dict[int, int] = {}  # of those actors
         self._watchers: list[threading.Thread] = []
-        (execution.run_dir / "logs").mkdir(exist_ok=True)
+        (execution.run_dir / LOGS).mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
         arguments = ["--run-dir", str(self._execution.run_dir)]
@@ -147,7 +148,7 @@ class ProcessWorkers:
                     yield event
 
     def _log(self, name: str) -> Path:
-        return self._execution.run_dir / "logs" / f"{name}.log"
+        return self._execution.run_dir / LOGS / f"{name}.log"
 
 
 def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:

@@ -12,6 +12,7 @@ from protocol.events import ActorExit
 from protocol.execution import Execution
 from protocol.lifeline import KEY
 from protocol.remote import RemoteAccess
+from rundir.names import LOGS
 from supervisor.address import free_port
 from supervisor.process_workers import ProcessWorkers, close_stdin, end_child, last_line, start_child
 from supervisor.workers import Events
@@ -58,7 +59,7 @@ class RayWorkers(ProcessWorkers):
 
     def _start_driver(self) -> subprocess.Popen[bytes]:
         arguments = ["--port", str(self._port), "--actors", str(self._execution.num_actors)]
-        arguments += ["--logs", str(self._execution.run_dir / "logs")]
+        arguments += ["--logs", str(self._execution.run_dir / LOGS)]
         arguments += ["--address", address] if (address := self._execution.ray_address) else []
         driver = start_child("supervisor.ray_driver", arguments, self._log("ray"), stdout=subprocess.PIPE)
         assert self._keys is not None

@@ -10,19 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from learner.witness import in_words
 from protocol.events import Actors, Caution, CheckpointSaved, Evaluated, Event, Iteration, Note, Started
 from protocol.files import append_line, keep_rows, replace_file
 from protocol.process import as_word
 from protocol.records import plain
 from protocol.text import printable
+from rundir.names import EVENTS, LOGS, STATUS
+from rundir.witness import in_words
 from supervisor.process_workers import cut_log
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import Terminal
 from supervisor.words import DASH, number
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
-EVENTS, STATUS = "events.jsonl", "status.json"  # Files in the run directory.
 STATUS_SECONDS = 1.0  # status.json is written that often.
 SLOW_START_SECONDS = 3.0
 MAX_TEXT = 2000  # A text has at most so many characters.
@@ -108,7 +108,7 @@ class Report:
         self.status.measure()
         text = json.dumps(self.status.as_dict(), allow_nan=False) + "\n"
         self._write(STATUS, lambda path: replace_file(path, text, durable=False))
-        for log in (self._run_dir / "logs").glob("*.log"):
+        for log in (self._run_dir / LOGS).glob("*.log"):
             cut_log(log)
 
     def _write(self, name: str, write: Any) -> None:

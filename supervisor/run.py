@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.events import Caution, SignalReceived
 from protocol.execution import Execution
@@ -16,6 +15,8 @@ from protocol.files import read_object, replace_file
 from protocol.lifeline import FAILURE, SUCCESS, ends_of_a_run
 from protocol.output import complain, say
 from protocol.process import as_typed, as_word
+from rundir.config import RunConfig
+from rundir.names import LOGS, SUMMARY
 from supervisor.address import listening
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
@@ -29,7 +30,7 @@ from supervisor.workers import END_SECONDS, Events, Workers
 def supervise(config: RunConfig, execution: Execution) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     run_dir = execution.run_dir
-    summary_path = run_dir / "summary.json"
+    summary_path = run_dir / SUMMARY
     earlier = read_object(summary_path) or {}  # of the run's earlier part
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, execution.step_timeout)
@@ -74,7 +75,7 @@ def supervise(config: RunConfig, execution: Execution) -> int:
                     report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
             report.end(summary, error)
     if error is not None:
-        complain(f"launch.py: {error} (logs in {as_typed(run_dir / 'logs')}; go on with --resume {as_word(run_dir)})")
+        complain(f"launch.py: {error} (logs in {as_typed(run_dir / LOGS)}; go on with --resume {as_word(run_dir)})")
         return FAILURE
     return SUCCESS
 

@@ -17,17 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.events import Evaluated, Event, Iteration
 from protocol.execution import SinkName
 from protocol.files import read_object, read_rows, replace_file
 from protocol.text import error_line
-from supervisor.evaluation import RESULTS
+from rundir.config import RunConfig
+from rundir.names import EVALUATIONS, METRICS
 
 PROJECT = "mlx-distributed-ppo"
 CLOSE_SECONDS = 10.0  # The sinks have so long, together, to take the rest.
-KINDS = {"iteration": "metrics.jsonl", "evaluation": RESULTS}  # Kinds of rows, and the files that hold them.
+KINDS = {"iteration": METRICS, "evaluation": EVALUATIONS}  # Kinds of rows, and the files that hold them.
 
 
 @dataclasses.dataclass(frozen=True)

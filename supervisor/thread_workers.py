@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import partial
 
 from actors.actor import Actor
-from learner.config import RunConfig
 from learner.process import run_learner
 from learner.supervision import Supervision
 from protocol.errors import EnvironmentFault, UserError
@@ -17,6 +16,8 @@ from protocol.execution import Execution
 from protocol.files import append_line
 from protocol.lifeline import ENVIRONMENT_ERROR, FAILURE, SUCCESS, USER_ERROR
 from protocol.text import error_line
+from rundir.config import RunConfig
+from rundir.names import LOGS
 from supervisor.workers import Events
 
 
@@ -27,7 +28,7 @@ class ThreadWorkers:
         self._config, self._execution, self._events = config, execution, events
         self._supervision = Supervision(events.put)
         self._threads: list[threading.Thread] = []
-        (execution.run_dir / "logs").mkdir(exist_ok=True)
+        (execution.run_dir / LOGS).mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
         def work() -> None:
@@ -84,7 +85,7 @@ class ThreadWorkers:
             except BaseException as error:
                 code, last = FAILURE, error_line(error)
                 with suppress(OSError):  # as a process leaves it
-                    append_line(self._execution.run_dir / "logs" / f"{name}.log", traceback.format_exc().rstrip())
+                    append_line(self._execution.run_dir / LOGS / f"{name}.log", traceback.format_exc().rstrip())
             self._events.put(exit_event(code, last))
 
         thread = threading.Thread(target=run, daemon=True)

@@ -28,9 +28,9 @@ from benchmarks.scale import speeds_of
 from benchmarks.stragglers import Run
 from benchmarks.wire import experiment_of, spaces_for
 from benchmarks.workloads import Workload, trajectory
-from learner.config import PPOConfig, TrainingConfig
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from rundir.config import PPOConfig, TrainingConfig
 
 CARD = Card("CartPole-v1", 8, 32, 2, 10, 2e-3, total_steps=8_000, discount=0.98, gae_lambda=0.8)
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is only here to compare")

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, whatever happens while they are written, and damage never goes unnoticed."""
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -21,8 +22,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from learner import checkpoint as module
-from learner.checkpoint import (
+from protocol.codec import DTYPES
+from protocol.errors import UserError
+from rundir import checkpoint as module
+from rundir.checkpoint import (
     ARRAYS,
     KEEP,
     MANIFEST,
@@ -32,8 +35,6 @@ from learner.checkpoint import (
     load_newest_checkpoint,
     write_checkpoint,
 )
-from protocol.codec import DTYPES
-from protocol.errors import UserError
 
 
 def checkpoint(version: int, mean: float | None = 1.5) -> Checkpoint:
@@ -231,7 +232,7 @@ def test_facts_that_are_not_json_leave_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
-@pytest.mark.parametrize(("function", "call"), [("write_durably", 0), ("write_durably", 1), ("sync_directory", 0)])
+@pytest.mark.parametrize(("function", "call"), [("replace_file", 0), ("replace_file", 1), ("sync_directory", 0)])
 def test_a_full_disk_is_reported_and_leaves_the_older_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int
 ) -> None:
@@ -286,7 +287,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is
         return status.st_ino, status.st_size
 
     monkeypatch.setattr(os, "fsync", noted(os.fsync, file))
-    monkeypatch.setattr(module.fcntl, "fcntl", noted(module.fcntl.fcntl, file))
+    monkeypatch.setattr(fcntl, "fcntl", noted(fcntl.fcntl, file))
     monkeypatch.setattr(os, "rename", noted(os.rename, lambda *_: "rename"))
     path = write_checkpoint(tmp_path, checkpoint(1))
     synced = {
@@ -346,7 +347,7 @@ SAVE_IN_A_LOOP = """
 import itertools, sys
 from pathlib import Path
 import numpy as np
-from learner.checkpoint import Checkpoint, write_checkpoint
+from rundir.checkpoint import Checkpoint, write_checkpoint
 
 for version in itertools.count(int(sys.argv[2])):
     arrays = {"weights": np.full(50_000, version, np.float32)}

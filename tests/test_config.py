@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from launching import SMALL, launch, summary_of, train
 
-from learner.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from rundir.config import PPOConfig, RunConfig, TrainingConfig, load_settings
 
 PLAIN = RunConfig(Experiment(), PPOConfig(), TrainingConfig())
 UNUSUAL = RunConfig(

@@ -14,8 +14,8 @@ from gate import Gate, iterations
 from launching import children, launch, output_of, running, stop, summary_of, train, wait_for
 from marks import slow
 
-from learner.checkpoint import list_checkpoints
 from protocol.events import Event
+from rundir.checkpoint import list_checkpoints
 from supervisor.evaluation import Evaluation, best_of, read_results
 from supervisor.workers import Events
 

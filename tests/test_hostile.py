@@ -32,10 +32,10 @@ from launching import (
     wait_for,
 )
 
-from learner.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, write_checkpoint
 from protocol.keys import make_keys, read_actor
 from protocol.messages import Hello
 from protocol.transport import ActorSocket
+from rundir.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, write_checkpoint
 
 
 @pytest.mark.slow

@@ -436,9 +436,10 @@ def test_every_help_has_an_example(command: str) -> None:
         ("actors.actor, actors.process", ["mlx", "learner", "commands", "supervisor", "tyro", "rich"]),
         ("learner.__main__, learner.learner", ["gymnasium", "actors", "commands", "supervisor", "tyro", "rich"]),
         ("supervisor.supervisor, commands.train", ["mlx", "zmq"]),
+        ("rundir.run, rundir.curves, rundir.faults", ["mlx", "zmq", "gymnasium", "learner", "actors", "supervisor"]),
         (
             "dashboard.__main__, dashboard.server",
-            ["mlx", "zmq", "gymnasium", "actors", "commands", "supervisor", "starlette"],
+            ["mlx", "zmq", "gymnasium", "actors", "commands", "learner", "supervisor", "starlette"],
         ),
     ],
 )

@@ -11,11 +11,11 @@ import pytest
 from making import binary, continuous, discrete, numbers, spoken
 from mlx.utils import tree_flatten
 
-from learner.config import PPOConfig
 from learner.model import ActorCritic
 from learner.ppo import ppo_loss
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
+from rundir.config import PPOConfig
 
 DISCRETE, CONTINUOUS, BITS = discrete(numbers(3), 2), continuous(numbers(3), 2), binary(numbers(3), 2)
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "policy_head"]

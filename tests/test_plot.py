@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from launching import SMALL, launch, together, train
 
-from commands.curves import Curve, average, curve, group, interquartile_mean, interval, normalized
-from commands.runs import Run
-from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.experiment import Experiment
+from rundir.config import PPOConfig, RunConfig, TrainingConfig
+from rundir.curves import Curve, average, curve, group, interquartile_mean, interval, normalized
+from rundir.run import Run
 
 
 def run(env: str, seed: int, schedule: str = "sync", learning_rate: float = 1e-3) -> Run:

@@ -20,17 +20,17 @@ from actors.rollout import collect_rollout
 from actors.spaces import describe_spaces
 from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
-from learner.config import PPOConfig
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics
 from learner.ppo import PPO, Encode, _check_agreement, explained_variance, forward, ppo_loss
-from learner.schedules import adapt_learning_rate
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.observations import encode, normalized_size
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
+from rundir.config import PPOConfig
+from rundir.schedules import adapt_learning_rate
 
 T, N = 6, 4
 DISCRETE, CONTINUOUS, BITS = discrete(numbers(3), 2), continuous(numbers(3), 2), binary(numbers(3), 2)

@@ -8,9 +8,9 @@ import pytest
 
 from commands.command_line import parse
 from commands.train import PRESETS, ExecutionConfig, TrainCommand, defaults_for, preset_for
-from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from rundir.config import PPOConfig, RunConfig, TrainingConfig
 
 PATTERNS = [pattern for path in sorted(PRESETS.glob("*.toml")) for pattern in tomllib.loads(path.read_text())]
 

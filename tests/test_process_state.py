@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from launching import LAUNCH, ROOT, SMALL, TIMEOUT, metrics_of, summary_of
 
-from learner.checkpoint import load_newest_checkpoint
 from protocol.arithmetic import own_context
+from rundir.checkpoint import load_newest_checkpoint
 
 # An environment that iterates a set of texts: in hash order.
 SETS = """

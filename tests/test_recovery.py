@@ -27,9 +27,9 @@ from launching import (
 )
 from marks import slow
 
-from learner import checkpoint
 from learner.borders import from_bits
-from learner.checkpoint import add_checkpoint, discard_checkpoint, list_checkpoints, load_checkpoint
+from rundir import checkpoint
+from rundir.checkpoint import add_checkpoint, discard_checkpoint, list_checkpoints, load_checkpoint
 
 EXPERIMENT: list[object] = [*CAMPAIGN, "--total-steps", 1024 * 25]
 SMALL = "--num-envs 16 --lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2 --total-steps 4096".split()  # noqa: SIM905

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.config import PPOConfig
-from learner.schedules import ADAPTIVE_LIMITS, adapt_learning_rate, parse_schedule
 from protocol.errors import UserError
+from rundir.config import PPOConfig
+from rundir.schedules import ADAPTIVE_LIMITS, adapt_learning_rate, parse_schedule
 
 SCHEDULES = {
     "constant": {1.0: 1.0, 0.7: 1.0, 0.5: 1.0, 0.0: 1.0},

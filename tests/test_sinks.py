@@ -18,12 +18,12 @@ import pytest
 from gate import Gate, iterations
 from launching import ROOT, children, launch, metrics_of, running, stop, summary_of, wait_for
 
-from learner.config import PPOConfig, RunConfig, TrainingConfig
 from protocol.errors import UserError
 from protocol.events import Iteration
 from protocol.execution import SinkName
 from protocol.experiment import Experiment
 from protocol.files import read_rows
+from rundir.config import PPOConfig, RunConfig, TrainingConfig
 from supervisor import sinks
 from supervisor.sinks import Identity, Sinks, check_sinks, numbers_of
 

@@ -8,12 +8,12 @@ import pytest
 from making import batch_of, continuous, discrete, numbers, trained_model
 
 from learner.batch import Batch
-from learner.config import PPOConfig
 from learner.model import ActorCritic
 from learner.ppo import PPO
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
+from rundir.config import PPOConfig
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is only here to compare with")
 

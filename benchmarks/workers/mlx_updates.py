@@ -48,9 +48,9 @@ def prepare() -> Callable[..., dict[str, Any]]:
     arguments = parser.parse_args()
     prepare_device(arguments.device, arguments.threads)  # before MLX is imported
     from learner.batch import Batch
-    from learner.config import PPOConfig
     from learner.model import ActorCritic
     from learner.ppo import PPO
+    from rundir.config import PPOConfig
 
     def make(workload: Workload, epochs: int) -> Update:
         """An update that has run once, so that everything is compiled."""

@@ -4,15 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.checkpoint import Checkpoint, load_newest_checkpoint
-from learner.config import RunConfig
 from protocol.errors import UserError
 from protocol.files import read_object, read_rows
 from protocol.output import say
-from supervisor.evaluation import BEST
-
-CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
-CHECKPOINTS = "checkpoints"
+from rundir.checkpoint import Checkpoint, load_newest_checkpoint
+from rundir.config import RunConfig
+from rundir.names import BEST, CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from commands.runs import Run
-from learner.config import RunConfig
+from rundir.config import RunConfig
+from rundir.run import Run
 
 POINTS = 500  # A curve that is an average has so many points.
 RESAMPLES = 2000  # The stratified bootstrap draws so often.

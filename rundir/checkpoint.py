@@ -3,14 +3,13 @@
 A run directory's `checkpoints/` holds one directory a version: `arrays.safetensors` and `manifest.json`.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from learner.borders import LaneBorder
-from learner.normalization import RunningStatistics
 from protocol.errors import ProtocolError, UserError
+from protocol.files import replace_file, sync_directory
+from protocol.observations import normalization
 from protocol.snapshot import PolicySnapshot, part_of
 
 FORMAT = 4
 OLDER = 3  # This format is read, too. Its lanes have actions as they are, not in bits.
 KEEP = 3  # So many of the newest checkpoints are kept, and the one with the best return.
-EVALUATIONS = "evaluations"  # The folder in a run directory for versions that wait to be evaluated.
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 
 
@@ -37,20 +35,6 @@ class Checkpoint:
     policy_version: int
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]  # what is not an array, as JSON
-
-
-@dataclass(frozen=True)
-class RunState:
-    """The whole state after a completed version, on the host: what any thread can save at any time."""
-
-    checkpoint: Checkpoint  # without the states of the lanes
-    lanes: list[LaneBorder]  # which only a save has to write out
-
-    def whole(self) -> Checkpoint:
-        arrays = dict(self.checkpoint.arrays)
-        for index, lane in enumerate(self.lanes):
-            arrays |= {f"lanes.{index}.{name}": array for name, array in lane.arrays().items()}
-        return replace(self.checkpoint, arrays=arrays)
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -69,7 +53,7 @@ def add_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     temporary.mkdir()
     try:
         arrays = safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in checkpoint.arrays.items()})
-        write_durably(temporary / ARRAYS, arrays)
+        replace_file(temporary / ARRAYS, arrays)
         manifest = {
             "format": FORMAT,
             "policy_version": checkpoint.policy_version,
@@ -78,7 +62,7 @@ def add_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         }
         text = json.dumps(manifest, indent=1, allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        write_durably(temporary / MANIFEST, f"{text}\n{digest}\n".encode())
+        replace_file(temporary / MANIFEST, f"{text}\n{digest}\n".encode())
         sync_directory(temporary)
         discard_checkpoint(target)  # an equal version, from before a resume
         temporary.rename(target)
@@ -145,9 +129,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
     """The policy that a checkpoint holds, as actors receive it."""
     arrays = checkpoint.arrays
-    statistics = RunningStatistics(arrays["statistics.mean"].shape)
-    statistics.load_state_dict(part_of(arrays, "statistics."))
-    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *statistics.normalization())
+    statistics = part_of(arrays, "statistics.")
+    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *normalization(statistics))
 
 
 def discard_checkpoint(path: Path) -> None:
@@ -177,31 +160,6 @@ def weights_digest(arrays: dict[str, np.ndarray]) -> str:
         if name.startswith("model."):
             digest.update(name.removeprefix("model.").encode() + arrays[name].tobytes())
     return digest.hexdigest()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and have it on the disk before returning."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        _sync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Have a directory's entries on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    full_sync = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync leaves the data in the drive's cache
-    if full_sync is not None:
-        fcntl.fcntl(descriptor, full_sync)
-    else:
-        os.fsync(descriptor)
 
 
 def _remove_old(directory: Path, newest: int) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from learner.schedules import ADAPTIVE, parse_schedule
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import replace_file
 from protocol.text import one_line
+from rundir.schedules import ADAPTIVE, parse_schedule
 
 VERSIONS = "versions"  # This table of a configuration is for people; nothing is decided by it.
 LARGEST_NUMBER = 2**53  # A larger setting is a mistake, and a float may not hold it.

@@ -1,0 +1,1 @@
+"""A run directory: what its files are named, hold, and mean. Imports `protocol` alone."""

@@ -1,0 +1,14 @@
+"""What the files and folders in a run directory are named."""
+
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+EVENTS = "events.jsonl"
+STATUS = "status.json"
+SUMMARY = "summary.json"
+
+CHECKPOINTS = "checkpoints"
+PENDING = "evaluations"  # versions that wait to be evaluated
+BEST = "best"  # the version with the best evaluation
+FAULTS = "faults"
+LOGS = "logs"

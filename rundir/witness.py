@@ -1,0 +1,17 @@
+"""What the witness of a run has found, in words."""
+
+from typing import Any
+
+
+def in_words(counts: dict[str, Any]) -> str:
+    """What a summary's `witness` says, in a line."""
+    rollouts, elsewhere, updates = (counts.get(name, 0) for name in ("rollouts", "in_other_processes", "updates"))
+    different = counts.get("differences", 0) + counts.get("update_differences", 0)
+    return (
+        f"{_count(rollouts, 'rollout')} ({elsewhere} in another process), {_count(updates, 'update')}:"
+        f" {f'{different} differed' if different else 'all equal'}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
