@@ -63,7 +63,7 @@ class Pace:
         iterations, began = len(self._updates) - 1, self._updates[0]
         if iterations == 0 and self._began is not None:
             iterations, began = 1, self._began
-        return (self._updates[-1] - began) / iterations
+        return max(self._updates[-1] - began, 1e-9) / iterations  # an environment may hold the clock of its process
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds}

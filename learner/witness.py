@@ -19,6 +19,7 @@ from protocol.trajectory import Trajectory
 EARLY = (1, 4, 8, 16)  # One lane's rollout of each of these is collected twice, since faults should be seen early…
 EARLY_SHARE = 1 / 100  # …unless that takes more than this share of the whole run's steps…
 EARLY_ROLLOUTS = 8  # …and more than the steps of so many rollouts of one lane.
+FAULTY_SHARE = 2  # For rollouts with faults, twice that may be taken.
 LATER_SHARE = 1 / 256  # Other rollouts may take this share of the steps so far.
 UPDATES = 256  # An update is repeated every so many iterations. The first is the run's second.
 MAX_FAILURES = 3  # After so many failures in a row there is no witness: some simulators allow one per process.
@@ -77,11 +78,17 @@ class Witness:
         environment steps of the whole run so far."""
         if self.asked is not None or self._failures >= MAX_FAILURES:
             return None
-        index = (self._experiment.seed + self._number) % len(lanes)
+        # A fault that a seed brings about comes again, and one that a timeout or a network does will not.
+        faulty = [index for index, lane in enumerate(lanes) if lane.accepted[rollout_index].fault_count]
+        index = faulty[0] if faulty else (self._experiment.seed + self._number) % len(lanes)
         lane = lanes[index]
         if lane.accepted[rollout_index].restarted.any():
             return None  # it is known already that this environment does not repeat itself
-        allowed = self._early_steps if rollout_index in EARLY else LATER_SHARE * produced
+        allowed = LATER_SHARE * produced
+        if faulty:
+            allowed += FAULTY_SHARE * self._early_steps
+        elif rollout_index in EARLY:
+            allowed = self._early_steps
         return index if self.steps + self._cost(lane.borders[rollout_index]) <= allowed else None
 
     def ask(self, witness: bytes, elsewhere: bool, border: LaneBorder, trajectory: Trajectory) -> int:

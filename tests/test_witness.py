@@ -21,7 +21,16 @@ from actors.rollout import collect_rollout
 from actors.spaces import describe_spaces
 from learner.borders import LaneBorder
 from learner.lanes import LaneRecord
-from learner.witness import EARLY, EARLY_ROLLOUTS, EARLY_SHARE, LATER_SHARE, MAX_FAILURES, Witness, first_difference
+from learner.witness import (
+    EARLY,
+    EARLY_ROLLOUTS,
+    EARLY_SHARE,
+    FAULTY_SHARE,
+    LATER_SHARE,
+    MAX_FAILURES,
+    Witness,
+    first_difference,
+)
 from protocol.events import ActorHangs, Caution
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Progress, SecondCollection, SecondGrant
@@ -95,7 +104,14 @@ class ByProcess(Good):
         return os.getpid() / 1e6
 
 
-for kind in (Good, AfterEpisodes, LateInEpisode, ByClock, Shared, ByProcess):
+class NowAndThen(Good):
+    def step(self, action):
+        if int.from_bytes(os.urandom(4)) % 1000 == 0:
+            raise TimeoutError("the simulator did not answer")
+        return super().step(action)
+
+
+for kind in (Good, AfterEpisodes, LateInEpisode, ByClock, Shared, ByProcess, NowAndThen):
     gymnasium.register(kind.__name__ + "-v0", entry_point=kind)
 '''
 
@@ -215,6 +231,29 @@ def test_in_a_short_run_early_rollouts_are_bounded_as_well(endless: bool) -> Non
     assert witness.steps <= EARLY_ROLLOUTS * STEPS
 
 
+def test_a_rollout_with_a_fault_is_collected_a_second_time_before_others() -> None:
+    """A seed's fault comes again. That of a timeout does not, and then no other run has it in the same place."""
+    witness = Witness(EXPERIMENT, ITERATIONS)
+    lanes = lanes_after(7, 0)  # no rollout of this index would be collected otherwise
+    assert witness.choose(7, lanes, 0) is None
+    lanes[2].accepted[7] = replace(lanes[2].accepted[7], fault_count=1)
+    assert witness.choose(7, lanes, 0) == 2
+
+
+def test_rollouts_with_faults_are_a_bounded_share_as_well() -> None:
+    witness = Witness(EXPERIMENT, ITERATIONS)
+    for index in range(ITERATIONS):
+        lanes = lanes_after(index, 0)
+        for lane in lanes:
+            lane.accepted[index] = replace(lane.accepted[index], fault_count=1)
+        chosen = witness.choose(index, lanes, (index + 1) * EXPERIMENT.env_steps_per_iteration)
+        if chosen is not None:
+            witness.ask(b"a", True, lanes[chosen].borders[index], lanes[chosen].accepted[index])
+            assert witness.compare(lanes[chosen].accepted[index]) is None
+    assert witness.rollouts > 100
+    assert witness.steps <= (FAULTY_SHARE * EARLY_SHARE + LATER_SHARE) * TOTAL_STEPS
+
+
 def ask(talk: Conversation, actors: list[bytes]) -> tuple[bytes, SecondGrant]:
     """Collect and gather the first two rollouts of every lane; returns whom a second collection was asked of."""
     for version in range(2):
@@ -328,6 +367,7 @@ RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs"
     ("env", "flags"),
     [
         ("AfterEpisodes", ["--actors", 1]),
+        slow("NowAndThen", ["--actors", 2]),
         slow("ByProcess", ["--actors", 4]),
         slow("AfterEpisodes", ["--actors", 4]),
         slow("LateInEpisode", ["--actors", 4]),
