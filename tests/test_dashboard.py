@@ -34,6 +34,12 @@ RETURN = "rollout/episode_return_mean"
 NOW = time.time()
 
 
+@pytest.fixture(autouse=True)
+def time_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page shows what could be read within half a second, which on a busy machine may be less than a test wrote."""
+    monkeypatch.setattr("dashboard.reading.READING_SECONDS", 60.0)
+
+
 @contextmanager
 def served(*run_dirs: Path) -> Iterator[str]:
     """`launch.py dashboard RUN_DIRS`; its address, token included."""
