@@ -16,11 +16,13 @@ import numpy as np
 from learner.model import ActorCritic
 from learner.optimizer import Adam
 from learner.ppo import ppo_loss
+from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 from rundir.config import PPOConfig
 
 UPDATES = 3
+FIXED = ("num_envs", "lane_size")  # These say which lanes there are, and stay as a run began.
 
 
 def computation(device: str, threads: int) -> dict[str, str]:
@@ -62,14 +64,20 @@ class Conditions:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare with what the run began with, and warn of differences."""
+        """Compare with what the run began with, and warn of differences. Raises `UserError` where it cannot go on."""
         self.continued_elsewhere = state["continued_elsewhere"]
         # Checkpoints of older releases name only two things of the computation, and no settings.
         computation = state["learner"] if "learner" in state else {name: state[name] for name in ("mlx", "device")}
         if changes := _changes(self.computation, computation):
             self.continued_elsewhere = True
             self._warn(f"the learner goes on with {changes}: the run may not end with the same bits")
-        if changes := _changes(self._settings, state.get("settings", {})):
+        settings = state.get("settings", {})
+        if changes := _changes({name: self._settings[name] for name in FIXED}, settings):
+            raise UserError(
+                f"config.toml was edited, and has {changes}: the checkpoints hold other lanes. Put it back, or begin a"
+                " new run with --config"
+            )
+        if changes := _changes(self._settings, settings):
             self.continued_elsewhere = True
             self._warn(f"config.toml was edited, and the run goes on with {changes}: it is not reproducible any more")
 

@@ -1,7 +1,9 @@
 """A user's mistakes: one line each that says what was wrong, where, and what to do; nothing is lost or left over."""
 
+import fcntl
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -206,6 +208,35 @@ def test_a_configuration_that_was_edited_is_another_experiment_from_there_on(sma
     assert f"config.toml was edited, and the run goes on with total_steps {steps} instead of 2048" in done.stdout
     summary = summary_of(tmp_path / "run")
     assert (summary["env_steps"], summary["deterministic"]) == (steps, False)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_envs", 32), slow("lane_size", 4)])
+def test_an_edit_that_would_make_other_lanes_is_refused(small_run: Path, tmp_path: Path, name: str, value: int) -> None:
+    copy_of(small_run, tmp_path / "run")
+    config = tmp_path / "run/config.toml"
+    config.write_text(re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", config.read_text()))
+    (tmp_path / "run/summary.json").unlink()
+    said = refused("--resume", tmp_path / "run", "--in-process", "--quiet")
+    assert f"config.toml was edited, and has {name} {value} instead of" in said
+
+
+@pytest.mark.slow
+def test_who_waits_for_another_learner_says_so(small_run: Path, tmp_path: Path) -> None:
+    """One that a signal has stopped, for instance, when its launcher was killed."""
+    copy_of(small_run, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    with open(tmp_path / "run/.learner-lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        resumed = [*LAUNCH, "--resume", str(tmp_path / "run")]
+        with subprocess.Popen(resumed, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = next(line for line in process.stdout if "another learner" in line)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert process.stdout.read()
+    assert "another learner (process 4711) is at work" in said
+    assert process.returncode == 0
 
 
 def test_a_checkpoint_of_another_release(small_run: Path, tmp_path: Path) -> None:
