@@ -125,8 +125,8 @@ def test_strangers_at_the_port_of_the_runs_own_actors_are_not_heard(tmp_path: Pa
     run_dir = tmp_path / "run"
     gate = Gate(run_dir, 3)
     with running(run_dir, "--transport", "tcp", "--actors", 2, *SMALL, *gate.flags) as process, ExitStack() as stack:
-        learner = wait_for(lambda: children(psutil.Process(process.pid), "learner"), process)[0].cmdline()
-        address = learner[learner.index("--listen") + 1]
+        actor = wait_for(lambda: children(psutil.Process(process.pid), "actors"), process)[0].cmdline()
+        address = actor[actor.index("--connect") + 1]
         stack.enter_context(connected(int(address.rpartition(":")[2]))).sendall(raw_dealer() + b"\x00\x03abc")
         stranger = stack.enter_context(closing(zmq.Context.instance().socket(zmq.DEALER)))
         stranger.setsockopt(zmq.LINGER, 0)

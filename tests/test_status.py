@@ -312,7 +312,8 @@ def test_an_actor_without_lanes_is_idle_and_acts_none_of_its_time(tmp_path: Path
         known = sum(a["acting"] is not None if a["state"] == "idle" else bool(a["acting"]) for a in actors)
         return {actor["state"]: actor for actor in actors} if known == 3 else {}
 
-    with running(tmp_path / "run", "--actors", 3, *SMALL, "--lane-size", 8, *LONG) as process:
+    flags = ["--schedule", "async"]  # in which no idle actor is asked to be a witness
+    with running(tmp_path / "run", "--actors", 3, *SMALL, "--lane-size", 8, *LONG, *flags) as process:
         actors = wait_for(all_known, process)
     assert set(actors) == {"idle", "working"}
     assert actors["idle"]["lanes"] == [] and actors["working"]["lanes"]
