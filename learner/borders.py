@@ -10,9 +10,7 @@ from protocol.experiment import Experiment
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-ACTION_BITS = (
-    "action_bits"  # what a checkpoint has instead of integer actions: these may be millions, few of them large
-)
+ACTION_BITS = "action_bits"  # A checkpoint has these instead of integer actions, of which there may be millions.
 
 
 def to_bits(numbers: np.ndarray) -> np.ndarray:
