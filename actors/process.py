@@ -1,6 +1,7 @@
 """`python -m actors --connect ADDRESS`: one actor process, on the learner's machine or on another.
 
-Started by launch.py it has a number, and ends with its launcher. Started by hand it ends with the run, or by a signal.
+Started by launch.py it has its name from there, and ends with its launcher. Started by hand it ends with the run, or
+by a signal.
 """
 
 import argparse
@@ -33,14 +34,14 @@ def main() -> None:
         "--trust", action="store_true", help="import what the learner names, though without a key anybody may be it"
     )
     parser.add_argument("--keyed", action="store_true", help="launch.py tells the run's key at standard input")
-    parser.add_argument("--index", type=int, help="number that launch.py gives to the actors that it starts")
+    parser.add_argument("--name", help="what launch.py calls the actors that it starts")
     parser.add_argument("--life", type=int, default=0, help="number that launch.py gives to each process it starts")
     arguments = parser.parse_args()
-    if arguments.index is not None:
+    if arguments.name is not None:
         key = actor_key(await_line(KEY).split()) if arguments.keyed else None
         run_child(
-            f"actor {arguments.index}",
-            work=lambda: Actor(str(arguments.index), arguments.connect, key, life=arguments.life, stop=_stop).run(),
+            f"actor {arguments.name}",
+            work=lambda: Actor(arguments.name, arguments.connect, key, life=arguments.life, stop=_stop).run(),
             on_word=lambda _: _end(),
         )
     name = _unique_name()

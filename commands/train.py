@@ -153,11 +153,13 @@ def main(arguments: list[str]) -> int:
         check_dashboard_installed()
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
     run_dir = (execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)).absolute()
+    workers = "threads" if execution.in_process else "ray" if execution.cluster else "processes"
     settled = Execution(
         run_dir=run_dir,
         num_actors=num_actors,
+        witness=workers == "processes" and num_actors > 0 and config.experiment.schedule != "async",
         step_timeout=execution.step_timeout,
-        workers="threads" if execution.in_process else "ray" if execution.cluster else "processes",
+        workers=workers,
         transport=execution.transport,
         remote=remote,
         ray_address=ray_address,

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from protocol.execution import WITNESS
 from protocol.messages import Progress
 
 SHARE_WINDOW = 40  # An actor's share of acting is taken over so many messages of progress, two a second.
@@ -26,6 +27,11 @@ class ActorRecord:
     versions: set[int] = field(default_factory=set)  # of the snapshots it was sent
     env_steps: int = 0  # that were accepted from it
     progress: deque[Progress] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))  # its last words on that
+
+    @property
+    def is_witness(self) -> bool:
+        """Whether it hosts no lanes, and collects rollouts a second time."""
+        return self.name == WITNESS
 
     def state(self, hosts: bool) -> str:
         """What it is about, in a word; `hosts` says whether it has lanes."""

@@ -27,6 +27,7 @@ POLL_SECONDS = 0.1  # A waiting learner looks that often whether it should stop.
 LOOK_SECONDS = 0.1  # It looks that often whether an actor hangs or has gone.
 SERVING_SECONDS = 0.05  # While there is something to learn from, messages are handled for so long at once…
 SERVING_INTERVAL = 0.1  # …and looked for that often during an update.
+WITNESS_SECONDS = 5.0  # Before its last update, and at its end, a run waits so long for second collections.
 TOLERATED_SHARE_TOO_OLD = 0.25  # When more of the samples are too old in `async`, the user is warned.
 
 
@@ -50,7 +51,7 @@ class Coordinator:
         self.repeatability = Repeatability(experiment, supervision.warn)
         self.first_grant_time: float | None = None  # on the clock
         self._socket, self._experiment, self._run_id = socket, experiment, execution.run_id
-        self._step_timeout = execution.step_timeout
+        self._total_iterations, self._step_timeout = total_iterations, execution.step_timeout
         self._supervision, self._warn, self._clock = supervision, supervision.warn, clock
         self._asynchronous = experiment.schedule == "async"
         self._lane_steps = experiment.lane_size * experiment.rollout_length
@@ -84,6 +85,8 @@ class Coordinator:
             while not all(version in lane.accepted for lane in lanes):
                 self.serve(POLL_SECONDS)
             self._gathered = [lane.accepted[version] for lane in lanes]
+            if version == self._total_iterations - 1:
+                self.wait_for_witness()
             self._ask_for_witness(version)
             self.serve_waiting()  # for actors that have no lane yet have not been heard, where all was there already
         self.roster.report(self.table.by_owner)
@@ -103,10 +106,10 @@ class Coordinator:
             self.serve_waiting()
             self._next_serving = self._clock() + SERVING_INTERVAL
 
-    def wait_for_witness(self, seconds: float) -> None:
-        """Serve until the rollout that is being collected a second time is there, for `seconds` at most."""
-        until = self._clock() + seconds
-        while self.witness.asked is not None and self._clock() < until:
+    def wait_for_witness(self) -> None:
+        """Serve until no rollout is being collected a second time, and whoever does that is there; not for long."""
+        until = self._clock() + WITNESS_SECONDS
+        while (self.witness.asked is not None or self.roster.awaits_witness) and self._clock() < until:
             self.serve(POLL_SECONDS)
 
     def trained_on(self) -> None:

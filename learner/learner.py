@@ -41,8 +41,6 @@ from rundir.checkpoint import (
 from rundir.config import RunConfig
 from rundir.names import CHECKPOINTS, METRICS, PENDING
 
-WITNESS_SECONDS = 5.0  # A finished run waits so long for a rollout that is being collected a second time.
-
 
 class Update(NamedTuple):
     """What an update was made of."""
@@ -100,7 +98,7 @@ class Learner:
                     self._repeat_update(self._to_repeat)
                     self._to_repeat = None
             with suppress(StopRequested):
-                self._coordinator.wait_for_witness(WITNESS_SECONDS)
+                self._coordinator.wait_for_witness()
             return "finished"
         except StopRequested:
             return "stopped"

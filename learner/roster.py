@@ -17,7 +17,7 @@ from learner.refusals import Quota, Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.events import ActorDelivers, ActorFacts, ActorHangs, ActorHello, ActorJoined, ActorLost, Actors, Event
-from protocol.execution import Execution
+from protocol.execution import WITNESS, Execution, is_launched
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
@@ -56,7 +56,7 @@ class Roster:
         self._supervision, self._on_leave, self._clock = supervision, on_leave, clock
         self._report, self._warn = supervision.report, supervision.warn
         self._step_timeout = execution.step_timeout
-        self._wanted = {str(index) for index in range(execution.num_actors)}  # whom the supervisor starts (again)
+        self._wanted = set(execution.actors)  # whom the supervisor starts (again)
         self._gathering = True  # whether lanes wait for actors that have not joined yet
         self._gathering_since: float | None = None  # None counts from the first actor's joining
         self._waits_for_replacements = False  # whether a lost actor's lanes wait for the one that replaces it
@@ -71,25 +71,34 @@ class Roster:
     @property
     def ready(self) -> list[bytes]:
         """Who can be given lanes, in the order of joining."""
-        return [identity for identity, record in self.actors.items() if record.ready]
+        return [identity for identity, record in self.actors.items() if record.ready and not record.is_witness]
 
     @property
     def acting_share(self) -> float | None:
         """The mean share of their time that actors spend acting, as far as they have told."""
-        shares = [record.acting_share for record in self.actors.values()]
+        shares = [record.acting_share for record in self.actors.values() if not record.is_witness]
         known = [share for share in shares if share is not None]
         return statistics.fmean(known) if known else None
 
+    @property
+    def awaits_witness(self) -> bool:
+        """Whether an actor that only collects rollouts a second time is to come."""
+        return WITNESS in self._wanted and self._witness is None
+
+    @property
+    def _witness(self) -> bytes | None:
+        return next((i for i, record in self.actors.items() if record.ready and record.is_witness), None)
+
     def sharers(self) -> int:
         """Among how many actors the lanes are to be shared: those that are ready, or whom one still waits for."""
-        ready = self.ready
+        ready, wanted = self.ready, len(self._wanted - {WITNESS})
         if self._gathering:
             now, since, patience = self._clock(), self._gathering_since, self._step_timeout
             if since is None:
                 since = min((self.actors[identity].joined for identity in ready), default=now)
                 patience = GATHERING_SECONDS
-            self._gathering = len(ready) < len(self._wanted) and now - since < patience
-        return max(len(ready), len(self._wanted) if self._gathering else 1)
+            self._gathering = len(ready) < wanted and now - since < patience
+        return max(len(ready), wanted if self._gathering else 1)
 
     def wait_for_replacements(self) -> None:
         """From now on, the lanes of an actor that was lost wait for the one that replaces it."""
@@ -97,7 +106,12 @@ class Roster:
         self._gathering_since = self._clock()
 
     def others_than(self, host: bytes) -> list[bytes]:
-        """Who is ready, and is another process than `host`'s."""
+        """Who may collect a rollout of `host`'s a second time, in another process: the witness, where it is there.
+
+        A process that hosts no lanes differs from all that do: in its age, and in what else it has stepped.
+        """
+        if self._witness is not None:
+            return [self._witness]
         process = self.actors[host].local, self.actors[host].pid
         return [i for i in self.ready if (self.actors[i].local, self.actors[i].pid) != process]
 
@@ -128,11 +142,13 @@ class Roster:
         identity, user, local = received.identity, received.user, received.local
         if identity in self.actors:
             return  # it has nothing to do, and makes sure that it is known
-        if ACTOR_NAME.fullmatch(hello.actor) is None or hello.actor.isdecimal() != local:
+        if ACTOR_NAME.fullmatch(hello.actor) is None or is_launched(hello.actor) != local:
             self.refuse(identity, "name", "an actor's name that is none, or one of this machine's")
             return
         if self.spaces is None and self._wanted and not local:
             return  # this machine's say what is right; it will say hello again
+        if hello.actor == WITNESS and not any(record.working for record in self.actors.values()):
+            return  # some simulators are alone on a machine: whoever needs one to act comes first
         if not local and sum(not record.local for record in self.actors.values()) >= MAX_REMOTE:
             self.refuse(identity, "too many", f"{MAX_REMOTE} actors of other machines take part already")
             return
@@ -253,7 +269,7 @@ class Roster:
             return
         # One of another machine may leave for reasons of its own, and one that is not wanted any more is not lost.
         lost = record.local and record.name in self._wanted
-        if lost and self._waits_for_replacements:
+        if lost and not record.is_witness and self._waits_for_replacements:
             self._gathering, self._gathering_since = True, self._clock()
         self._on_leave(identity, lost)
 
@@ -324,6 +340,7 @@ class Roster:
                 seconds_silent=max(0.0, self._listened - record.last_heard),
             )
             for identity, record in self.actors.items()
+            if not record.is_witness
         ]
         self._report(Actors(tuple(facts)))
 

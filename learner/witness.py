@@ -68,6 +68,7 @@ class Witness:
         self.asked: Asked | None = None
         self._experiment = experiment
         self._lane_steps = experiment.lane_size * experiment.rollout_length
+        self._last = total_iterations - 1  # An environment that changes late should be seen, too.
         total_steps = total_iterations * experiment.env_steps_per_iteration
         self._early_steps = max(EARLY_SHARE * total_steps, EARLY_ROLLOUTS * self._lane_steps)
         self._number = 0
@@ -89,6 +90,8 @@ class Witness:
             allowed += FAULTY_SHARE * self._early_steps
         elif rollout_index in EARLY:
             allowed = self._early_steps
+        elif rollout_index == self._last:
+            allowed = self.steps + self._early_steps
         return index if self.steps + self._cost(lane.borders[rollout_index]) <= allowed else None
 
     def ask(self, witness: bytes, elsewhere: bool, border: LaneBorder, trajectory: Trajectory) -> int:

@@ -130,7 +130,7 @@ class ActorHangs:
 class ActorExit:
     """The process of an actor has ended."""
 
-    actor: int
+    actor: str
     life: int
     code: int
     last_line: str  # of what it said

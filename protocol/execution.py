@@ -6,7 +6,14 @@ from typing import Literal
 
 from protocol.remote import RemoteAccess
 
+WITNESS = "witness"  # That actor's name. Those of the others are numbers, from 0 on.
+
 SinkName = Literal["tensorboard", "wandb", "trackio"]
+
+
+def is_launched(name: str) -> bool:
+    """Whether an actor's name is one that the launcher gives. Nobody else may have such a name."""
+    return name.isdecimal() or name == WITNESS
 
 
 @dataclass(frozen=True)
@@ -15,6 +22,7 @@ class Execution:
 
     run_dir: Path  # absolute
     num_actors: int  # that the launcher starts
+    witness: bool = False  # whether it starts one more, which hosts no lanes and collects rollouts a second time
     step_timeout: float = 60.0  # seconds without progress after which an actor is taken to hang
     workers: Literal["processes", "threads", "ray"] = "processes"  # with Ray, actors alone are Ray's
     transport: Literal["ipc", "tcp"] = "ipc"  # between processes of this machine
@@ -23,6 +31,11 @@ class Execution:
     ray_address: str | None = None  # HOST:PORT or `auto`; None starts a cluster on this machine, for this run alone
     sinks: tuple[SinkName, ...] = ()
     quiet: bool = False
+
+    @property
+    def actors(self) -> list[str]:
+        """The names of the actors that the launcher starts."""
+        return [*map(str, range(self.num_actors)), *([WITNESS] if self.witness else [])]
 
     @property
     def run_id(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from protocol.events import ActorExit, Event, LearnerExit, from_line
-from protocol.execution import Execution
+from protocol.execution import WITNESS, Execution
 from protocol.keys import RunKeys
 from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, STOP
 from protocol.offspring import mark_for_child
@@ -42,8 +42,8 @@ class ProcessWorkers:
         open_to_all = execution.address.startswith("tcp://") or (remote is not None and remote.supervised)
         self._keys = RunKeys.fresh() if open_to_all else None
         self._learner: subprocess.Popen[bytes] | None = None
-        self._actors: dict[int, subprocess.Popen[bytes]] = {}
-        self._lives: dict[int, int] = {}  # of those actors
+        self._actors: dict[str, subprocess.Popen[bytes]] = {}
+        self._lives: dict[str, int] = {}  # of those actors
         self._watchers: list[threading.Thread] = []
         (execution.run_dir / LOGS).mkdir(exist_ok=True)
 
@@ -58,16 +58,17 @@ class ProcessWorkers:
         self._watch(self._read_learner, self._learner, start)
         return self._learner.pid
 
-    def start_actor(self, index: int, life: int) -> int:
-        arguments = ["--connect", self._execution.address, "--index", str(index), "--life", str(life)]
+    def start_actor(self, name: str, life: int) -> int:
+        arguments = ["--connect", self._execution.address, "--name", name, "--life", str(life)]
         arguments += ["--keyed"] if self._keys else []
-        log = self._log(f"actor-{index}")
+        log = self._log(f"actor-{name}")
         start = size_of(log)
-        process = self._actors[index] = start_child("actors", arguments, log, stdout=subprocess.DEVNULL)
+        module = "actors.witness" if name == WITNESS else "actors"
+        process = self._actors[name] = start_child(module, arguments, log, stdout=subprocess.DEVNULL)
         if self._keys:
             self._tell(process, " ".join([KEY, *self._keys.words_for_actor()]))
-        self._lives[index] = life
-        self._watch(self._await_actor, index, life, process, log, start)
+        self._lives[name] = life
+        self._watch(self._await_actor, name, life, process, log, start)
         return process.pid
 
     def stop_learner(self) -> None:
@@ -87,22 +88,23 @@ class ProcessWorkers:
     def tell_lost(self, life: int) -> None:
         self._tell(self._learner, f"{LOST} {life}")
 
-    def tell_wanted(self, indices: Iterable[int]) -> None:
-        names = [*map(str, indices)]
-        self._execution = replace(self._execution, num_actors=len(names))
+    def tell_wanted(self, names: Iterable[str]) -> None:
+        names = [*names]
+        witness = WITNESS in names
+        self._execution = replace(self._execution, num_actors=len(names) - witness, witness=witness)
         self._tell(self._learner, " ".join([ACTORS, *names]))
 
-    def kill_actor(self, index: int, life: int) -> bool:
-        process = self._actors.get(index)
-        if process is not None and self._lives[index] == life:
+    def kill_actor(self, name: str, life: int) -> bool:
+        process = self._actors.get(name)
+        if process is not None and self._lives[name] == life:
             kill(process)
         return True
 
-    def restart_actor(self, index: int) -> None:
-        kill(self._actors[index])
+    def restart_actor(self, name: str) -> None:
+        kill(self._actors[name])
 
-    def end_actor(self, index: int) -> None:
-        process = self._actors.pop(index, None)
+    def end_actor(self, name: str) -> None:
+        process = self._actors.pop(name, None)
         if process is not None:
             end_child(process, END_SECONDS)
 
@@ -127,10 +129,10 @@ class ProcessWorkers:
         self._watchers.append(watcher)
         watcher.start()
 
-    def _await_actor(self, index: int, life: int, process: subprocess.Popen[bytes], log: Path, start: int) -> None:
+    def _await_actor(self, name: str, life: int, process: subprocess.Popen[bytes], log: Path, start: int) -> None:
         code = process.wait()
         close_stdin(process)
-        self._events.put(ActorExit(index, life, code, last_line(log, start)))
+        self._events.put(ActorExit(name, life, code, last_line(log, start)))
 
     def _read_learner(self, process: subprocess.Popen[bytes], start: int) -> None:
         for event in self._read_events(process):

@@ -21,19 +21,17 @@ class ActorHost:
         """The id of the node."""
         return importlib.import_module("ray").get_runtime_context().get_node_id()
 
-    def run(
-        self, index: int, number: int, address: str, key: ActorKey, folder: str, path: list[str]
-    ) -> tuple[int, str]:
+    def run(self, name: str, number: int, address: str, key: ActorKey, folder: str, path: list[str]) -> tuple[int, str]:
         """Act until the run is over; returns the exit code, and what there is to say about it."""
         if "numpy" in sys.modules and not ONE_THREAD.items() <= os.environ.items():
-            limited = " ".join(f"{name}={value}" for name, value in ONE_THREAD.items())
+            limited = " ".join(f"{each}={value}" for each, value in ONE_THREAD.items())
             return (
                 USER_ERROR,
-                f"actor {index}: Ray loads NumPy before an actor can limit its threads: {limited} ray start",
+                f"actor {name}: Ray loads NumPy before an actor can limit its threads: {limited} ray start",
             )
         if not hash_seed_is_fixed():
-            seed = " ".join(f"{name}={value}" for name, value in HASH_SEED.items())
-            return USER_ERROR, f"actor {index}: Ray's processes have random hash seeds: {seed} ray start"
+            seed = " ".join(f"{each}={value}" for each, value in HASH_SEED.items())
+            return USER_ERROR, f"actor {name}: Ray's processes have random hash seeds: {seed} ray start"
         os.environ |= ONE_THREAD
         sys.path += [part for part in path if part not in sys.path]  # the user's modules, too
         with suppress(OSError):  # where a relative path of the user's means what it does there
@@ -41,9 +39,9 @@ class ActorHost:
         try:
             from actors.actor import Actor
 
-            Actor(str(index), address, key, life=number).run()
+            Actor(name, address, key, life=number).run()
         except UserError as error:
-            return USER_ERROR, f"actor {index}: {error} (on {socket.gethostname()})"
+            return USER_ERROR, f"actor {name}: {error} (on {socket.gethostname()})"
         except Exception:
             return FAILURE, traceback.format_exc().strip()
         finally:

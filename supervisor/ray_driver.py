@@ -36,7 +36,7 @@ Words = queue.SimpleQueue[list[Any]]  # the supervisor's, and what happens to ac
 class Placed:
     """An actor that has not ended."""
 
-    index: int
+    name: str
     handle: Any  # Ray's
     careful: bool  # whether it may run on some nodes only
     node: str | None = None  # once it runs
@@ -66,8 +66,8 @@ class Driver:
         """Do as the supervisor says, until it says stop or is gone."""
         while True:
             match self._words.get():
-                case ["start", index, number]:
-                    self._start(int(index), int(number))
+                case ["start", str(name), number]:
+                    self._start(name, int(number))
                 case ["kill", number]:
                     self._kill(int(number))
                 case ["restart", number]:
@@ -85,14 +85,14 @@ class Driver:
     def report(self, event: Event) -> None:
         os.write(self._events, f"{to_line(event)}\n".encode())
 
-    def _start(self, index: int, number: int) -> None:
+    def _start(self, name: str, number: int) -> None:
         unreachable = self._unreachable_nodes()
         # Ray still counts a node as alive that has just been lost, and would let the actor wait for it.
         avoid = {"label_selector": {"ray.io/node-id": f"!in({','.join(unreachable)})"}} if unreachable else {}
         handle = self._host.options(**self._options, **avoid).remote()
-        self._placed[number] = Placed(index, handle, careful=bool(unreachable))
+        self._placed[number] = Placed(name, handle, careful=bool(unreachable))
         handle.node.remote().future().add_done_callback(partial(self._note_start, number))
-        run = handle.run.remote(index, number, self._address, self._key, str(Path.cwd()), sys.path)
+        run = handle.run.remote(name, number, self._address, self._key, str(Path.cwd()), sys.path)
         run.future().add_done_callback(partial(self._note_end, number))
 
     def _unreachable_nodes(self) -> list[str]:
@@ -126,9 +126,9 @@ class Driver:
             self._avoided[node] = time.monotonic()
         self._ray.kill(placed.handle)  # its process, which is still there if it has only lost touch
         if said:
-            with open(self._logs / f"actor-{placed.index}.log", "a") as log:
+            with open(self._logs / f"actor-{placed.name}.log", "a") as log:
                 log.write(f"{said}\n")
-        self.report(ActorExit(placed.index, number, code, said.splitlines()[-1] if said else ""))
+        self.report(ActorExit(placed.name, number, code, said.splitlines()[-1] if said else ""))
 
     def _kill(self, number: int) -> None:
         if number in self._placed:

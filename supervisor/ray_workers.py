@@ -30,25 +30,25 @@ class RayWorkers(ProcessWorkers):
         super().__init__(replace(execution, remote=remote), events)
         self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
         self._driver: subprocess.Popen[bytes] | None = None
-        self._placed: dict[int, int] = {}  # the driver's actors that have not ended: indices by life
+        self._placed: dict[int, str] = {}  # the driver's actors that have not ended: names by life
 
-    def start_actor(self, index: int, life: int) -> int:
+    def start_actor(self, name: str, life: int) -> int:
         with self._lock:
             self._driver = self._driver or self._start_driver()
-            self._placed[life] = index
-        self._tell_driver(f"start {index} {life}")
+            self._placed[life] = name
+        self._tell_driver(f"start {name} {life}")
         return 0
 
-    def kill_actor(self, index: int, life: int) -> bool:
+    def kill_actor(self, name: str, life: int) -> bool:
         self._tell_driver(f"kill {life}")
         return True
 
-    def restart_actor(self, index: int) -> None:
-        for life in self._lives_of(index):
+    def restart_actor(self, name: str) -> None:
+        for life in self._lives_of(name):
             self._tell_driver(f"restart {life}")
 
-    def end_actor(self, index: int) -> None:
-        for life in self._lives_of(index):
+    def end_actor(self, name: str) -> None:
+        for life in self._lives_of(name):
             self._tell_driver(f"kill {life}")
 
     def end(self, seconds: float) -> None:
@@ -68,13 +68,13 @@ class RayWorkers(ProcessWorkers):
         self._watch(self._read_driver, driver, self._placed)
         return driver
 
-    def _lives_of(self, index: int) -> list[int]:
-        return [life for life, placed in list(self._placed.items()) if placed == index]
+    def _lives_of(self, name: str) -> list[int]:
+        return [life for life, placed in list(self._placed.items()) if placed == name]
 
     def _tell_driver(self, line: str) -> None:
         self._tell(self._driver, line)
 
-    def _read_driver(self, driver: subprocess.Popen[bytes], placed: dict[int, int]) -> None:
+    def _read_driver(self, driver: subprocess.Popen[bytes], placed: dict[int, str]) -> None:
         for event in self._read_events(driver):
             if isinstance(event, ActorExit):
                 placed.pop(event.life, None)
@@ -84,5 +84,5 @@ class RayWorkers(ProcessWorkers):
         with self._lock:  # from here on, the next actor has a new driver started, and none is added to these
             self._driver = None
         reason = last_line(self._log("ray")).removeprefix("ray: ")
-        for life, index in list(placed.items()):  # a cluster's actors end with their driver
-            self._events.put(ActorExit(index, life, code, reason))
+        for life, name in list(placed.items()):  # a cluster's actors end with their driver
+            self._events.put(ActorExit(name, life, code, reason))

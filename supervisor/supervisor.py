@@ -27,7 +27,7 @@ from protocol.events import (
     SignalReceived,
     Summary,
 )
-from protocol.execution import Execution
+from protocol.execution import WITNESS, Execution
 from protocol.lifeline import ENVIRONMENT_ERROR, SUCCESS, USER_ERROR
 from supervisor.address import SocketFolder
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
@@ -73,19 +73,20 @@ class Supervisor:
         self._status = report.status
         self._evaluation = evaluation
         self._sinks = sinks
-        self._slots: dict[int, Crashes] = {}  # the actors wanted, by index
+        self._slots: dict[str, Crashes] = {}  # the actors wanted, by name, but for the witness
+        self._witness = Crashes() if execution.witness else None  # None once it is given up, too
         self._learner_crashes = Crashes()
         self._learning = False  # whether an iteration was completed: from then on every end has a summary
         self._started_lives = 0  # of actors: each process has the next number
-        self._lives: dict[int, int] = {}  # of each actor's present process
-        self._pids: dict[int, int] = {}  # of the same
+        self._lives: dict[str, int] = {}  # of each actor's present process
+        self._pids: dict[str, int] = {}  # of the same
         self._hung: dict[int, str] = {}  # lives that the learner had killed, and why
         self._awake, self._looked = 0.0, time.monotonic()  # seconds spent listening, and until when they are counted
         self._heard = 0.0  # on that clock, when the learner last gave a sign of life, or was started
         self._silent_after = math.inf  # on that clock, when the learner will have been silent for too long
-        self._lost_at: dict[int, float] = {}  # actors that do not deliver again yet, and since when they are lost
-        self._joining: dict[int, float] = {}  # actors that have not joined yet, and since when
-        self._due: dict[int, float] = {}  # actors to start again, and when
+        self._lost_at: dict[str, float] = {}  # actors that do not deliver again yet, and since when they are lost
+        self._joining: dict[str, float] = {}  # actors that have not joined yet, and since when
+        self._due: dict[str, float] = {}  # actors to start again, and when
         self._learner_due: float | None = None  # when a learner is to be started again
         self._deadline: float | None = None  # on that clock, for the learner's summary, once it was asked to stop
         self._hurried = False  # whether that was asked twice
@@ -94,10 +95,10 @@ class Supervisor:
     def start(self) -> None:
         for wish in self._wishes():
             wish.unlink(missing_ok=True)
-        self._slots = {index: Crashes() for index in range(self._execution.num_actors)}
+        self._slots = {str(index): Crashes() for index in range(self._execution.num_actors)}
         self._start_learner()
-        for index in self._slots:
-            self._start_actor(index)
+        for name in self._wanted:
+            self._start_actor(name)
 
     def watch(self) -> None:
         """Until the learner has summarized the run. Raises `UserError` or `RunFailed` when that cannot be."""
@@ -124,9 +125,9 @@ class Supervisor:
     def _start_what_is_due(self, now: float) -> None:
         if self._learner_due is not None and self._learner_due <= now:
             self._start_learner()
-        for index in [index for index, due in self._due.items() if due <= now]:
-            del self._due[index]
-            self._start_actor(index, again=True)
+        for name in [name for name, due in self._due.items() if due <= now]:
+            del self._due[name]
+            self._start_actor(name, again=True)
 
     def conclude(self) -> None:
         """After the workers: evaluate what is pending, if the run is finished, and let the sinks take the rest."""
@@ -154,7 +155,7 @@ class Supervisor:
                 self._stop()
             case ActorHangs(actor, life, reason):
                 self._hung[life] = reason
-                if not self._workers.kill_actor(int(actor), life):
+                if not self._workers.kill_actor(actor, life):
                     self._stop(f"actor {actor} {reason}, and a thread cannot be killed")
             case Alive(patience, listening):
                 self._heard, self._silent_after = self._awake, self._awake + patience
@@ -163,8 +164,9 @@ class Supervisor:
                 if listening:
                     self._restart_actors_that_do_not_join()
             case ActorHello(actor):
-                if actor.isdecimal():
-                    self._joining.pop(int(actor), None)
+                self._joining.pop(actor, None)
+            case ActorJoined(actor) if actor == WITNESS:
+                self._witness = self._witness and Crashes()
             case ActorJoined(actor):
                 # About the process of another machine's actor nothing can be decided here, so that it is worth a line.
                 self._report.tell("actor_joined", f"actor {actor} has joined", not actor.isdecimal(), actor=actor)
@@ -172,8 +174,7 @@ class Supervisor:
                 self._status.lose_actor(actor)
                 self._report.tell("actor_lost", f"actor {actor} has gone; its lanes go to the others", actor=actor)
             case ActorDelivers(actor, seconds):
-                if actor.isdecimal():
-                    self._note_delivery(int(actor), seconds)
+                self._note_delivery(actor, seconds)
             case LearnerExit(code, last_line):
                 self._lost_learner(code, last_line)
             case ActorExit():
@@ -185,17 +186,17 @@ class Supervisor:
             case _:
                 self._report.take(event)
 
-    def _note_delivery(self, index: int, seconds: float) -> None:
+    def _note_delivery(self, name: str, seconds: float) -> None:
         """An actor delivers, `seconds` after it joined."""
-        if index in self._slots:
-            self._slots[index] = Crashes()
-        lost_at = self._lost_at.pop(index, None)
+        if name in self._slots:
+            self._slots[name] = Crashes()
+        lost_at = self._lost_at.pop(name, None)
         if lost_at is not None:
             self._report.tell(
                 "actor_delivers",
-                f"actor {index} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost ({seconds:.1f} s"
+                f"actor {name} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost ({seconds:.1f} s"
                 " after it joined, rebuilding lanes included)",
-                actor=str(index),
+                actor=name,
             )
 
     def _stop(self, failure: str | None = None) -> None:
@@ -210,7 +211,7 @@ class Supervisor:
     def _start_learner(self) -> None:
         self._learner_due = None
         self._status.learner_started(self._workers.start_learner())
-        self._workers.tell_wanted(self._slots)
+        self._workers.tell_wanted(self._wanted)
         self._heard, self._silent_after = self._awake, self._awake + LEARNER_START_SECONDS
 
     def _look_after_sockets(self) -> None:
@@ -238,20 +239,27 @@ class Supervisor:
     def _restart_actors_that_do_not_join(self) -> None:
         """To be called when the learner has heard everyone: before that, an actor may wait for the learner alone."""
         now = time.monotonic()
-        for index in [i for i, since in self._joining.items() if now - since > START_SECONDS]:
-            del self._joining[index]
-            self._report.tell("warning", f"actor {index} has not said hello within {START_SECONDS:.0f} s")
-            self._workers.restart_actor(index)
+        for name in [name for name, since in self._joining.items() if now - since > START_SECONDS]:
+            del self._joining[name]
+            self._report.tell("warning", f"actor {name} has not said hello within {START_SECONDS:.0f} s")
+            self._workers.restart_actor(name)
 
-    def _start_actor(self, index: int, again: bool = False) -> None:
-        self._joining[index] = time.monotonic()
+    @property
+    def _wanted(self) -> list[str]:
+        """Which actors there are, or will be again."""
+        return [*self._slots, *([WITNESS] if self._witness else [])]
+
+    def _start_actor(self, name: str, again: bool = False) -> None:
         self._started_lives += 1
-        self._lives[index] = self._started_lives
-        pid = self._pids[index] = self._workers.start_actor(index, self._started_lives)
-        self._status.actor_started(str(index), pid, self._started_lives, again)
+        self._lives[name] = self._started_lives
+        pid = self._pids[name] = self._workers.start_actor(name, self._started_lives)
+        if name == WITNESS:
+            return  # the run does not wait for it, and it has no part in the status
+        self._joining[name] = time.monotonic()
+        self._status.actor_started(name, pid, self._started_lives, again)
         if again:
-            text = f"actor {index} was started again"
-            self._report.tell("actor_restarted", text, False, actor=str(index), pid=pid)
+            text = f"actor {name} was started again"
+            self._report.tell("actor_restarted", text, False, actor=name, pid=pid)
 
     def _lost_learner(self, code: int, last_line: str) -> None:
         self._heard = self._silent_after = math.inf
@@ -274,6 +282,8 @@ class Supervisor:
         if self._lives.get(actor) != life:
             return  # another process has its place already
         self._joining.pop(actor, None)
+        if actor == WITNESS and self._deadline is None:
+            self._lost_witness(ended)
         if self._deadline is not None or actor not in self._slots:
             return
         if code == USER_ERROR and not self._learning:
@@ -298,16 +308,28 @@ class Supervisor:
             self._lost_at.setdefault(actor, time.monotonic())
             self.restarts["actor_restarts"] += 1
             text = f"{cause}; it starts again {when(backoff)}"
-            self._status.lose_actor(str(actor))
-            self._report.tell("actor_lost", text, actor=str(actor), pid=self._pids[actor], code=code)
+            self._status.lose_actor(actor)
+            self._report.tell("actor_lost", text, actor=actor, pid=self._pids[actor], code=code)
             return
         del self._slots[actor]
-        self._workers.tell_wanted(self._slots)
+        self._workers.tell_wanted(self._wanted)
         text = f"{cause}; it is given up after {CRASHES_ALLOWED} starts in a row"
-        self._report.tell("actor_retired", text, actor=str(actor), pid=self._pids[actor], code=code)
-        self._status.actor_removed(str(actor))
+        self._report.tell("actor_retired", text, actor=actor, pid=self._pids[actor], code=code)
+        self._status.actor_removed(actor)
         if not self._slots:
             self._stop(f"no actor is left: {cause}")
+
+    def _lost_witness(self, ended: ActorExit) -> None:
+        """The run goes on without it. Until it is back, the learner asks other actors for second collections."""
+        given_up = ended.code in (USER_ERROR, ENVIRONMENT_ERROR)  # another process would find the same
+        backoff = None if given_up or self._witness is None else self._witness.next_backoff()
+        if backoff is not None:
+            self._due[WITNESS] = time.monotonic() + (backoff or DISMISSED_SECONDS)
+            return
+        self._witness = None
+        self._workers.tell_wanted(self._wanted)
+        cause = end_of(ended.code, ended.last_line.removeprefix(f"actor {WITNESS}: "))
+        self._report.tell("note", f"the process that collects rollouts a second time {cause}; it is not started again")
 
     def _adjust_actors(self) -> None:
         """Follow what `launch.py actors` wrote; threads cannot."""
@@ -328,15 +350,16 @@ class Supervisor:
                 wishes.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(wishes)]
 
-    def _have_actors(self, wanted: int) -> None:
-        had, self._slots = self._slots, {index: self._slots.get(index) or Crashes() for index in range(wanted)}
-        self._workers.tell_wanted(self._slots)
-        for index in sorted(had.keys() - self._slots.keys()):
-            self._due.pop(index, None)
-            self._joining.pop(index, None)
-            self._workers.end_actor(index)
-            self._status.actor_removed(str(index))
-            self._report.tell("actor_retired", f"actor {index} is not wanted any more", False, actor=str(index))
-        for index in sorted(self._slots.keys() - had.keys()):
-            self._start_actor(index)
-        self._report.tell("note", f"now with {wanted} actors")
+    def _have_actors(self, number: int) -> None:
+        had = self._slots
+        self._slots = {name: had.get(name) or Crashes() for name in map(str, range(number))}
+        self._workers.tell_wanted(self._wanted)
+        for name in sorted(had.keys() - self._slots.keys(), key=int):
+            self._due.pop(name, None)
+            self._joining.pop(name, None)
+            self._workers.end_actor(name)
+            self._status.actor_removed(name)
+            self._report.tell("actor_retired", f"actor {name} is not wanted any more", False, actor=name)
+        for name in sorted(self._slots.keys() - had.keys(), key=int):
+            self._start_actor(name)
+        self._report.tell("note", f"now with {number} actors")

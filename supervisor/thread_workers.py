@@ -37,9 +37,9 @@ class ThreadWorkers:
         self._start("learner", LearnerExit, work)
         return 0
 
-    def start_actor(self, index: int, life: int) -> int:
+    def start_actor(self, name: str, life: int) -> int:
         self._start(
-            f"actor-{index}", partial(ActorExit, index, life), Actor(str(index), self._execution.address, life=life).run
+            f"actor-{name}", partial(ActorExit, name, life), Actor(name, self._execution.address, life=life).run
         )
         return 0
 
@@ -55,16 +55,16 @@ class ThreadWorkers:
     def tell_lost(self, life: int) -> None:
         self._supervision.lost.put(life)
 
-    def tell_wanted(self, indices: Iterable[int]) -> None:
-        self._supervision.wanted.put(set(map(str, indices)))
+    def tell_wanted(self, names: Iterable[str]) -> None:
+        self._supervision.wanted.put(set(names))
 
-    def kill_actor(self, index: int, life: int) -> bool:
+    def kill_actor(self, name: str, life: int) -> bool:
         return False
 
-    def restart_actor(self, index: int) -> None:
+    def restart_actor(self, name: str) -> None:
         pass  # a thread cannot be killed, and may yet join
 
-    def end_actor(self, index: int) -> None:
+    def end_actor(self, name: str) -> None:
         raise NotImplementedError("threads cannot be taken away")
 
     def end(self, seconds: float) -> None:

@@ -21,7 +21,7 @@ class Workers(Protocol):
         """Start a learner; returns its pid, 0 for a thread."""
         ...
 
-    def start_actor(self, index: int, life: int) -> int:
+    def start_actor(self, name: str, life: int) -> int:
         """Start an actor in its `life`, a number that no actor before it had; returns its pid, 0 where it has none on
         this machine."""
         ...
@@ -42,19 +42,19 @@ class Workers(Protocol):
         """Tell the learner that an actor's life is over."""
         ...
 
-    def tell_wanted(self, indices: Iterable[int]) -> None:
+    def tell_wanted(self, names: Iterable[str]) -> None:
         """Tell the learner, and each that is started after it, which actors there are from now on, or will be again."""
         ...
 
-    def kill_actor(self, index: int, life: int) -> bool:
+    def kill_actor(self, name: str, life: int) -> bool:
         """Kill an actor that hangs, unless another has its place already; False where that cannot be done."""
         ...
 
-    def restart_actor(self, index: int) -> None:
+    def restart_actor(self, name: str) -> None:
         """Kill an actor that does not join; its exit counts as a crash, so it is started again."""
         ...
 
-    def end_actor(self, index: int) -> None:
+    def end_actor(self, name: str) -> None:
         """End an actor that is no longer wanted."""
         ...
 

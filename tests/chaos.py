@@ -55,6 +55,9 @@ class Chaos:
     def learner(self) -> list[psutil.Process]:
         return self._children("learner")
 
+    def witness(self) -> list[psutil.Process]:
+        return self._children("actors.witness")
+
     def kill_actor(self) -> None:
         self._signal(self.actors(), signal.SIGKILL)
 
@@ -78,6 +81,12 @@ class Chaos:
 
     def stop_learner(self) -> None:
         self._signal(self.learner(), signal.SIGSTOP)
+
+    def kill_witness(self) -> None:
+        self._signal(self.witness(), signal.SIGKILL)
+
+    def stop_witness(self) -> None:
+        self._signal(self.witness(), signal.SIGSTOP)
 
     def _kill_a_replacement(self, age: float) -> None:
         known = {actor.pid for actor in self.actors()}
@@ -110,7 +119,7 @@ class Chaos:
     def kill_everything(self) -> None:
         """SIGKILL to the launcher and all its children, then `--resume`."""
         assert self.process is not None
-        for process in [*self.learner(), *self.actors(), psutil.Process(self.process.pid)]:
+        for process in [*self.learner(), *self.actors(), *self.witness(), psutil.Process(self.process.pid)]:
             self._signal([process], signal.SIGKILL)
         self.process.communicate()
         self.resume()
@@ -175,6 +184,8 @@ FAULTS = [
     "kill_young_actor",
     "kill_rebuilding_actor",
     "kill_actor_in_update",
+    "kill_witness",
+    "stop_witness",
     "stop_learner",
     "kill_learner",
     "kill_learner_while_saving",

@@ -99,7 +99,14 @@ class FakeSocket:
 class Conversation:
     """A coordinator and what its actors say."""
 
-    def __init__(self, num_actors: int = 2, schedule: str = "pipelined", step_timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        num_actors: int = 2,
+        schedule: str = "pipelined",
+        step_timeout: float = 60.0,
+        witness: bool = False,
+        total_iterations: int = 10,
+    ) -> None:
         self.socket = FakeSocket()
         self.events: list[Event] = []
         self.supervision = Supervision(self.events.append)
@@ -107,8 +114,8 @@ class Conversation:
         self.coordinator = Coordinator(
             self.socket,  # pyright: ignore[reportArgumentType]
             replace(EXPERIMENT, schedule=schedule),
-            Execution(Path("run"), num_actors, step_timeout),
-            total_iterations=10,
+            Execution(Path("run"), num_actors, witness, step_timeout),
+            total_iterations,
             supervision=self.supervision,
             clock=self.clock,
         )
@@ -123,9 +130,10 @@ class Conversation:
     def serve(self) -> None:
         self.coordinator.serve(0.001)
 
-    def join(self, index: int, **hello: Any) -> bytes:
+    def join(self, index: int | str, **hello: Any) -> bytes:
         identity = f"actor-{index}-{len(self.socket.sent)}".encode()
-        self.say(identity, Hello(str(index), hello.get("pid", 1000 + index), hello.get("fingerprint", {"numpy": "2"})))
+        life = hello.get("pid", 1000 + (index if isinstance(index, int) else 999))
+        self.say(identity, Hello(str(index), life, hello.get("fingerprint", {"numpy": "2"})))
         self.say(identity, Ready(SPACES, hello.get("libraries", {})))
         return identity
 

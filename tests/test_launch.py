@@ -183,7 +183,7 @@ def test_a_signal_ends_everything_with_all_saved(tmp_path: Path, number: signal.
     with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG, **options) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 3, process)
         children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) == 3
+        assert len(children) == 4  # the learner, two actors, and the witness
         folder = socket_folder(children)
         assert folder.stat().st_mode & 0o777 == 0o700
         output = stop(process, number)
@@ -290,7 +290,7 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
         wait_for(lambda: iterations(tmp_path / "run") >= 1, process)
         lines = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children()]
         stop(process)
-        assert sorted("actors" in line for line in lines) == [False, True, True]
+        assert sorted("actors" in line for line in lines) == [False, True, True, True]  # one is the witness
         assert ["-m learner" in line for line in lines if "actors" not in line] == [True]
 
 

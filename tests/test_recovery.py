@@ -122,6 +122,13 @@ def test_faults_do_not_change_the_weights(
     assert summary["weights_digest"] == undisturbed[schedule]
 
 
+def test_a_witness_that_is_killed_is_none_of_the_run_s_losses(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    summary = disturb_campaign(tmp_path / "run", "sync", ["kill_witness", "kill_witness"])
+    assert summary["weights_digest"] == undisturbed["sync"]
+    assert summary["actor_restarts"] == 0 and summary["deterministic"] is True
+    assert summary["witness"]["in_other_processes"] > 0
+
+
 @pytest.mark.slow
 def test_a_memory_and_observations_of_several_parts_move_to_another_actor(tmp_path: Path) -> None:
     flags: list[object] = ["--env", "tests.environments:EverySpace-v0", "--env-kwargs", "observation='dict'"]
