@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from actors.actor import Actor
+from protocol.execution import title_of
 from protocol.keys import actor_key, read_actor
 from protocol.lifeline import KEY, SUCCESS, await_line, leave, run_child, run_to_the_end
 from protocol.offspring import end_offspring
@@ -40,7 +41,7 @@ def main() -> None:
     if arguments.name is not None:
         key = actor_key(await_line(KEY).split()) if arguments.keyed else None
         run_child(
-            f"actor {arguments.name}",
+            title_of(arguments.name),
             work=lambda: Actor(arguments.name, arguments.connect, key, life=arguments.life, stop=_stop).run(),
             on_word=lambda _: _end(),
         )

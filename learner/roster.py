@@ -17,7 +17,7 @@ from learner.refusals import Quota, Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.events import ActorDelivers, ActorFacts, ActorHangs, ActorHello, ActorJoined, ActorLost, Actors, Event
-from protocol.execution import WITNESS, Execution, is_launched
+from protocol.execution import WITNESS, Execution, is_launched, title_of
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Progress, Ready, Refusal, Stop, Welcome
 from protocol.snapshot import PolicySnapshot
@@ -302,7 +302,7 @@ class Roster:
                 remedy = "is replaced" if record.local else "loses its lanes"
                 reason = f"has made no progress for {silence:.1f} s (--step-timeout {self._step_timeout:g})"
                 if record.local or self._news.take():
-                    self._warn(f"actor {record.name} {reason} and {remedy}")
+                    self._warn(f"{title_of(record.name)} {reason} and {remedy}")
                 if record.local:
                     self._ended_lives.add(record.life)  # it may yet say something before it is killed
                     self._report(ActorHangs(record.name, record.life, reason))

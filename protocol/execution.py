@@ -16,6 +16,11 @@ def is_launched(name: str) -> bool:
     return name.isdecimal() or name == WITNESS
 
 
+def title_of(name: str) -> str:
+    """What an actor that the launcher starts is called in full: `actor 3`, or `witness`."""
+    return name if name == WITNESS else f"actor {name}"
+
+
 @dataclass(frozen=True)
 class Execution:
     """What the launcher was told about processes and connections, as it reaches every process that needs it."""

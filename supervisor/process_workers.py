@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from protocol.events import ActorExit, Event, LearnerExit, from_line
-from protocol.execution import WITNESS, Execution
+from protocol.execution import WITNESS, Execution, title_of
 from protocol.keys import RunKeys
 from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, STOP
 from protocol.offspring import mark_for_child
@@ -61,7 +61,7 @@ class ProcessWorkers:
     def start_actor(self, name: str, life: int) -> int:
         arguments = ["--connect", self._execution.address, "--name", name, "--life", str(life)]
         arguments += ["--keyed"] if self._keys else []
-        log = self._log(f"actor-{name}")
+        log = self._log(title_of(name).replace(" ", "-"))
         start = size_of(log)
         module = "actors.witness" if name == WITNESS else "actors"
         process = self._actors[name] = start_child(module, arguments, log, stdout=subprocess.DEVNULL)

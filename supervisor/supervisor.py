@@ -328,7 +328,7 @@ class Supervisor:
             return
         self._witness = None
         self._workers.tell_wanted(self._wanted)
-        cause = end_of(ended.code, ended.last_line.removeprefix(f"actor {WITNESS}: "))
+        cause = end_of(ended.code, ended.last_line.removeprefix(f"{WITNESS}: "))
         self._report.tell("note", f"the process that collects rollouts a second time {cause}; it is not started again")
 
     def _adjust_actors(self) -> None:

@@ -38,7 +38,7 @@ def test_every_process_is_on_the_timeline_and_tracing_changes_nothing(tmp_path: 
     path = tmp_path / "trace.json"
     traced = train(tmp_path / "traced", *SMALL, "--actors", 2, "--trace", path)
     spans = timeline(path)
-    assert set(spans) == {"launcher", "learner", "actor 0", "actor 1"}
+    assert set(spans) == {"launcher", "learner", "actor 0", "actor 1", "witness"}
     rollouts = [
         (s["args"]["rollout"], s["args"]["lane"]) for i in (0, 1) for s in spans[f"actor {i}"] if "lane" in s["args"]
     ]
