@@ -59,7 +59,7 @@ class ProcessWorkers:
         return self._learner.pid
 
     def start_actor(self, name: str, life: int) -> int:
-        arguments = ["--connect", self._execution.address, "--name", name, "--life", str(life)]
+        arguments = ["--connect", self._execution.address, "--life", str(life), "--name", name]
         arguments += ["--keyed"] if self._keys else []
         log = self._log(title_of(name).replace(" ", "-"))
         start = size_of(log)
