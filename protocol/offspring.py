@@ -24,6 +24,7 @@ LOOK_SECONDS = 1.0  # That often one looks for processes that Python did not sta
 
 _owner: int | None = None  # the process that watches: its forks have inherited the hook
 _keeper: subprocess.Popen[bytes] | None = None
+_to_keeper: int | None = None  # a pipe, on which forks introduce themselves
 _starting = False
 _next_look = 0.0  # time.monotonic()
 
@@ -104,16 +105,32 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
         _start_keeper()
 
 
+def _introduce_fork() -> None:
+    """Tell the keeper of this process, which has just been forked: its parent may be killed before the keeper looks.
+
+    A fork does not show the mark that its parent has made for itself. A pid alone may be another process's by then.
+    """
+    if _to_keeper is not None:
+        import psutil
+
+        with suppress(OSError, psutil.Error):  # the keeper is gone, or has not read for long; then it looks for itself
+            os.write(_to_keeper, f"{os.getpid()} {psutil.Process().create_time()}\n".encode())
+
+
 def _start_keeper() -> None:
-    global _keeper, _starting
+    global _keeper, _starting, _to_keeper
     if _keeper is not None or _starting or _owner != os.getpid():
         return
     _starting = True
     try:
+        import psutil  # noqa: F401 - here: no import is safe in a fork
+
         keeper = Path(__file__).with_name("keeper.py")
+        hears, tells = os.pipe()
+        os.set_blocking(tells, False)
         _keeper = subprocess.Popen(
             [sys.executable, "-P", str(keeper), str(os.getpid()), _mark()],
-            stdin=subprocess.DEVNULL,
+            stdin=hears,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -121,5 +138,8 @@ def _start_keeper() -> None:
             env={name: os.environ[name] for name in KEEPERS_VARIABLES if name in os.environ},
             start_new_session=True,  # what kills this process's group must not kill the keeper
         )
+        os.close(hears)
+        _to_keeper = tells
+        os.register_at_fork(after_in_child=_introduce_fork)
     finally:
         _starting = False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import ROOT
+from launching import ROOT, wait_for
 from marks import slow
 from offspring import end_a_run
 
@@ -61,3 +61,27 @@ offspring.end_offspring()
 assert sleeper.wait(60) == -9
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_fork_is_known_before_its_parent_can_be_killed(depth: int) -> None:
+    """A fork has not inherited the mark that its parent has made for itself, and the keeper looks now and then only."""
+    code = """
+import os, signal, sys, time
+from protocol import offspring
+offspring.watch()
+told, tell = os.pipe()
+if os.fork() == 0:
+    if sys.argv[1] == "2" and os.fork() != 0:
+        os._exit(0)
+    os.setsid()
+    os.write(tell, b"%d" % os.getpid())
+    time.sleep(1000)
+print(os.read(told, 20).decode(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", code, str(depth)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        fork = int(process.stdout.readline())
+    wait_for(lambda: not psutil.pid_exists(fork) or psutil.Process(fork).status() == psutil.STATUS_ZOMBIE)
