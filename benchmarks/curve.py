@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    prepare_device("auto", threads=1)  # as the learner does, which among other things lets malloc keep its memory
+    prepare_device("cpu", threads=1)  # as the learner does, which among other things lets malloc keep its memory
     report = Report("curve")
     report.note(f"one sender, over tcp on 127.0.0.1; {LANES} trajectories make a batch, {WINDOW} are under way")
     with tempfile.TemporaryDirectory() as folder, Worker("sending") as sender:

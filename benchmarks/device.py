@@ -12,7 +12,12 @@ from benchmarks.report import Report
 from benchmarks.workloads import MINIBATCHES, Workload
 from protocol.errors import UserError
 
-WORKLOADS = (Workload("mlp", 64, 512), Workload("mlp", 512, 2048), Workload("nature_cnn", 512, 256))
+WORKLOADS = (
+    Workload("mlp", 64, 512),
+    Workload("mlp", 256, 512),
+    Workload("mlp", 512, 2048),
+    Workload("nature_cnn", 512, 256),
+)
 EPOCHS = 4
 
 

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="which to measure")
     parser.add_argument("--minibatch", nargs="+", type=positive(int), help="samples a step, instead of all")
     parser.add_argument("--threads", type=positive(int), default=cores(), help="of each side")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="of both sides")
     parser.add_argument("--seconds", type=positive(float), default=0.5, help="of each measurement")
 
 
@@ -34,8 +35,9 @@ def run(arguments: argparse.Namespace) -> Report:
         for network, hidden in (NETWORKS[name] for name in arguments.network)
         for minibatch in arguments.minibatch or MINIBATCHES[network]
     ]
-    report, threads = Report("update"), ["--threads", str(arguments.threads)]
-    report.note(f"{arguments.threads} threads on the CPU, for both")
+    report, threads = Report("update"), ["--device", arguments.device, "--threads", str(arguments.threads)]
+    on = "the GPU" if arguments.device == "gpu" else f"{arguments.threads} threads of the CPU"
+    report.note(f"both on {on}")
     with ExitStack() as stack:
         ours, rival = stack.enter_context(Worker("mlx_updates", *threads)), None
         if importlib.util.find_spec("torch"):

@@ -85,7 +85,7 @@ class Load:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    prepare_device("auto", threads=1)  # as the learner does, which among other things lets malloc keep its memory
+    prepare_device("cpu", threads=1)  # as the learner does, which among other things lets malloc keep its memory
     report = Report("wire")
     report.note(f"one sender, over ipc; {LANES} trajectories make a batch, {WINDOW} are under way")
     with Worker("sending") as sender:

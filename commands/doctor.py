@@ -48,8 +48,8 @@ FILES_PER_ACTOR = 4  # A launcher and a learner hold so many files open for each
 FREE_BYTES_WANTED = 2**30
 DEVICE = """
 import json
-from learner.device import prepare_device
-print(json.dumps(prepare_device("auto", 1)))
+from learner.device import gpu_fault, prepare_device
+print(json.dumps([*prepare_device("auto", 1), gpu_fault()]))
 """
 
 
@@ -120,15 +120,17 @@ def _check_mlx() -> Iterator[Finding]:
             f"MLX cannot be used: {lines[-1].partition('UserError: ')[2] or lines[-1]}", "this machine can still act"
         )
         return
-    device, notes = json.loads(done.stdout.splitlines()[-1])
-    if device == "gpu":
-        yield ok("the learner computes on the GPU; --device cpu makes results equal bit for bit")
+    device, notes, fault = json.loads(done.stdout.splitlines()[-1])
+    if device == "auto":
+        yield ok(
+            "the learner takes the GPU for images and for large networks, and the CPU for others, or as --device says"
+        )
     else:
         remedy = None if sys.platform == "darwin" else "with an NVIDIA GPU, install the extra `cuda` instead of `cpu`"
-        yield ok("the learner computes on the CPU: MLX finds no GPU", remedy)
+        yield ok(f"the learner computes on the CPU: {fault}", remedy)
     for text in notes:
         yield note(text)
-    if sys.platform == "linux" and device == "cpu" and not notes:
+    if sys.platform == "linux" and not notes:
         yield ok(f"OpenBLAS and a C++ compiler ({shutil.which('g++')}) are there for MLX")
 
 

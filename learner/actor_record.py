@@ -4,6 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from protocol.events import ActorFacts
 from protocol.execution import WITNESS
 from protocol.messages import Progress
 
@@ -32,6 +33,19 @@ class ActorRecord:
     def is_witness(self) -> bool:
         """Whether it hosts no lanes, and collects rollouts a second time."""
         return self.name == WITNESS
+
+    def facts(self, lanes: list[int] | None, listened: float) -> ActorFacts:
+        """What the supervisor is told: `lanes` are those that it hosts, and until `listened` all it said was heard."""
+        return ActorFacts(
+            name=self.name,
+            life=self.life,
+            pid=self.pid,
+            state=self.state(hosts=lanes is not None),
+            lanes=tuple(lanes or []),
+            env_steps=self.env_steps,
+            acting=self.acting_share,
+            seconds_silent=max(0.0, listened - self.last_heard),
+        )
 
     def state(self, hosts: bool) -> str:
         """What it is about, in a word; `hosts` says whether it has lanes."""

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from learner.device import choose_device, use_device
 from learner.model import ActorCritic
 from learner.optimizer import Adam
 from learner.ppo import ppo_loss
@@ -25,7 +26,7 @@ UPDATES = 3
 FIXED = ("num_envs", "lane_size")  # These say which lanes there are, and stay as a run began.
 
 
-def computation(device: str, threads: int) -> dict[str, str]:
+def computation(device: str, threads: int, tf32: bool) -> dict[str, str]:
     """By name: device, BLAS and its threads, whether kernels are fused, versions, and a digest of small updates.
 
     The digest is that of a CPU alone: sums of a GPU differ from run to run.
@@ -44,17 +45,44 @@ def computation(device: str, threads: int) -> dict[str, str]:
             "kernels": "fused" if sys.platform != "linux" or shutil.which("g++") else "not fused",
             "arithmetic": update_digest(),
         }
+    else:
+        record["tf32"] = "yes" if tf32 else "no"
     return record
 
 
 class Conditions:
     """What the learner computes with and the settings of the run, and whether the run began with the same."""
 
-    def __init__(self, computation: dict[str, str], settings: dict[str, Any], warn: Callable[[str], None]) -> None:
-        self.computation = computation
+    def __init__(self, device: str, settings: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """`device` may be `auto`, until `use` or `choose` decides. `settings` are all of the run."""
+        self.device = device
+        self.computation: dict[str, str] = {}  # until then
         self.continued_elsewhere = False  # whether a learner that computes otherwise, or other settings, began the run
         self._settings = {name: str(value) for name, value in settings.items()}
+        self._threads, self._tf32 = settings["learner_threads"], settings["tf32"]
         self._warn = warn
+        if device != "auto":
+            self.use(device)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the device rounds the factors of products."""
+        return self._tf32 and self.device == "gpu"
+
+    def use(self, device: str) -> None:
+        """Compute on the CPU or the GPU from now on."""
+        use_device(device)
+        self.device = device
+        self.computation = computation(device, self._threads, self._tf32)
+
+    def choose(self, model: ActorCritic, samples: int) -> str:
+        """Decide for the CPU or the GPU, by the network and the samples of a step; returns which and why, in words."""
+        parameters = sum(array.size for array in model.parameters())
+        has_images = any(array.ndim > 2 for array in model.parameters())
+        device, why = choose_device(parameters, samples, has_images, model.recurrent)
+        self.use(device)
+        other = {"cpu": "gpu", "gpu": "cpu"}[device]
+        return f"the learner computes on the {device.upper()}: {why}; --device {other} takes the other"
 
     def state_dict(self) -> dict[str, Any]:
         return {

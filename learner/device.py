@@ -6,19 +6,23 @@ Nothing here imports MLX at module level: on Linux the better BLAS has to be loa
 import ctypes
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 from protocol.errors import UserError
+from protocol.text import error_line
 
 OPENBLAS_PACKAGE = "ngsolve_openblas"
 PROBE_SECONDS = 20
+TF32 = "MLX_ENABLE_TF32"
+# From so many parameters times samples a step on, `auto` takes the GPU. See docs/throughput.md for what was measured.
+GPU_WORK = 3e7
 MALLOC_TRIM_THRESHOLD, MALLOC_MAX_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h.
 PROBE = """
 import ctypes, sys
@@ -30,27 +34,65 @@ sys.exit(nine[0] != 9)
 """
 
 
-def prepare_device(name: str, threads: int) -> tuple[str, list[str]]:
-    """Make `name` (auto, cpu or gpu) MLX's default device; returns (cpu or gpu, notes for the user)."""
+def prepare_device(name: str, threads: int, tf32: bool = False) -> tuple[str, list[str]]:
+    """Get MLX ready for `name` (auto, cpu or gpu); returns (cpu, gpu or auto, notes for the user).
+
+    The device returned is MLX's default from now on. With `auto` that is the CPU, and there is a choice, which
+    `choose_device` makes. `tf32` lets a GPU round float32 matrix products. Raises `UserError`.
+    """
     if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx.core") is None:  # any folder is an mlx
         extra = "" if sys.platform == "darwin" else "; add the extra `cpu` or `cuda` of this project"
         raise UserError(f"the learner needs MLX, which is not installed{extra}")
+    os.environ[TF32] = str(int(tf32))  # MLX reads it when it is imported, or at its first product
     notes = []
-    on_cpu_wheel = sys.platform == "linux" and _distribution_exists("mlx-cpu")
     if sys.platform == "linux":
         keep_freed_memory()
-    if on_cpu_wheel:
         notes += preload_openblas(threads)
         if not shutil.which("g++"):
             notes.append("no C++ compiler (g++): MLX cannot fuse its kernels, and updates take about twice as long")
+    fault = gpu_fault()
+    if name == "gpu" and fault:
+        raise UserError(f"--device gpu: {fault}; use --device cpu, or install the extra `cuda` on Linux")
+    use_device("gpu" if name == "gpu" else "cpu")
+    if name == "auto":
+        return ("cpu" if fault else "auto"), notes
+    return name, notes if name == "cpu" else []
+
+
+def gpu_fault() -> str:
+    """Why MLX cannot compute on a GPU here; empty where it can."""
     import mlx.core as mx
 
-    has_gpu = mx.default_device().type == mx.gpu
-    if name == "gpu" and not has_gpu:
-        raise UserError("--device gpu: MLX finds no GPU here; use --device cpu, or install the extra `cuda`")
-    device = "gpu" if has_gpu and name != "cpu" else "cpu"
-    mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu, 0))
-    return device, notes
+    if not mx.is_available(mx.Device(mx.gpu)):
+        return "MLX finds no GPU here"
+    try:  # A virtual machine or a sandbox may show a GPU that computes nothing.
+        mx.eval(mx.add(mx.array(1.0), mx.array(1.0), stream=mx.Device(mx.gpu)))
+    except Exception as error:
+        return f"MLX finds a GPU and cannot compute on it ({error_line(error)})"
+    return ""
+
+
+def use_device(name: str) -> None:
+    """Make the device `name` (cpu or gpu) MLX's default."""
+    import mlx.core as mx
+
+    mx.set_default_device(mx.Device(mx.gpu if name == "gpu" else mx.cpu))
+
+
+def choose_device(parameters: int, samples: int, has_images: bool, recurrent: bool) -> tuple[str, str]:
+    """(cpu or gpu, why) for steps of `samples` each on a network of so many parameters, where there are both.
+
+    Each operation on a GPU has to be launched. A step of a small network is a hundred launches with little to do in
+    each. A recurrent one has launches for each time step.
+    """
+    words = f"{parameters:,} parameters, {samples:,} samples a step"
+    if has_images:
+        return "gpu", f"a convolutional network ({words})"
+    if recurrent:
+        return "cpu", f"a recurrent network ({words})"
+    if parameters * samples < GPU_WORK:
+        return "cpu", f"a small network ({words})"
+    return "gpu", f"a large network ({words})"
 
 
 def keep_freed_memory() -> None:
@@ -63,9 +105,9 @@ def keep_freed_memory() -> None:
 
 
 def preload_openblas(threads: int) -> list[str]:
-    """Load an OpenBLAS whose symbols take precedence over the slow BLAS in MLX's CPU wheel; returns notes."""
+    """Load an OpenBLAS whose symbols take precedence over the slow BLAS in MLX's wheels for Linux; returns notes."""
     if importlib.util.find_spec(OPENBLAS_PACKAGE) is None:
-        return ["OpenBLAS is not installed (package ngsolve-openblas): updates take two to four times as long"]
+        return [_openblas_note()]
     with _openblas() as path:
         # A library built for another processor kills the process that calls it, so another process calls it first.
         probe = subprocess.run(
@@ -83,6 +125,13 @@ def preload_openblas(threads: int) -> list[str]:
     return []
 
 
+def _openblas_note() -> str:
+    slow = "on the CPU, updates take two to four times as long"
+    if platform.machine() == "x86_64":
+        return f"OpenBLAS is not installed (package ngsolve-openblas): {slow}"
+    return f"MLX's own BLAS is used, since there is no package with a faster one for {platform.machine()}: {slow}"
+
+
 @contextmanager
 def _openblas() -> Iterator[Path]:
     """A path from which the OpenBLAS wheel loads, as long as the context lasts.
@@ -96,7 +145,7 @@ def _openblas() -> Iterator[Path]:
         (folder / "libopenblas.so").symlink_to(blas)
         core = importlib.util.find_spec("mlx.core")
         assert core is not None and core.origin is not None
-        for library in Path(core.origin).parent.parent.glob("mlx_cpu.libs/lib*.so*"):
+        for library in Path(core.origin).parent.parent.glob("mlx_c*.libs/lib*.so*"):  # of the CPU's or of CUDA's wheel
             (folder / library.name).symlink_to(library)
             if library.name.startswith("libgfortran"):
                 (folder / "libgfortran.so.5").symlink_to(library)
@@ -107,11 +156,3 @@ def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0])
-
-
-def _distribution_exists(name: str) -> bool:
-    try:
-        metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -5,25 +5,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from learner.agreement import Agreement, most_summed
 from learner.batch import Batch
 from learner.borders import LaneBorder
-from learner.computation import Conditions, computation
+from learner.computation import Conditions
 from learner.coordinator import Coordinator
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO, Encode
 from learner.saving import Saving
+from learner.second_updates import SecondUpdates, Update
 from learner.state import RunState
 from learner.stopwatch import Pace, Stopwatch
 from learner.supervision import Patience, StopRequested, Supervision
 from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
-from protocol.events import Iteration, Started
+from protocol.events import Iteration, Note, Started
 from protocol.execution import Execution
 from protocol.observations import encode, normalized_size, numbers_of
 from protocol.records import plain, typed
@@ -42,15 +44,6 @@ from rundir.config import RunConfig
 from rundir.names import CHECKPOINTS, METRICS, PENDING
 
 
-class Update(NamedTuple):
-    """What an update was made of."""
-
-    iteration: int
-    before: dict[str, np.ndarray]  # what `PPO.state_dict` gave, among other arrays
-    batch: Batch
-    to_inputs: Encode
-
-
 class Learner:
     """One run's learner, from its first version or from its newest checkpoint to its last."""
 
@@ -60,21 +53,17 @@ class Learner:
         self._config = config
         self._run_dir = execution.run_dir
         self._socket = socket
-        self._device = device
         self._supervision, self._report, self._warn = supervision, supervision.report, supervision.warn
         self._total_iterations = config.total_iterations
         self._coordinator = Coordinator(socket, config.experiment, execution, self._total_iterations, supervision)
-        self._conditions = Conditions(
-            computation(device, config.training.learner_threads), config.settings, supervision.warn
-        )
+        self._conditions = Conditions(device, config.settings, supervision.warn)
+        self._second_updates = SecondUpdates(self._coordinator.witness, supervision.warn)
         self._version = 0
         self._window = EpisodeWindow()
         self._batch_memory: dict[str, np.ndarray] = {}
         self._pace = Pace()
         self._stopwatch = Stopwatch()  # of an iteration
         self._patience = Patience(execution.step_timeout)
-        self._to_repeat: Update | None = None
-        self._told_update_differs = False
         self._state: RunState | None = None  # after the last completed version
         self._dismissed = False
         self._saving = Saving(execution.run_dir, supervision)
@@ -94,9 +83,8 @@ class Learner:
                     metrics = self._train(Batch.stack(trajectories, self._batch_memory))
                 with trace.span("complete", iteration=self._version):
                     self._complete_version(metrics)
-                if self._to_repeat is not None:  # now that actors have the new weights, and need not wait
-                    self._repeat_update(self._to_repeat)
-                    self._to_repeat = None
+                # Now that actors have the new weights, they need not wait for a repetition.
+                self._second_updates.catch_up(self._ppo, self._conditions.device, self._begin_update)
             with suppress(StopRequested):
                 self._coordinator.wait_for_witness()
             return "finished"
@@ -138,7 +126,7 @@ class Learner:
             "lanes_not_replayable": self._coordinator.repeatability.lanes_not_replayable,
             **self._coordinator.account(),
             "env_faults": self._coordinator.faults.count,
-            "device": self._device,
+            "device": self._conditions.device,
             "learner": self._conditions.computation,
             "continued_elsewhere": self._conditions.continued_elsewhere,
             "schedule": self._config.experiment.schedule,
@@ -150,7 +138,7 @@ class Learner:
         """Whether an equal experiment will end with the same bits, as far as is known."""
         witness = self._coordinator.witness
         # A CPU is taken at its word until it is seen to differ. A GPU has to be seen to repeat itself.
-        updates_repeat = not witness.update_differences and (self._device == "cpu" or witness.updates > 0)
+        updates_repeat = not witness.update_differences and (self._conditions.device != "gpu" or witness.updates > 0)
         reproducible = self._config.experiment.schedule != "async" and self._coordinator.reproducible
         return updates_repeat and reproducible and not self._conditions.continued_elsewhere
 
@@ -161,6 +149,8 @@ class Learner:
         remove_leftovers(self._run_dir / PENDING)
         if checkpoint is not None:
             with understood(checkpoint):
+                if self._conditions.device == "auto":  # which then takes what the run began with
+                    self._conditions.use(checkpoint.facts.get("learner", checkpoint.facts)["device"])
                 self._restore_facts(checkpoint)
         if checkpoint is not None and self._is_finished() and "spaces" in checkpoint.facts:
             # The learner before this one was lost when it had saved the last version. No actor is needed any more.
@@ -172,7 +162,12 @@ class Learner:
         self._spaces = spaces
         self._statistics = RunningStatistics((normalized_size(spaces),))
         self._reward_scaling = RewardScaling(experiment.num_envs, self._config.ppo.discount)
-        self._ppo = PPO(ActorCritic(spaces, experiment), self._config.ppo, experiment.seed, self._total_iterations)
+        if self._conditions.device == "auto":
+            samples = experiment.env_steps_per_iteration // self._config.ppo.minibatches
+            self._report(Note(self._conditions.choose(ActorCritic(spaces, experiment), samples)))
+        model = ActorCritic(spaces, experiment)  # for the device chosen
+        self._agreement = Agreement(most_summed(model), self._conditions.rounds, self._warn)
+        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._total_iterations)
         if checkpoint is None:
             arrays = self._ppo.state_dict()
             self._snapshots = [self._snapshot(arrays)]
@@ -195,19 +190,16 @@ class Learner:
     @np.errstate(**OWN_ERRORS)
     def _train(self, batch: Batch) -> dict[str, Any]:
         """One iteration of PPO; afterwards version, statistics and episode window are the next version's."""
-        snapshot = self._snapshots[-1]
-
-        normalization = None
-        if self._config.experiment.normalize_observations:
-            normalization = snapshot.observation_mean, snapshot.observation_scale
-        to_inputs = partial(encode, spaces=self._spaces, normalization=normalization)
+        if self._agreement.is_due(self._version):
+            self._check_agreement(batch)
+        to_inputs = self._inputs_as(self._snapshots[-1])
         if self._config.ppo.normalize_rewards:
             scaled = self._reward_scaling(batch.rewards, batch.done, batch.environments)
             batch = replace(batch, rewards=scaled)
         metrics = self._ppo.update(batch, self._version, to_inputs, self._begin_update())
         if self._config.experiment.schedule != "async" and self._coordinator.witness.wants_update(self._version):
             assert self._state is not None
-            self._to_repeat = Update(self._version, self._state.checkpoint.arrays, batch, to_inputs)
+            self._second_updates.keep(Update(self._version, self._state.checkpoint.arrays, batch, to_inputs))
         lags = self._version - batch.policy_versions
         metrics |= {
             "policy/lag_mean": float(lags.mean()),
@@ -219,21 +211,22 @@ class Learner:
         self._window.extend(batch.episode_returns, batch.episode_lengths)
         return metrics
 
-    def _repeat_update(self, update: "Update") -> None:
-        """Do an update a second time, to see whether it leads to the same bits; nothing else changes."""
-        with trace.span("witness", iteration=update.iteration):
-            first = self._ppo.state_dict()
-            self._ppo.load_state_dict(update.before)
-            self._ppo.update(update.batch, update.iteration, update.to_inputs, self._begin_update())
-            difference = self._coordinator.witness.compare_updates(first, self._ppo.state_dict())
-            self._ppo.load_state_dict(first)
-        if difference is not None and not self._told_update_differs:
-            self._told_update_differs = True
-            remedy = "; --device cpu adds in one order" if self._device == "gpu" else ""
-            self._warn(
-                f"an update that was repeated from the same weights and batch led to other weights (by {difference:.2g}"
-                f" at most), so this run is not reproducible{remedy}"
-            )
+    def _check_agreement(self, batch: Batch) -> None:
+        """See whether the actors' log-probabilities are those that this device computes, where all had one version."""
+        version = int(batch.policy_versions.flat[0])
+        acted = [snapshot for snapshot in self._snapshots if snapshot.policy_version == version]
+        if not acted or (batch.policy_versions != version).any():
+            return
+        to_inputs = self._inputs_as(acted[0])
+        difference = self._ppo.disagreement(batch, acted[0].weights, to_inputs)
+        self._agreement.look_at(self._version, difference, batch.behaviour_log_probs)
+
+    def _inputs_as(self, snapshot: PolicySnapshot) -> Encode:
+        """What makes a network's inputs of observations as actors with `snapshot` make them."""
+        normalization = None
+        if self._config.experiment.normalize_observations:
+            normalization = snapshot.observation_mean, snapshot.observation_scale
+        return partial(encode, spaces=self._spaces, normalization=normalization)
 
     def _begin_update(self) -> Callable[[], None]:
         """What is to be done between the steps of an update: serve actors, and say that the learner is at work."""

@@ -59,6 +59,11 @@ class Adam:
         self.state[:] = parameters - factors[0] * m / (mx.sqrt(v) * factors[1] + EPSILON), m, v
         return norm
 
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Host copies of the model's parameters by name, read from the device at once."""
+        parts = self._split(np.array(_joined(self._model.parameters())))
+        return {name: np.ascontiguousarray(array) for name, array in parts.items()}
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Moments as `NAME.m` and `NAME.v` for each parameter, and `step`, the number of steps: host copies."""
         state: dict[str, np.ndarray] = {"step": np.array(self._steps, np.uint64)}

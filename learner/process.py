@@ -36,7 +36,7 @@ def run_learner(
         execution.run_dir, lambda text: report(Note(text))
     )  # first: an orphaned learner still has the port of --listen
     socket = LearnerSocket(execution.address, execution.remote, supervision.warn, key)
-    device, notes = prepare_device(config.training.device, config.training.learner_threads)
+    device, notes = prepare_device(config.training.device, config.training.learner_threads, config.training.tf32)
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
 
     for note in notes:

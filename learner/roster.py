@@ -16,7 +16,7 @@ from learner.actor_record import ActorRecord
 from learner.refusals import Quota, Refusals
 from learner.supervision import Supervision
 from protocol.errors import ProtocolError
-from protocol.events import ActorDelivers, ActorFacts, ActorHangs, ActorHello, ActorJoined, ActorLost, Actors, Event
+from protocol.events import ActorDelivers, ActorHangs, ActorHello, ActorJoined, ActorLost, Actors, Event
 from protocol.execution import WITNESS, Execution, is_launched, title_of
 from protocol.experiment import Experiment
 from protocol.messages import Hello, Message, Progress, Ready, Refusal, Stop, Welcome
@@ -148,7 +148,7 @@ class Roster:
         if self.spaces is None and self._wanted and not local:
             return  # this machine's say what is right; it will say hello again
         if hello.actor == WITNESS and not any(record.working for record in self.actors.values()):
-            return  # some simulators are alone on a machine: whoever needs one to act comes first
+            return  # some simulators are alone on a machine: those who act come first
         if not local and sum(not record.local for record in self.actors.values()) >= MAX_REMOTE:
             self.refuse(identity, "too many", f"{MAX_REMOTE} actors of other machines take part already")
             return
@@ -328,21 +328,8 @@ class Roster:
         if now < self._next_report and not at_once:
             return
         self._next_report = now + REPORT_SECONDS
-        facts = [
-            ActorFacts(
-                name=record.name,
-                life=record.life,
-                pid=record.pid,
-                state=record.state(hosts=identity in lanes),
-                lanes=tuple(lanes.get(identity, [])),
-                env_steps=record.env_steps,
-                acting=record.acting_share,
-                seconds_silent=max(0.0, self._listened - record.last_heard),
-            )
-            for identity, record in self.actors.items()
-            if not record.is_witness
-        ]
-        self._report(Actors(tuple(facts)))
+        known = [entry for entry in self.actors.items() if not entry[1].is_witness]
+        self._report(Actors(tuple(record.facts(lanes.get(i), self._listened) for i, record in known)))
 
     def dismiss(self, reason: str) -> None:
         """Tell every actor to stop, and give remote ones, whom nobody else tells, the time to hear it."""

@@ -114,10 +114,14 @@ class TrainingConfig:
     eval_episodes: int = 20
     """Episodes of each evaluation: deterministic actions, and seeds that training never uses."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where the learner computes; `auto` takes the GPU where there is one. A CPU's updates repeat themselves; of a
-    GPU `deterministic` in summary.json says what was seen."""
+    """Where the learner computes. Where there is a GPU, `auto` takes it for images and for large networks, and the CPU
+    for small ones, which a GPU makes slower. A CPU's updates repeat themselves; of a GPU `deterministic` in
+    summary.json says what was seen."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to 10 bits, which some do many times faster. The learner then
+    computes other probabilities than the actors, who do not round."""
     learner_threads: int = 1
-    """Threads of the learner's BLAS on a CPU; another number may give other low bits."""
+    """Threads of the learner's BLAS on Linux CPUs; another number may give other low bits. macOS decides by itself."""
 
     def check(self) -> None:
         """Raise `UserError` on a setting that cannot work."""

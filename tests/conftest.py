@@ -1,6 +1,7 @@
 """What holds for all tests, set before any of them imports NumPy."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from protocol.process import ONE_THREAD
 
 os.environ.update(ONE_THREAD)  # as in every process of a run
+os.environ["MLX_ENABLE_TF32"] = "0"  # likewise
 _state = tempfile.TemporaryDirectory()  # for the secret with which runs are signed: the user's is not for tests
 os.environ["XDG_STATE_HOME"] = _state.name
 os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a test starts inherits
@@ -19,6 +21,14 @@ os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a t
 # No test depends on how fast the machine is: neither an example nor their making has a time to be done in.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Let tests that use MLX in this process use its CPU, also where there is a GPU."""
+    if "mlx.core" in sys.modules:
+        from learner.device import use_device
+
+        use_device("cpu")
 
 
 @pytest.fixture(scope="session", autouse=True)

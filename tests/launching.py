@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,16 +46,21 @@ def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def train(run_dir: Path, *flags: object, **environ: str) -> dict[str, Any]:
-    """Train to the end; returns the summary."""
-    done = launch("--run-dir", run_dir, *flags, **environ)
+    """Train to the end, on the CPU unless `flags` say otherwise; returns the summary."""
+    done = launch("--run-dir", run_dir, *on_cpu(flags), **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return summary_of(run_dir)
+
+
+def on_cpu(flags: Sequence[object]) -> list[object]:
+    """The flags of a new run that takes the CPU, also where there is a GPU, unless they say otherwise."""
+    return [*flags] if "--device" in flags else [*flags, "--device", "cpu"]
 
 
 @contextmanager
 def running(run_dir: Path, *flags: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """`python launch.py` under way; ended with the context, if it has not ended before."""
-    arguments = [*LAUNCH, "--run-dir", str(run_dir), *map(str, flags)]
+    arguments = [*LAUNCH, "--run-dir", str(run_dir), *map(str, on_cpu(flags))]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process:
         try:
             yield process

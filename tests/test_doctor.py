@@ -27,7 +27,7 @@ def test_a_machine_that_can_train_is_told_so_line_by_line() -> None:
     assert all(line.startswith(("ok ", "note ")) for line in lines), done.stdout
     for part in (
         "mlx",
-        "the learner computes on the",
+        "the learner ",
         "performance cores",
         "memory",
         "open files",

@@ -31,6 +31,7 @@ from launching import (
 from marks import slow
 
 from commands import COMMANDS
+from learner.device import gpu_fault
 
 EVERY = "tests.environments:EverySpace-v0"
 LONG = ["--total-steps", 10_000_000, "--checkpoint-every", 1000]
@@ -316,7 +317,7 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
         (["--discount", 1.5], "--discount"),
         (["--resume", "nowhere"], "no run here"),
         (["eval", "nowhere"], "no run here"),
-        (["--device", "gpu"], "no GPU"),
+        pytest.param(["--device", "gpu"], "no GPU", marks=pytest.mark.skipif(not gpu_fault(), reason="there is one")),
         (["--actors", 0], "or 0 with --listen"),
         (["--listen", "0.0.0.0:5555"], "--listen 0.0.0.0:5555 must be tcp://HOST:PORT"),
         (["--listen", "tcp://127.0.0.1:0"], "must be tcp://HOST:PORT"),
