@@ -25,6 +25,7 @@ from commands.train import ExecutionConfig, Flat, check_trusted, default_actors,
 from commands.versions import ROOT, installed_versions
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
+from protocol.limits import allow_many_files
 from protocol.output import say
 from rundir.config import PPOConfig, TrainingConfig
 from supervisor.address import socket_parent
@@ -148,11 +149,14 @@ def _check_memory() -> Finding:
 
 
 def _check_files() -> Finding:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    allow_many_files()  # as launcher and learner do
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
         return ok("open files are not limited")
-    text = f"{hard:,} open files are allowed, enough for {hard // FILES_PER_ACTOR:,} actors"
-    return ok(text) if hard >= 1024 else note(text, "raise it with `ulimit -Hn`")
+    raised = f" (the limit was {before:,})" if before != allowed else ""
+    text = f"{allowed:,} open files are allowed{raised}, enough for {allowed // FILES_PER_ACTOR:,} actors"
+    return ok(text) if allowed >= 1024 else note(text, "raise it with `ulimit -Hn`")
 
 
 def _check_sockets() -> Finding:

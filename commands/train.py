@@ -70,6 +70,8 @@ class ExecutionConfig:
     """Seconds without any progress after which an actor is taken to hang, and is replaced."""
     quiet: bool = False
     """Print warnings, errors and how the run ended, and nothing else."""
+    let_sleep: bool = False
+    """Let a Mac fall asleep over the run."""
     sink: tuple[SinkName, ...] = ()
     """Where the metrics go besides metrics.jsonl and metrics.csv, such as `tensorboard wandb trackio`; each needs the
     extra of its name."""
@@ -165,6 +167,7 @@ def main(arguments: list[str]) -> int:
         ray_address=ray_address,
         sinks=execution.sink,
         quiet=execution.quiet,
+        let_sleep=execution.let_sleep,
     )
     shown = dashboard(run_dir) if execution.dashboard else nullcontext()
     with (
@@ -257,16 +260,24 @@ def default_actors(num_lanes: int) -> int:
 
 
 def performance_cores() -> int:
-    """Cores worth an actor: on Apple silicon the performance cores, elsewhere all that this process may use."""
+    """Cores worth an actor: on Apple silicon all but the efficiency cores, elsewhere all physical ones."""
     if sys.platform == "darwin":
-        import subprocess
-
-        answer = subprocess.run(["sysctl", "-n", "hw.perflevel0.physicalcpu"], capture_output=True, check=False)
-        if answer.returncode == 0:
-            return int(answer.stdout)
+        levels = [_sysctl(f"hw.perflevel{level}") for level in range(int(_sysctl("hw").get("nperflevels", 0)))]
+        fast = sum(int(level["physicalcpu"]) for level in levels if level.get("name") != "Efficiency")
+        if fast:
+            return fast
     import psutil
 
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def _sysctl(prefix: str) -> dict[str, str]:
+    """What macOS says of its parts named `prefix`.NAME, by NAME."""
+    import subprocess
+
+    answer = subprocess.run(["sysctl", prefix], capture_output=True, text=True, check=False).stdout
+    pairs = (line.removeprefix(f"{prefix}.").partition(": ") for line in answer.splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments: list[str]) -> None:

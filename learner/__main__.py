@@ -6,10 +6,8 @@ What it has to tell goes to standard output, one JSON object a line.
 import argparse
 import json
 import os
-import resource
 import sys
 import threading
-from contextlib import suppress
 
 from learner.process import run_learner
 from learner.supervision import Supervision
@@ -17,12 +15,11 @@ from protocol.events import Event, to_line
 from protocol.execution import Execution
 from protocol.keys import learner_key
 from protocol.lifeline import ACTORS, EXECUTION, KEY, LOST, await_line, run_child
+from protocol.limits import allow_many_files
 from protocol.offspring import end_siblings
 from protocol.records import typed
 from rundir.config import RunConfig
 from rundir.names import CONFIG
-
-MAX_FILES = 65_536  # A learner may have so many files open where the system sets no limit.
 
 
 def main() -> None:
@@ -34,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     execution = typed(json.loads(await_line(EXECUTION)), Execution, "the execution")
     key = learner_key(await_line(KEY).split()) if arguments.keyed else None
-    _allow_many_connections()
+    allow_many_files()
     parent = os.getppid()
     lock = threading.Lock()
 
@@ -62,13 +59,6 @@ def main() -> None:
             supervision.stop.set()
 
     run_child("learner", work, on_word=listen)
-
-
-def _allow_many_connections() -> None:
-    """Every actor's connection is an open file, and the usual limit is 1024 of them, or 256."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS has a lower limit than it says
-        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES if hard == resource.RLIM_INFINITY else hard, hard))
 
 
 if __name__ == "__main__":

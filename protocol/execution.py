@@ -36,6 +36,7 @@ class Execution:
     ray_address: str | None = None  # HOST:PORT or `auto`; None starts a cluster on this machine, for this run alone
     sinks: tuple[SinkName, ...] = ()
     quiet: bool = False
+    let_sleep: bool = False  # whether a Mac may fall asleep
 
     @property
     def actors(self) -> list[str]:

@@ -144,11 +144,11 @@ class AllowedKeys:
     def __contains__(self, key: str) -> bool:
         stamp = self._stat()
         if stamp != self._stamp:
-            self._stamp = stamp
             try:
                 self._keys = self._load()
             except UserError as error:  # half a file, while it is being edited, must not put everyone out
                 self._warn(f"{error}; the keys allowed are those of before")
+            self._stamp = stamp  # last: two threads look, and neither may take old keys for those of the new file
         return key in self._keys
 
     def _load(self) -> frozenset[str]:

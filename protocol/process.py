@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 
-# Every process that may run an environment has it, since sets are iterated in hash order.
 # BLAS has one thread, since another number may give other low bits. OpenCV has one, since it gains nothing by more.
 ONE_THREAD: dict[str, str] = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -17,17 +16,6 @@ ONE_THREAD: dict[str, str] = {
     "OPENCV_FOR_THREADS_NUM": "1",
 }
 # Every process that may run an environment has it, since sets are iterated in hash order.
-# BLAS has one thread, since another number may give other low bits. OpenCV has one, since it gains nothing by more.
-ONE_THREAD = dict.fromkeys(
-    (
-        "OPENBLAS_NUM_THREADS",
-        "OMP_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENCV_FOR_THREADS_NUM",
-    ),
-    "1",
-)
 HASH_SEED = {"PYTHONHASHSEED": "0"}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - imports nothing
 OWN = {

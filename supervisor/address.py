@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 PREFIX = f"mlx-ppo-{os.getuid()}-"
+TOUCH_SECONDS = 3600.0  # The folder of sockets is touched that often.
 MAX_SOCKET_PATH = 100  # A socket's path may have so many bytes. macOS allows 104.
 LOOPBACK = "127.0.0.1"
 LOCK = "lock"  # The file in a socket's folder.
@@ -63,11 +64,13 @@ class SocketFolder:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
             lock = _lock(self.path)
         self._lock = lock
+        self._next_touch = time.monotonic() + TOUCH_SECONDS
 
     def restore(self) -> bool:
         """Make the folder again if it was removed, as by whatever tidies up temporary files. Returns whether it was.
         Raises `OSError`."""
         if _is_at(self._lock, self.path / LOCK):
+            self._keep_fresh()
             return False
         with suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
@@ -79,6 +82,14 @@ class SocketFolder:
             self._lock.close()
             self._lock = lock
         return lock is not None
+
+    def _keep_fresh(self) -> None:
+        """Let nothing here look old: macOS removes temporary files that nobody has touched for three days."""
+        if time.monotonic() >= self._next_touch:
+            self._next_touch = time.monotonic() + TOUCH_SECONDS
+            for path in (*self.path.iterdir(), self.path):
+                with suppress(FileNotFoundError):  # a learner that ends removes its socket
+                    os.utime(path)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -181,7 +181,8 @@ def end_child(process: subprocess.Popen[bytes], seconds: float) -> None:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a child and whatever it started: each leads a session of its own."""
     if process.poll() is None:
-        with suppress(ProcessLookupError):  # it has just ended, and the thread that awaits it has not said so yet
+        # It has just ended, and the thread that awaits it has not said so yet. macOS calls that a lack of permission.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -13,11 +13,13 @@ from protocol.events import Caution, SignalReceived
 from protocol.execution import Execution
 from protocol.files import read_object, replace_file
 from protocol.lifeline import FAILURE, SUCCESS, ends_of_a_run
+from protocol.limits import allow_many_files
 from protocol.output import complain, say
 from protocol.process import as_typed, as_word
 from rundir.config import RunConfig
 from rundir.names import LOGS, SUMMARY
 from supervisor.address import listening
+from supervisor.awake import awake
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
 from supervisor.sinks import Sinks
@@ -45,7 +47,9 @@ def supervise(config: RunConfig, execution: Execution) -> int:
     if not execution.quiet:
         terminal.say(f"{title} -> {as_typed(run_dir)}")
     _tell_at_once(report, terminal, execution, config.experiment.num_lanes)
+    allow_many_files()
     with (
+        awake(not execution.let_sleep),
         _signals(events),
         listening("inproc" if execution.workers == "threads" else execution.transport) as place,
         terminal,
