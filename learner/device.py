@@ -21,7 +21,7 @@ from protocol.text import error_line
 OPENBLAS_PACKAGE = "ngsolve_openblas"
 PROBE_SECONDS = 20
 TF32 = "MLX_ENABLE_TF32"
-# From so many parameters times samples a step on, `auto` takes the GPU. See docs/throughput.md for what was measured.
+# From so many parameters times samples a step on, `auto` takes the GPU. docs/devices.md has what was measured.
 GPU_WORK = 3e7
 MALLOC_TRIM_THRESHOLD, MALLOC_MAX_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h.
 PROBE = """
