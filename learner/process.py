@@ -1,13 +1,10 @@
 """Running a learner so that it always ends when asked: what a process and `--in-process` have in common."""
 
-import fcntl
-import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TextIO
 
+from learner.claim import claim
 from learner.device import prepare_device
 from learner.supervision import Supervision
 from protocol.errors import UserError
@@ -19,8 +16,6 @@ from protocol.transport import LearnerSocket
 from rundir.config import RunConfig
 
 PATIENCE = 2.5  # A learner that was asked to stop has so many seconds. Then another thread finishes the run.
-TELL_SECONDS = 3.0  # A user is told of such a wait after so long.
-LOCK_SECONDS = 60.0  # A learner whose launcher was killed may still be saving for so long.
 
 
 def run_learner(
@@ -32,9 +27,8 @@ def run_learner(
     kernels. So a second thread ends the run from the last completed version, which is always on the host.
     """
     report, stop = supervision.report, supervision.stop
-    lock = _claim(
-        execution.run_dir, lambda text: report(Note(text))
-    )  # first: an orphaned learner still has the port of --listen
+    # First: an orphaned learner still has the port of --listen.
+    lock = claim(execution.run_dir, lambda text: report(Note(text)))
     socket = LearnerSocket(execution.address, execution.remote, supervision.warn, key)
     device, notes = prepare_device(config.training.device, config.training.learner_threads, config.training.tf32)
     from learner.learner import Learner  # MLX is imported here, after what has to be loaded before it
@@ -66,26 +60,3 @@ def run_learner(
             raise
         finally:
             learner.dismiss_actors()
-
-
-def _claim(run_dir: Path, tell: Callable[[str], None]) -> TextIO:
-    """Wait for an orphaned learner to let go of the run directory, and hold it until the file returned is closed."""
-    lock = open(run_dir / ".learner-lock", "a+")  # noqa: SIM115 - held as long as the learner
-    began, told = time.monotonic(), False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            return lock
-        except BlockingIOError:
-            waited = time.monotonic() - began
-            lock.seek(0)
-            other = f"another learner (process {lock.read(20) or 'unknown'}) is at work in {run_dir}"
-            if waited > LOCK_SECONDS:
-                raise UserError(f"{other}; kill it if it hangs") from None
-            if waited > TELL_SECONDS and not told:
-                told = True
-                tell(f"{other}; it may be saving, and is waited for, for up to {LOCK_SECONDS:.0f} s")
-            time.sleep(0.1)

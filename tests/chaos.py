@@ -131,6 +131,11 @@ class Chaos:
         self.process.communicate()
         self.resume()
 
+    def kill_launcher_of_a_stopped_learner(self) -> None:
+        """The learner cannot end by itself then, and has the run's lock."""
+        self.stop_learner()
+        self.kill_launcher()
+
     def change_actors(self) -> None:
         launch("actors", self.run_dir, "--count", self.random.randint(1, 6))
 
@@ -192,6 +197,7 @@ FAULTS = [
     "kill_learner_and_actor",
     "kill_everything",
     "kill_launcher",
+    "kill_launcher_of_a_stopped_learner",
     "change_actors",
 ]
 

@@ -111,6 +111,7 @@ def test_an_actor_that_is_stopped_is_replaced_and_counted_and_changes_nothing(
     [
         ["kill_learner_and_actor", "kill_learner_while_saving"],
         slow(["kill_everything", "kill_launcher"]),
+        slow(["kill_launcher_of_a_stopped_learner"]),
         slow(["change_actors", "kill_actor", "change_actors"]),
     ],
     ids="-".join,
