@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from actors.interrupts import let_users_interrupt
 from protocol.errors import UserError
 from protocol.process import taken_names
 from protocol.text import error_line, one_line
@@ -114,6 +115,7 @@ def load_wrapper(text: str) -> tuple[Callable, dict[str, Any]]:
     except (ValueError, ImportError, AttributeError) as error:
         reason = one_line(error)
     except BaseException as error:  # whatever the user's module raises
+        let_users_interrupt(error)
         reason = f"{module} raised {error_line(error)}"
     form = "module:Class or module:Class(name=value, …)"
     raise UserError(f"--wrapper {one_line(text)} is no {form}: {reason}{taken_names()}") from None

@@ -1,6 +1,7 @@
 """Environments: how their spaces are described, what passes between them and a policy, and how they are made."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -499,3 +500,14 @@ def test_a_small_bound_is_no_image_unless_a_cnn_is_named() -> None:
 def test_a_cnn_without_an_image_is_refused() -> None:
     with pytest.raises(UserError, match=r"nature_cnn finds no image among .* float32 \[64, 64, 3\] as numbers"):
         describe(gym_spaces.Box(0, 1, (64, 64, 3), np.float32), network="nature_cnn")
+
+
+def test_ctrl_c_while_a_module_is_imported_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_wrapper.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        load_wrapper("slow_wrapper:Wrapper")
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    with pytest.raises(UserError, match="slow_wrapper raised KeyboardInterrupt"):
+        load_wrapper("slow_wrapper:Wrapper")

@@ -1,0 +1,91 @@
+"""What a compiled step asks of a device: the graph of every network, as MLX draws it."""
+
+import io
+import re
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from making import continuous, discrete, numbers
+from test_policies_agree import random_observations
+from test_ppo import random_actions
+
+from learner.model import ActorCritic
+from learner.ppo import PPO
+from protocol.experiment import Experiment
+from protocol.observations import encode
+from protocol.spaces import BoxSpace, ObservationPart, Spaces
+from rundir.config import PPOConfig
+
+SAMPLES, T = 8, 4
+IMAGE = discrete(ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ()), 3)
+# Networks, and how many launches a step of theirs may take: a few more than it takes today, on a CPU.
+NETWORKS = {
+    "mlp, discrete": (discrete(numbers(3), 2), Experiment(), 90),
+    "mlp, continuous": (continuous(numbers(3), 2), Experiment(), 90),
+    "nature_cnn": (IMAGE, Experiment(network="nature_cnn"), 120),
+    "impala_cnn": (IMAGE, Experiment(network="impala_cnn"), 450),
+    "gru": (discrete(numbers(3), 2), Experiment(recurrent_size=8), 210),
+}
+VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten"}
+ON_CPUS_ALONE = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}  # of MLX's operations
+MOST_ARRAYS = 28  # Metal lets a kernel have 31 buffers, and MLX takes some for shapes and strides.
+
+
+def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
+    """As `PPO` has it on the device."""
+    random = np.random.default_rng(0)
+    lead = (SAMPLES, T) if recurrent_size else (SAMPLES,)
+    observations = random_observations(spaces, random, int(np.prod(lead)))
+    names = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")
+    minibatch: dict[str, Any] = {name: mx.array(random.standard_normal(lead, np.float32)) for name in names}
+    minibatch |= {
+        "inputs": [mx.array(x.reshape(*lead, *x.shape[1:])) for x in encode(observations, spaces, None)],
+        "actions": mx.array(random_actions(spaces, random, *lead).reshape(*lead, -1)),
+    }
+    if recurrent_size:
+        minibatch |= {"starts": mx.zeros(lead), "memory": mx.zeros((SAMPLES, recurrent_size))}
+    return minibatch
+
+
+def operations_of(spaces: Spaces, experiment: Experiment) -> dict[str, tuple[str, int]]:
+    """(name, arrays that it takes and gives) of each operation of a step, by its id."""
+    ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(value_clip_range=0.2), 0, 4)
+    ppo._optimizer.take_parameters()
+    state = ppo._optimizer.state
+    minibatch = minibatch_of(spaces, experiment.recurrent_size)
+    mx.eval(minibatch, state)
+    factors = ppo._optimizer.begin_step(1e-3)
+    drawing = io.StringIO()
+    mx.export_to_dot(drawing, ppo._step(minibatch, mx.array(0.2), mx.array(0.01), factors), *state)
+    text = drawing.getvalue()
+    names = dict(re.findall(r'(\d+) \[label ="([^"]+)"', text))
+    assert names
+    taken = re.findall(r'"[^"]+" -> (\d+)', text)
+    given = re.findall(r'(\d+) -> "[^"]+"', text)
+    return {key: (name, taken.count(key) + given.count(key)) for key, name in names.items()}
+
+
+@pytest.mark.parametrize(("spaces", "experiment", "most"), NETWORKS.values(), ids=NETWORKS)
+def test_a_step_has_what_a_gpu_can_launch_and_not_too_much_of_it(
+    spaces: Spaces, experiment: Experiment, most: int
+) -> None:
+    operations = operations_of(spaces, experiment)
+    names = [name for name, _ in operations.values()]
+    assert not ON_CPUS_ALONE & set(names)
+    assert any(name.startswith("Compiled") for name in names)
+    assert max(arrays for name, arrays in operations.values() if name.startswith("Compiled")) <= MOST_ARRAYS
+    launches = [name for name in names if name not in VIEWS]
+    assert len(launches) <= most, len(launches)
+
+
+@pytest.mark.parametrize(("spaces", "experiment", "most"), NETWORKS.values(), ids=NETWORKS)
+def test_nothing_is_computed_in_float64(spaces: Spaces, experiment: Experiment, most: int) -> None:
+    """A GPU has no such numbers."""
+    ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(), 0, 4)
+    ppo._optimizer.take_parameters()
+    factors = ppo._optimizer.begin_step(1e-3)
+    minibatch = minibatch_of(spaces, experiment.recurrent_size)
+    metrics = ppo._step(minibatch, mx.array(0.2), mx.array(0.01), factors)
+    assert {array.dtype for array in (metrics, *ppo._optimizer.state, *ppo.model.parameters())} == {mx.float32}
