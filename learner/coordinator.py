@@ -231,6 +231,8 @@ class Coordinator:
                 self.roster.welcome(received, message)
             case Ready():
                 if self.roster.make_ready(identity, message):
+                    if self.roster.actors[identity].is_witness:
+                        self.witness.trust_anew()
                     self._share_lanes()
             case Trajectory():
                 self._accept(identity, message)

@@ -107,6 +107,10 @@ class Witness:
             self.asked = None
             self._failures += 1
 
+    def trust_anew(self) -> None:
+        """Somebody has come who hosts no lanes: a simulator that a process can have once works there."""
+        self._failures = 0
+
     def compare(self, trajectory: Trajectory) -> str | None:
         """Compare the second collection with the first. Returns where they differ first, None where they are equal."""
         assert self.asked is not None

@@ -353,6 +353,21 @@ def test_the_last_rollouts_are_collected_a_second_time_by_whoever_hosts_no_lanes
         talk.coordinator.trained_on()
 
 
+def test_a_simulator_that_a_process_can_have_once_is_witnessed_where_no_lane_is() -> None:
+    talk = Conversation(num_actors=1, schedule="sync", witness=True, total_iterations=100)
+    only = talk.join(0)
+    talk.publish(0)
+    for grant in talk.socket.take(Grant):
+        talk.say(only, fulfil(grant))
+    lanes = lanes_after(16, 0)
+    for _ in range(MAX_FAILURES):
+        talk.coordinator.witness.ask(only, False, lanes[0].borders[16], lanes[0].accepted[16])
+        talk.coordinator.witness.forget(only)
+    assert talk.coordinator.witness.choose(16, lanes, 10**6) is None
+    talk.join(WITNESS)
+    assert talk.coordinator.witness.choose(16, lanes, 10**6) is not None
+
+
 def test_one_actor_is_its_own_witness() -> None:
     talk = Conversation(num_actors=1, schedule="sync")
     only = talk.join(0)
