@@ -9,8 +9,8 @@ import os
 import sys
 import threading
 
+from learner.launcher import Launcher
 from learner.process import run_learner
-from learner.supervision import Supervision
 from protocol.events import Event, to_line
 from protocol.execution import Execution
 from protocol.keys import learner_key
@@ -40,23 +40,23 @@ def main() -> None:
             sys.stdout.write(to_line(event) + "\n")
             sys.stdout.flush()
 
-    supervision = Supervision(report)
+    launcher = Launcher(report)
 
     def work() -> None:
         config = RunConfig.load(execution.run_dir / CONFIG)
         try:
-            run_learner(config, execution, supervision, key)
+            run_learner(config, execution, launcher, key)
         finally:
             if os.getppid() != parent:  # the launcher was killed, and nobody else sees to its children
                 end_siblings(parent)
 
     def listen(words: list[str]) -> None:
         if words[0] == LOST:
-            supervision.lost.put(int(words[1]))
+            launcher.lost.put(int(words[1]))
         elif words[0] == ACTORS:
-            supervision.wanted.put(set(words[1:]))
+            launcher.wanted.put(set(words[1:]))
         else:
-            supervision.stop.set()
+            launcher.stop.set()
 
     run_child("learner", work, on_word=listen)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from learner.faults import Faults
 from learner.lanes import LaneTable
+from learner.launcher import SHORTEST_PATIENCE, Launcher
 from learner.ledger import SampleLedger
 from learner.repeatability import Repeatability
 from learner.roster import Roster
-from learner.supervision import SHORTEST_PATIENCE, Supervision
 from learner.witness import Witness
 from protocol.errors import ProtocolError
 from protocol.execution import Execution
@@ -40,19 +40,19 @@ class Coordinator:
         experiment: Experiment,
         execution: Execution,
         total_iterations: int,
-        supervision: Supervision,
+        launcher: Launcher,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.roster = Roster(socket, experiment, execution, supervision, self._leave, clock)
+        self.roster = Roster(socket, experiment, execution, launcher, self._leave, clock)
         self.table = LaneTable(experiment, execution.run_id, total_iterations)
         self.ledger = SampleLedger()
-        self.faults = Faults(experiment, supervision.warn, execution.run_dir, clock)
+        self.faults = Faults(experiment, launcher.warn, execution.run_dir, clock)
         self.witness = Witness(experiment, total_iterations)
-        self.repeatability = Repeatability(experiment, supervision.warn)
+        self.repeatability = Repeatability(experiment, launcher.warn)
         self.first_grant_time: float | None = None  # on the clock
         self._socket, self._experiment, self._run_id = socket, experiment, execution.run_id
         self._total_iterations, self._step_timeout = total_iterations, execution.step_timeout
-        self._supervision, self._warn, self._clock = supervision, supervision.warn, clock
+        self._launcher, self._warn, self._clock = launcher, launcher.warn, clock
         self._asynchronous = experiment.schedule == "async"
         self._lane_steps = experiment.lane_size * experiment.rollout_length
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
@@ -101,7 +101,7 @@ class Coordinator:
 
     def serve_meanwhile(self) -> None:
         """During an update: handle what has arrived now and then, so that actors can join and hear an answer."""
-        self._supervision.check_stop()
+        self._launcher.check_stop()
         if self._clock() >= self._next_serving:
             self.serve_waiting()
             self._next_serving = self._clock() + SERVING_INTERVAL
@@ -190,7 +190,7 @@ class Coordinator:
         """Handle one message, for which to wait up to `timeout` seconds, or what is to be done when there is none;
         returns whether there was one."""
         began = self._clock()
-        self._supervision.check_stop()
+        self._launcher.check_stop()
         self.roster.forget_lost()
         received = self._socket.receive(0)
         if received is None:
@@ -199,7 +199,7 @@ class Coordinator:
         # ends, where every sender has had its turn for long enough.
         self._look_after_actors(silence_counts=received is None or self._unbroken > self._step_timeout)
         if received is None:
-            self._supervision.alive(max(self._step_timeout, SHORTEST_PATIENCE), listening=True)
+            self._launcher.alive(max(self._step_timeout, SHORTEST_PATIENCE), listening=True)
             self.roster.report(self.table.by_owner)
             received = self._socket.receive(timeout) if timeout else None
             if received is None:

@@ -14,6 +14,7 @@ from learner.batch import Batch
 from learner.borders import LaneBorder
 from learner.computation import Conditions
 from learner.coordinator import Coordinator
+from learner.launcher import Launcher, Patience, StopRequested
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
@@ -22,7 +23,6 @@ from learner.saving import Saving
 from learner.second_updates import SecondUpdates, Update
 from learner.state import RunState
 from learner.stopwatch import Pace, Stopwatch
-from learner.supervision import Patience, StopRequested, Supervision
 from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
 from protocol.events import Iteration, Note, Started
@@ -48,16 +48,16 @@ class Learner:
     """One run's learner, from its first version or from its newest checkpoint to its last."""
 
     def __init__(
-        self, config: RunConfig, execution: Execution, socket: LearnerSocket, device: str, supervision: Supervision
+        self, config: RunConfig, execution: Execution, socket: LearnerSocket, device: str, launcher: Launcher
     ) -> None:
         self._config = config
         self._run_dir = execution.run_dir
         self._socket = socket
-        self._supervision, self._report, self._warn = supervision, supervision.report, supervision.warn
+        self._launcher, self._report, self._warn = launcher, launcher.report, launcher.warn
         self._total_iterations = config.total_iterations
-        self._coordinator = Coordinator(socket, config.experiment, execution, self._total_iterations, supervision)
-        self._conditions = Conditions(device, config.settings, supervision.warn)
-        self._second_updates = SecondUpdates(self._coordinator.witness, supervision.warn)
+        self._coordinator = Coordinator(socket, config.experiment, execution, self._total_iterations, launcher)
+        self._conditions = Conditions(device, config.settings, launcher.warn)
+        self._second_updates = SecondUpdates(self._coordinator.witness, launcher.warn)
         self._version = 0
         self._window = EpisodeWindow()
         self._batch_memory: dict[str, np.ndarray] = {}
@@ -66,7 +66,7 @@ class Learner:
         self._patience = Patience(execution.step_timeout)
         self._state: RunState | None = None  # after the last completed version
         self._dismissed = False
-        self._saving = Saving(execution.run_dir, supervision)
+        self._saving = Saving(execution.run_dir, launcher)
 
     def run(self) -> str:
         """Train to the end, or until stopped; returns the status, `finished` or `stopped`. `conclude` saves what came
@@ -236,7 +236,7 @@ class Learner:
 
         def between_steps() -> None:
             self._patience.note_step()
-            self._supervision.alive(self._patience.seconds)
+            self._launcher.alive(self._patience.seconds)
             serve()
 
         between_steps()

@@ -13,8 +13,8 @@ from queue import Empty
 from typing import Any
 
 from learner.actor_record import ActorRecord
+from learner.launcher import Launcher
 from learner.refusals import Quota, Refusals
-from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.events import ActorDelivers, ActorHangs, ActorHello, ActorJoined, ActorLost, Actors, Event
 from protocol.execution import WITNESS, Execution, is_launched, title_of
@@ -41,7 +41,7 @@ class Roster:
         socket: LearnerSocket,
         experiment: Experiment,
         execution: Execution,
-        supervision: Supervision,
+        launcher: Launcher,
         on_leave: Callable[[bytes, bool], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,8 +53,8 @@ class Roster:
         self.libraries: dict[str, str] | None = None  # of the environment, and their versions
         self.refusals = Refusals(clock)
         self._socket, self._experiment, self._run_id = socket, experiment, execution.run_id
-        self._supervision, self._on_leave, self._clock = supervision, on_leave, clock
-        self._report, self._warn = supervision.report, supervision.warn
+        self._launcher, self._on_leave, self._clock = launcher, on_leave, clock
+        self._report, self._warn = launcher.report, launcher.warn
         self._step_timeout = execution.step_timeout
         self._wanted = set(execution.actors)  # whom the supervisor starts (again)
         self._gathering = True  # whether lanes wait for actors that have not joined yet
@@ -283,10 +283,10 @@ class Roster:
             self.forget(identity)
         with suppress(Empty):
             while True:
-                self._wanted = self._supervision.wanted.get_nowait()
+                self._wanted = self._launcher.wanted.get_nowait()
         with suppress(Empty):
             while True:
-                life = self._supervision.lost.get_nowait()
+                life = self._launcher.lost.get_nowait()
                 self._ended_lives.add(life)
                 for identity, record in list(self.actors.items()):
                     if record.local and record.life == life:

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
+from learner.launcher import LONG_PATIENCE, Launcher
 from learner.state import RunState
-from learner.supervision import LONG_PATIENCE, Supervision
 from protocol import trace
 from protocol.events import CheckpointSaved
 from rundir.checkpoint import add_checkpoint, write_checkpoint
@@ -14,22 +14,22 @@ from rundir.names import CHECKPOINTS, PENDING
 class Saving:
     """Writes versions into one run directory. Where the disk will not have one, training goes on."""
 
-    def __init__(self, run_dir: Path, supervision: Supervision) -> None:
+    def __init__(self, run_dir: Path, launcher: Launcher) -> None:
         self.saved_version: int | None = None  # the newest
-        self._run_dir, self._supervision = run_dir, supervision
+        self._run_dir, self._launcher = run_dir, launcher
         self._lock = threading.Lock()  # whoever ends a run may save while the learner does
 
     def save(self, state: RunState) -> None:
         """Write a checkpoint."""
-        self._supervision.alive(LONG_PATIENCE)  # a disk may be slow
+        self._launcher.alive(LONG_PATIENCE)  # a disk may be slow
         try:
             with self._lock, trace.span("save", policy_version=state.checkpoint.policy_version):
                 path = write_checkpoint(self._run_dir / CHECKPOINTS, state.whole())
         except OSError as error:
-            self._supervision.warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
+            self._launcher.warn(f"CHECKPOINT NOT SAVED: {error}; training continues, and the older checkpoint stays")
             return
         self.saved_version = state.checkpoint.policy_version
-        self._supervision.report(CheckpointSaved(self.saved_version, str(path)))
+        self._launcher.report(CheckpointSaved(self.saved_version, str(path)))
 
     def queue_evaluation(self, state: RunState) -> None:
         """Leave a version to be evaluated, unless it was left before a restart and still waits."""
@@ -40,4 +40,4 @@ class Saving:
             with trace.span("queue evaluation", policy_version=version):
                 add_checkpoint(self._run_dir / PENDING, state.whole())
         except OSError as error:
-            self._supervision.warn(f"VERSION {version} WILL NOT BE EVALUATED: {error}; training continues")
+            self._launcher.warn(f"VERSION {version} WILL NOT BE EVALUATED: {error}; training continues")

@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import partial
 
 from actors.actor import Actor
+from learner.launcher import Launcher
 from learner.process import run_learner
-from learner.supervision import Supervision
 from protocol.errors import EnvironmentFault, UserError
 from protocol.events import ActorExit, Event, LearnerExit
 from protocol.execution import Execution
@@ -26,13 +26,13 @@ class ThreadWorkers:
 
     def __init__(self, config: RunConfig, execution: Execution, events: Events) -> None:
         self._config, self._execution, self._events = config, execution, events
-        self._supervision = Supervision(events.put)
+        self._launcher = Launcher(events.put)
         self._threads: list[threading.Thread] = []
         (execution.run_dir / LOGS).mkdir(exist_ok=True)
 
     def start_learner(self) -> int:
         def work() -> None:
-            run_learner(self._config, self._execution, self._supervision)
+            run_learner(self._config, self._execution, self._launcher)
 
         self._start("learner", LearnerExit, work)
         return 0
@@ -44,7 +44,7 @@ class ThreadWorkers:
         return 0
 
     def stop_learner(self) -> None:
-        self._supervision.stop.set()
+        self._launcher.stop.set()
 
     def learner_is_stopped(self) -> bool:
         return False
@@ -53,10 +53,10 @@ class ThreadWorkers:
         return False
 
     def tell_lost(self, life: int) -> None:
-        self._supervision.lost.put(life)
+        self._launcher.lost.put(life)
 
     def tell_wanted(self, names: Iterable[str]) -> None:
-        self._supervision.wanted.put(set(names))
+        self._launcher.wanted.put(set(names))
 
     def kill_actor(self, name: str, life: int) -> bool:
         return False
@@ -68,7 +68,7 @@ class ThreadWorkers:
         raise NotImplementedError("threads cannot be taken away")
 
     def end(self, seconds: float) -> None:
-        self._supervision.stop.set()
+        self._launcher.stop.set()
         deadline = time.monotonic() + seconds  # for all of them together
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

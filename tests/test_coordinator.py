@@ -16,10 +16,10 @@ from making import discrete, numbers
 from learner.coordinator import Coordinator
 from learner.faults import MAX_FAULTS, EnvironmentsFailed
 from learner.lanes import balance
+from learner.launcher import Launcher
 from learner.ledger import SampleLedger
 from learner.refusals import AT_ONCE
 from learner.roster import MAX_REMOTE, REPORT_SECONDS
-from learner.supervision import Supervision
 from protocol.errors import ProtocolError
 from protocol.events import ActorFacts, ActorHangs, Actors, Caution, Event
 from protocol.execution import Execution
@@ -109,14 +109,14 @@ class Conversation:
     ) -> None:
         self.socket = FakeSocket()
         self.events: list[Event] = []
-        self.supervision = Supervision(self.events.append)
+        self.launcher = Launcher(self.events.append)
         self.clock = Clock()
         self.coordinator = Coordinator(
             self.socket,  # pyright: ignore[reportArgumentType]
             replace(EXPERIMENT, schedule=schedule),
             Execution(Path("run"), num_actors, witness, step_timeout),
             total_iterations,
-            supervision=self.supervision,
+            launcher=self.launcher,
             clock=self.clock,
         )
         self.roster, self.lanes = self.coordinator.roster, self.coordinator.table.lanes
@@ -284,7 +284,7 @@ def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_
     grant = next(g for g in talk.socket.take(Grant, first) if (g.lane, g.rollout_index) == (0, 0))
     talk.say(first, fulfil(grant))
     talk.socket.take(Grant)
-    talk.supervision.lost.put(1000)
+    talk.launcher.lost.put(1000)
     talk.serve()
     moved = {(g.lane, g.rollout_index): g for g in talk.socket.take(Grant, second)}
     assert set(moved) == {(0, 1), (1, 0), (1, 1)}
@@ -945,7 +945,7 @@ def test_the_last_words_of_a_killed_actor_change_nothing_in_whatever_order_they_
                 case 0 | 1:
                     talk.say(b"dead", LAST_WORDS[0] if step == 0 else ready)
                 case 2:
-                    talk.supervision.lost.put(1)
+                    talk.launcher.lost.put(1)
                     talk.serve()
                 case _:
                     talk.say(b"alive", hello if step < 5 else ready)
@@ -996,11 +996,11 @@ def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> 
     talk.publish(0)
     lanes = talk.lanes
     assert [lane.owner for lane in lanes] == actors
-    talk.supervision.lost.put(1)
+    talk.launcher.lost.put(1)
     talk.serve()
     second = lanes[0].owner
     assert second in actors[1:]  # the first time it moves at once
-    talk.supervision.lost.put(actors.index(second) + 1)
+    talk.launcher.lost.put(actors.index(second) + 1)
     talk.serve()
     kept = [actor for actor in actors[1:] if actor != second]
     assert Counter(lane.owner for lane in lanes) == {None: 2, kept[0]: 1, kept[1]: 1}
@@ -1022,14 +1022,14 @@ def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str])
     for life in (5, 6):
         assert lanes[0].owner is not None
         host = talk.roster.actors[lanes[0].owner]
-        talk.supervision.lost.put(host.life)
+        talk.launcher.lost.put(host.life)
         talk.serve()
         talk.join(int(host.name), pid=life)
     assert lanes[0].losses == 2
-    talk.supervision.wanted.put(wanted)
+    talk.launcher.wanted.put(wanted)
     for actor in list(talk.roster.actors.values()):
         if actor.name not in wanted:
-            talk.supervision.lost.put(actor.life)
+            talk.launcher.lost.put(actor.life)
     talk.serve()
     assert lanes[0].losses == 2  # whoever is not wanted is not lost
     assert None not in {lane.owner for lane in lanes}
@@ -1038,9 +1038,9 @@ def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str])
 
 def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() -> None:
     events: list[Any] = []
-    supervision = Supervision(events.append)
+    launcher = Launcher(events.append)
     for _ in range(3):
-        supervision.alive(60.0)
-    supervision.alive(600.0)  # a longer time is told at once, since silence may follow
-    supervision.alive(60.0)  # a shorter one, too
+        launcher.alive(60.0)
+    launcher.alive(600.0)  # a longer time is told at once, since silence may follow
+    launcher.alive(60.0)  # a shorter one, too
     assert [event.patience for event in events] == [60.0, 600.0, 60.0]

@@ -22,7 +22,7 @@ class StopRequested(Exception):
 
 
 @dataclass
-class Supervision:
+class Launcher:
     """The learner's ties to whoever started it."""
 
     report: Callable[[Event], None]  # from the learner; the last is the summary
