@@ -47,6 +47,7 @@ def prepare_device(name: str, threads: int, tf32: bool = False) -> tuple[str, li
     notes = []
     if sys.platform == "linux":
         keep_freed_memory()
+    if sys.platform == "linux" and name != "gpu":  # which needs neither
         notes += preload_openblas(threads)
         if not shutil.which("g++"):
             notes.append("no C++ compiler (g++): MLX cannot fuse its kernels, and updates take about twice as long")
@@ -56,7 +57,7 @@ def prepare_device(name: str, threads: int, tf32: bool = False) -> tuple[str, li
     use_device("gpu" if name == "gpu" else "cpu")
     if name == "auto":
         return ("cpu" if fault else "auto"), notes
-    return name, notes if name == "cpu" else []
+    return name, notes
 
 
 def gpu_fault() -> str:
