@@ -74,7 +74,7 @@ class Actor:
         self._spaces: Spaces | None = None
         self._policies: dict[int, Policy] = {}  # by version
         self._lanes: dict[int, Lane] = {}
-        self._serials: dict[int, int] = {}  # of the grants that each lane was built for
+        self._fencing_tokens: dict[int, int] = {}  # of the grants that each lane was built for
         self._grants: list[Grant] = []
         self._witness: tuple[Grant, Policy] | None = None  # a rollout to collect a second time
         self._steps = 0
@@ -179,19 +179,21 @@ class Actor:
         self._policies[version] = Policy(snapshot, self._spaces, self._experiment)
 
     def _release(self, release: Release) -> None:
-        self._grants = [grant for grant in self._grants if grant.lane != release.lane or grant.serial > release.serial]
-        if release.lane in self._lanes and self._serials[release.lane] <= release.serial:
+        self._grants = [
+            grant for grant in self._grants if grant.lane != release.lane or grant.fencing_token > release.fencing_token
+        ]
+        if release.lane in self._lanes and self._fencing_tokens[release.lane] <= release.fencing_token:
             self._lanes.pop(release.lane).close()
-            del self._serials[release.lane]
+            del self._fencing_tokens[release.lane]
 
     def _fulfil(self, grant: Grant) -> Trajectory:
         assert self._experiment is not None and self._spaces is not None
         lane = self._lanes.get(grant.lane)
-        if lane is None or self._serials[grant.lane] != grant.serial:
+        if lane is None or self._fencing_tokens[grant.lane] != grant.fencing_token:
             if lane is not None:
                 lane.close()
             lane = self._lanes[grant.lane] = Lane(grant.lane, self._experiment, self._spaces, self._progress)
-            self._serials[grant.lane] = grant.serial
+            self._fencing_tokens[grant.lane] = grant.fencing_token
             self._bring(lane, grant)
         version = max(self._policies) if self._experiment.schedule == "async" else grant.policy_version
         with trace.span("rollout", lane=grant.lane, rollout=grant.rollout_index, policy_version=version):
@@ -222,7 +224,7 @@ class Actor:
             with closing(lane):
                 self._bring(lane, grant)
                 trajectory = collect_rollout(lane, policy, grant, self._experiment, self._spaces)
-        self._socket.send(SecondCollection(grant.serial, trajectory))
+        self._socket.send(SecondCollection(grant.fencing_token, trajectory))
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
@@ -252,4 +254,4 @@ class Actor:
         for lane in self._lanes.values():
             lane.close()
         self._lanes.clear()
-        self._serials.clear()
+        self._fencing_tokens.clear()

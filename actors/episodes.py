@@ -51,13 +51,13 @@ def playing(
 
 def _play(simulation: Simulation, policy: Policy, experiment: Experiment, episode: int) -> Score:
     seed = environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode)
-    memory = np.zeros((1, experiment.recurrent_size), np.float32)
+    hidden_state = np.zeros((1, experiment.hidden_state_size), np.float32)
     own = own_context()
     over, fault = False, None
     try:
         observation = simulation.reset(seed)
         while not over and simulation.steps < experiment.replay_cap:
-            actions, memory = own.run(policy.mode, observation[None], memory)
+            actions, hidden_state = own.run(policy.mode, observation[None], hidden_state)
             (action,) = simulation.to_env(actions)
             observation, _, terminated, truncated = simulation.step(action)
             over = terminated or truncated
@@ -71,7 +71,7 @@ def _policy(snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) ->
     try:
         policy = Policy(snapshot, spaces, experiment)
         observations = np.zeros((1, *spaces.observation.shape), spaces.observation.dtype)
-        policy.mode(observations, np.zeros((1, experiment.recurrent_size), np.float32))
+        policy.mode(observations, np.zeros((1, experiment.hidden_state_size), np.float32))
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(
             f"policy version {snapshot.policy_version} is not one for {experiment.env}: {error!r}"

@@ -63,21 +63,21 @@ class ExportedPolicy:
 
     def reset(self) -> None:
         """Forget the episode: to be called where one begins."""
-        self._memory = np.zeros((1, self.description.experiment.recurrent_size), np.float32)
+        self._hidden_state = np.zeros((1, self.description.experiment.hidden_state_size), np.float32)
 
     def forward(self, observation: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(distribution parameters [1, size], next memory), remembering nothing."""
-        return self._policy.forward(self._block(observation), self._memory)
+        """(distribution parameters [1, size], next hidden state), remembering nothing."""
+        return self._policy.forward(self._block(observation), self._hidden_state)
 
     def __call__(self, observation: Any) -> Any:
         """The most probable action. Raises `ValueError` on an observation that is not of the space or not finite."""
-        action, self._memory = self._policy.mode(self._block(observation), self._memory)
+        action, self._hidden_state = self._policy.mode(self._block(observation), self._hidden_state)
         return self._to_env(action)[0]
 
     def sample(self, observation: Any, generator: np.random.Generator) -> Any:
         """An action drawn from the policy's distribution, as in training."""
         noise = self._policy.draw_noise(generator, (1,))
-        action, _, self._memory = self._policy.act(self._block(observation), self._memory, noise)
+        action, _, self._hidden_state = self._policy.act(self._block(observation), self._hidden_state, noise)
         return self._to_env(action)[0]
 
     def _block(self, observation: Any) -> np.ndarray:
@@ -175,10 +175,10 @@ def _check_sizes(description: Description, weights: dict[str, np.ndarray]) -> No
 
 def _try(policy: ExportedPolicy) -> None:
     """Raise `ValueError`, `KeyError` or `IndexError` unless the weights compute something of the right shape."""
-    spaces, size = policy.description.spaces, policy.description.experiment.recurrent_size
+    spaces, size = policy.description.spaces, policy.description.experiment.hidden_state_size
     zeros = np.zeros((1, *spaces.observation.shape), spaces.observation.dtype)
-    parameters, memory = Policy(policy.snapshot, spaces, policy.description.experiment).forward(
+    parameters, hidden_state = Policy(policy.snapshot, spaces, policy.description.experiment).forward(
         zeros, np.zeros((1, size), np.float32)
     )
-    if (parameters.shape, memory.shape) != ((1, spaces.distribution_size), (1, size)):
-        raise ValueError(f"{parameters.shape[1]} outputs and a memory of {memory.shape[1]} come out")
+    if (parameters.shape, hidden_state.shape) != ((1, spaces.distribution_size), (1, size)):
+        raise ValueError(f"{parameters.shape[1]} outputs and a hidden state of {hidden_state.shape[1]} come out")

@@ -53,10 +53,10 @@ def fingerprint() -> dict[str, str]:
     snapshot = PolicySnapshot(0, weights, *random.standard_normal((2, 24), np.float32))
     policy = Policy(snapshot, spaces, Experiment(recurrent_size=32))
     digest = hashlib.blake2b(digest_size=8)
-    memory = np.zeros((8, 32), np.float32)
+    hidden_state = np.zeros((8, 32), np.float32)
     for _ in range(8):
         noise = policy.draw_noise(random, (8,))
-        actions, parameters, memory = policy.act(random.standard_normal((8, 24), np.float32), memory, noise)
+        actions, parameters, hidden_state = policy.act(random.standard_normal((8, 24), np.float32), hidden_state, noise)
         digest.update(actions.tobytes() + policy.log_prob(parameters, actions).tobytes())
     kernel = {"c.weight": random.standard_normal((32, 8, 8, 4), np.float32), "c.bias": np.zeros(32, np.float32)}
     images = random.standard_normal((8, 36, 36, 4), np.float32)

@@ -1,9 +1,9 @@
 """An exported policy as an ONNX graph: raw observations in, the action for `env.step` out, normalisation and all.
 
 Inputs, for a batch of any size N: `observation`, or `observation.KEY…` for each part of a Dict or Tuple, as the
-environment shows it, but float64 as float32; and for a recurrent policy `memory` [N, size], zeros where an episode
-begins. Outputs: `action`, the most probable one; `parameters`, the network's logits or means; `log_std` of a Gaussian;
-and `next_memory`.
+environment shows it, but float64 as float32; and for a recurrent policy `hidden_state` [N, size], zeros where an
+episode begins. Outputs: `action`, the most probable one; `parameters`, the network's logits or means; `log_std` of a
+Gaussian; and `next_hidden_state`.
 """
 
 import json
@@ -38,8 +38,8 @@ def input_names(policy: ExportedPolicy) -> list[str]:
     return [".".join(map(str, ("observation", *path))) for path in policy.description.observation.paths]
 
 
-def inputs_of(policy: ExportedPolicy, observation: Any, memory: np.ndarray) -> dict[str, np.ndarray]:
-    """What the graph is to be fed for an observation as the environment shows it, and the memory before it."""
+def inputs_of(policy: ExportedPolicy, observation: Any, hidden_state: np.ndarray) -> dict[str, np.ndarray]:
+    """What the graph is to be fed for an observation as the environment shows it, and the hidden state before it."""
     feed = {}
     form = policy.description.observation
     for name, path, part in zip(input_names(policy), form.paths, policy.description.spaces.parts, strict=True):
@@ -47,7 +47,7 @@ def inputs_of(policy: ExportedPolicy, observation: Any, memory: np.ndarray) -> d
         for key in path:
             shown = shown[key]
         feed[name] = np.asarray(shown).astype(part.box.dtype)[None]
-    return feed | ({"memory": memory} if policy.description.experiment.recurrent_size else {})
+    return feed | ({"hidden_state": hidden_state} if policy.description.experiment.hidden_state_size else {})
 
 
 class _Graph:
@@ -74,9 +74,9 @@ class _Graph:
         ]
         outputs = [_value("action", description.action.dtype, spaces.action.shape)]
         outputs += [_value("parameters", "float32", (spaces.distribution_size,))]
-        if experiment.recurrent_size:
-            inputs.append(_value("memory", "float32", (experiment.recurrent_size,)))
-            outputs.append(_value("next_memory", "float32", (experiment.recurrent_size,)))
+        if experiment.hidden_state_size:
+            inputs.append(_value("hidden_state", "float32", (experiment.hidden_state_size,)))
+            outputs.append(_value("next_hidden_state", "float32", (experiment.hidden_state_size,)))
             x = self._gru(x, experiment.recurrent_size)
         parameters = self._linear(x, "policy_head", "parameters")
         self._action(parameters)
@@ -206,13 +206,13 @@ class _Graph:
         return self._add("Relu", [x])
 
     def _gru(self, x: str, size: int) -> str:
-        inputs, recurrent = self._linear(x, "gru.inputs"), self._linear("memory", "gru.recurrent")
+        inputs, recurrent = self._linear(x, "gru.inputs"), self._linear("hidden_state", "gru.recurrent")
         both = self._add("Add", [self._cut(inputs, 0, 2 * size), self._cut(recurrent, 0, 2 * size)])
         gates = self._add("Sigmoid", [both])
         kept = self._add("Mul", [self._cut(gates, 0, size), self._cut(recurrent, 2 * size, 3 * size)])
         candidate = self._add("Tanh", [self._add("Add", [self._cut(inputs, 2 * size, 3 * size), kept])])
-        change = self._add("Mul", [self._cut(gates, size, 2 * size), self._add("Sub", ["memory", candidate])])
-        return self._add("Add", [candidate, change], "next_memory")
+        change = self._add("Mul", [self._cut(gates, size, 2 * size), self._add("Sub", ["hidden_state", candidate])])
+        return self._add("Add", [candidate, change], "next_hidden_state")
 
     def _cut(self, x: str, start: int, end: int) -> str:
         """Columns of x [N, n]."""

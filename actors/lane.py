@@ -41,7 +41,7 @@ class Lane:
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
         self._floats = self.observations.dtype.kind == "f"
-        self.memory = np.zeros((size, experiment.recurrent_size), np.float32)  # of a recurrent policy
+        self.hidden_state = np.zeros((size, experiment.hidden_state_size), np.float32)  # of a recurrent policy
         self.episode_indices = np.zeros(size, np.int64)
         self.notes = Notes(size)
         self.time = -1  # the step of the rollout that is under way
@@ -72,7 +72,7 @@ class Lane:
         `EnvironmentFault` as `next_episode` does.
         """
         self.episode_indices[:] = state.episode_indices
-        self.memory[:] = state.memory
+        self.hidden_state[:] = state.hidden_state
         before = global_random_state()
         for n in range(len(self._simulations)):
             if not self._replay(n, state.actions_of(n)) or self.digest(n) != state.digests[n].tobytes():
@@ -157,7 +157,7 @@ class Lane:
         self._simulations[n].reset(self._episode_seed(n))
 
     def _begin_episode(self, n: int) -> None:
-        self.memory[n] = 0
+        self.hidden_state[n] = 0
         fault = None
         for _ in range(MAX_FAILED_BEGINNINGS):
             try:

@@ -136,14 +136,14 @@ class GRU:
         self._inputs = Linear(weights, f"{name}.inputs")
         self._recurrent = Linear(weights, f"{name}.recurrent")
 
-    def __call__(self, x: np.ndarray, memory: np.ndarray) -> np.ndarray:
-        """The next memory [B, size], for features x [B, n] and the memory before."""
-        size = memory.shape[1]
-        from_input, from_memory = self._inputs(x), self._recurrent(memory)
-        gates = sigmoid(from_input[:, : 2 * size] + from_memory[:, : 2 * size])
+    def __call__(self, x: np.ndarray, hidden_state: np.ndarray) -> np.ndarray:
+        """The next hidden state [B, size], for features x [B, n] and the hidden state before."""
+        size = hidden_state.shape[1]
+        from_input, from_hidden_state = self._inputs(x), self._recurrent(hidden_state)
+        gates = sigmoid(from_input[:, : 2 * size] + from_hidden_state[:, : 2 * size])
         reset, update = gates[:, :size], gates[:, size:]
-        candidate = np.tanh(from_input[:, 2 * size :] + reset * from_memory[:, 2 * size :])
-        return candidate + update * (memory - candidate)
+        candidate = np.tanh(from_input[:, 2 * size :] + reset * from_hidden_state[:, 2 * size :])
+        return candidate + update * (hidden_state - candidate)
 
 
 def layers_of(weights: Weights, name: str) -> list[Linear]:

@@ -10,13 +10,13 @@ from actors.distributions import make_distribution
 from actors.networks import GRU, Linear
 from protocol.experiment import Experiment
 from protocol.networks import network_class
-from protocol.observations import InputShapes, encode
+from protocol.observations import InputShapes, network_inputs
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import Spaces
 
 
 class Policy:
-    """From observations, and for a recurrent policy its memory of the past, to a distribution over actions."""
+    """From observations, and for a recurrent policy its hidden state, to a distribution over actions."""
 
     def __init__(self, snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) -> None:
         self.version = snapshot.policy_version
@@ -31,29 +31,29 @@ class Policy:
         self._head = Linear(weights, "policy_head")
         self.distribution = make_distribution(spaces, weights.get("log_std"))
 
-    def forward(self, observations: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(distribution parameters float32 [N, size], next memory [N, recurrent_size]) for raw observations and the
-        memory before them."""
-        x = self._encoder(encode(observations, self._spaces, self._normalization))
+    def forward(self, observations: np.ndarray, hidden_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(distribution parameters float32 [N, size], next hidden state [N, hidden_state_size]) for raw observations
+        and the hidden state before them."""
+        x = self._encoder(network_inputs(observations, self._spaces, self._normalization))
         if self._gru is not None:
-            x = memory = self._gru(x, memory)
-        return self._head(x), memory
+            x = hidden_state = self._gru(x, hidden_state)
+        return self._head(x), hidden_state
 
     def act(
-        self, observations: np.ndarray, memory: np.ndarray, noise: np.ndarray
+        self, observations: np.ndarray, hidden_state: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(actions [N, *action], distribution parameters [N, size], next memory) for raw observations.
+        """(actions [N, *action], distribution parameters [N, size], next hidden state) for raw observations.
 
         `noise` [N, size] comes from `draw_noise`. The log-probabilities follow from actions and parameters by
         `log_prob`, for a whole rollout in one call.
         """
-        parameters, memory = self.forward(observations, memory)
-        return self._shaped(self.distribution.sample(parameters, noise)), parameters, memory
+        parameters, hidden_state = self.forward(observations, hidden_state)
+        return self._shaped(self.distribution.sample(parameters, noise)), parameters, hidden_state
 
-    def mode(self, observations: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the most probable actions [N, *action], next memory)."""
-        parameters, memory = self.forward(observations, memory)
-        return self._shaped(self.distribution.mode(parameters)), memory
+    def mode(self, observations: np.ndarray, hidden_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the most probable actions [N, *action], next hidden state)."""
+        parameters, hidden_state = self.forward(observations, hidden_state)
+        return self._shaped(self.distribution.mode(parameters)), hidden_state
 
     def draw_noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Noise for `act`: float32 [*shape, size]."""

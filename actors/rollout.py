@@ -23,14 +23,16 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     terminated = np.zeros((t, n), bool)
     truncated = np.zeros((t, n), bool)
     final_observations, episode_returns, episode_lengths = [], [], []
-    initial_memory = lane.memory.copy()
+    initial_hidden_state = lane.hidden_state.copy()
     random_before = global_random_state()
     noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
     own = own_context()
     for step in range(t):
         lane.time = step
         observations[step] = lane.observations
-        actions[step], parameters[step], lane.memory = own.run(policy.act, lane.observations, lane.memory, noise[step])
+        actions[step], parameters[step], lane.hidden_state = own.run(
+            policy.act, lane.observations, lane.hidden_state, noise[step]
+        )
         for env in lane.step(actions[step], rewards[step], terminated[step], truncated[step]):
             if truncated[step, env]:
                 final_observations.append(lane.observations[env].copy())
@@ -38,13 +40,16 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
             episode_returns.append(episode_return)
             episode_lengths.append(length)
             lane.next_episode(env)
+    extras = {}
+    if experiment.hidden_state_size:
+        extras = {"initial_hidden_state": initial_hidden_state, "last_hidden_state": lane.hidden_state.copy()}
     notes, lane.notes = lane.notes, Notes(n)
     return Trajectory(
         run_id=grant.run_id,
         lane=lane.index,
         rollout_index=grant.rollout_index,
         policy_version=policy.version,
-        serial=grant.serial,
+        fencing_token=grant.fencing_token,
         observations=observations,
         last_observations=lane.observations.copy(),
         actions=actions,
@@ -60,10 +65,9 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
         episode_indices=lane.episode_indices.copy(),
         restarted=notes.restarted,
         digests=np.frombuffer(b"".join(lane.digest(i) for i in range(n)), np.uint8).reshape(n, -1),
-        initial_memory=initial_memory,
-        last_memory=lane.memory.copy(),
         failed_resets=notes.failed_resets,
         faults=tuple(notes.faults),
         fault_count=notes.fault_count,
         moved_global_random=notes.moved_global_random or global_random_state() != random_before,
+        extras=extras,
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from commands.command_line import parse
+from commands.helpers.command_line import parse
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS

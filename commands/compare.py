@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from commands.command_line import parse
+from commands.helpers.command_line import parse
 from protocol.errors import UserError
 from protocol.files import read_object
 from protocol.lifeline import SUCCESS

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from commands import COMMANDS
-from commands.command_line import parse
+from commands.helpers.command_line import parse
 from protocol.lifeline import SUCCESS
 
 BASH = """\

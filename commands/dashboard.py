@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from commands.command_line import parse
+from commands.helpers.command_line import parse
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
 from rundir.names import CONFIG

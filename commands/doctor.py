@@ -18,11 +18,13 @@ from typing import Annotated
 import psutil
 import tyro
 
-from commands.command_line import parse, value_of
-from commands.environment_check import check_environment
-from commands.findings import Finding, note, ok, wrong
-from commands.train import ExecutionConfig, Flat, check_trusted, default_actors, defaults_for, performance_cores
-from commands.versions import ROOT, installed_versions
+from commands.helpers.command_line import parse, value_of
+from commands.helpers.cores import default_actors, performance_cores
+from commands.helpers.environment_check import check_environment
+from commands.helpers.findings import Finding, note, ok, wrong
+from commands.helpers.presets import defaults_for
+from commands.helpers.versions import ROOT, installed_versions
+from commands.train import ExecutionConfig, Flat, check_trusted
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.limits import allow_many_files

@@ -11,8 +11,8 @@ import tyro
 from actors.closing import end_if_stuck
 from actors.episodes import Results, playing
 from actors.simulation import EnvironmentFault
-from commands.command_line import parse
-from commands.policies import open_policy
+from commands.helpers.command_line import parse
+from commands.helpers.policies import open_policy
 from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS

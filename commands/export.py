@@ -12,8 +12,8 @@ from actors.environment import make_environment
 from actors.exported import ExportedPolicy, check_target, save_policy
 from actors.graph import TOLERANCE, inputs_of, save_graph
 from actors.simulation import EnvironmentFault, Simulation
-from commands.command_line import parse
-from commands.policies import describe, open_policy
+from commands.helpers.command_line import parse
+from commands.helpers.policies import describe, open_policy
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
 from protocol.output import say
@@ -82,19 +82,19 @@ def largest_difference(session: object, policy: ExportedPolicy) -> float:
     experiment = policy.description.experiment
     simulation = Simulation(experiment, make=lambda experiment: _Shown(make_environment(experiment)))
     largest, over, episode = 0.0, True, 0
-    memory = np.zeros((1, experiment.recurrent_size), np.float32)
+    hidden_state = np.zeros((1, experiment.hidden_state_size), np.float32)
     for _ in range(STEPS):
         try:
             if over:
                 over, episode = False, episode + 1
                 policy.reset()
-                memory = np.zeros_like(memory)
+                hidden_state = np.zeros_like(hidden_state)
                 simulation.reset(environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode - 1))
             observation = simulation.env.shown  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-            outputs = ["parameters", *(["next_memory"] if experiment.recurrent_size else [])]
-            found = session.run(outputs, inputs_of(policy, observation, memory))  # pyright: ignore[reportAttributeAccessIssue]
-            *wanted, memory = policy.forward(observation)
-            for ours, theirs in zip([*wanted, memory], found, strict=False):
+            outputs = ["parameters", *(["next_hidden_state"] if experiment.hidden_state_size else [])]
+            found = session.run(outputs, inputs_of(policy, observation, hidden_state))  # pyright: ignore[reportAttributeAccessIssue]
+            *wanted, hidden_state = policy.forward(observation)
+            for ours, theirs in zip([*wanted, hidden_state], found, strict=False):
                 largest = max(largest, float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
             _, _, terminated, truncated = simulation.step(policy(observation))
             over = terminated or truncated

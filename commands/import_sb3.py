@@ -11,9 +11,9 @@ import numpy as np
 import tyro
 
 from actors.exported import Description, ExportedPolicy, check_target, save_policy
-from commands.command_line import parse
-from commands.policies import describe
-from commands.torch_files import MAX_FILE, read_member, read_tensors
+from commands.helpers.command_line import parse
+from commands.helpers.policies import describe
+from commands.helpers.torch_files import MAX_FILE, read_member, read_tensors
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import SUCCESS

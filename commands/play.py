@@ -11,9 +11,9 @@ import tyro
 from actors.closing import end_if_stuck
 from actors.episodes import playing
 from actors.simulation import EnvironmentFault
-from commands.command_line import parse
-from commands.policies import open_policy
-from commands.rendering import Video, Window, packages_named
+from commands.helpers.command_line import parse
+from commands.helpers.policies import open_policy
+from commands.helpers.rendering import Video, Window, packages_named
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from commands.command_line import parse
+from commands.helpers.command_line import parse
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS
 from rundir.curves import Average, average, curve, group, interquartile_mean, interval, normalized

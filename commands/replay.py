@@ -13,8 +13,8 @@ import tyro
 from actors.closing import end_if_stuck
 from actors.environment import make_environment
 from actors.simulation import EnvironmentFault, Simulation
-from commands.command_line import parse
-from commands.rendering import Video, packages_named
+from commands.helpers.command_line import parse
+from commands.helpers.rendering import Video, packages_named
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import FAILURE, SUCCESS

@@ -1,15 +1,10 @@
 """`train`: settles what is to be run and where, and hands it to the supervisor."""
 
 import dataclasses
-import fcntl
 import os
-import shutil
-import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -19,27 +14,24 @@ import tyro
 from actors.arguments import parse_env_kwargs
 from actors.environment import check_registered
 from commands import COMMANDS
-from commands.command_line import parse, value_of
-from commands.versions import installed_versions
+from commands.helpers.command_line import parse, value_of
+from commands.helpers.cores import default_actors
+from commands.helpers.presets import defaults_for
+from commands.helpers.run_directory import claimed, fresh_run_dir, refuse_to_begin_anew
 from dashboard.server import check_installed as check_dashboard_installed
 from protocol import trace
 from protocol.errors import UserError
 from protocol.execution import Execution, SinkName
 from protocol.experiment import Experiment
-from protocol.files import read_rows
 from protocol.networks import check_network
 from protocol.process import as_typed
 from protocol.remote import RemoteAccess
-from protocol.trust import check_trust, sign
-from rundir.checkpoint import load_newest_checkpoint
-from rundir.config import PPOConfig, RunConfig, TrainingConfig, load_settings
-from rundir.names import CHECKPOINTS, CONFIG, EVENTS, LOGS, METRICS
-from rundir.run import Run
+from protocol.trust import check_trust
+from rundir.config import PPOConfig, RunConfig, TrainingConfig
+from rundir.names import CONFIG
 from supervisor.dashboard import dashboard
 from supervisor.run import supervise
 from supervisor.sinks import check_sinks
-
-PRESETS = Path(__file__).parent.parent / "presets"
 
 
 @dataclass(frozen=True)
@@ -148,13 +140,13 @@ def main(arguments: list[str]) -> int:
                     f"{flag} and --resume exclude each other: a run goes on in its own directory, as it began"
                 )
         if not execution.begin_anew:
-            _refuse_to_begin_anew(execution.resume)
+            refuse_to_begin_anew(execution.resume)
     elif execution.begin_anew:
         raise UserError("--begin-anew is for --resume, which is missing; a new run begins from nothing anyway")
     if execution.dashboard:
         check_dashboard_installed()
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
-    run_dir = (execution.resume or execution.run_dir or _fresh_run_dir(config.experiment)).absolute()
+    run_dir = (execution.resume or execution.run_dir or fresh_run_dir(config.experiment)).absolute()
     workers = "threads" if execution.in_process else "ray" if execution.cluster else "processes"
     settled = Execution(
         run_dir=run_dir,
@@ -171,22 +163,11 @@ def main(arguments: list[str]) -> int:
     )
     shown = dashboard(run_dir) if execution.dashboard else nullcontext()
     with (
-        _claimed(run_dir, fresh=resumed is None, config=config),
+        claimed(run_dir, fresh=resumed is None, config=config),
         _traced(execution.trace and execution.trace.absolute()),
         shown,
     ):
         return supervise(config, settled)
-
-
-def defaults_for(arguments: list[str], env: str | None = None) -> RunConfig:
-    """What holds where `arguments` say nothing else: the settings of the run that they resume, or of their file before
-    those of the preset for their environment, or for `env`. Raises `UserError`."""
-    resumed, file = value_of("--resume", arguments), value_of("--config", arguments)
-    if resumed is not None:
-        return Run.open(Path(resumed)).config
-    settings = load_settings(Path(file)) if file is not None else {}
-    env = env or value_of("--env", arguments) or str(settings.get("env", Experiment.env))
-    return preset_for(env).with_settings(settings, str(file))
 
 
 def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
@@ -236,50 +217,6 @@ def _traced(path: Path | None) -> Iterator[None]:
         trace.end()
 
 
-def preset_for(env: str) -> RunConfig:
-    """The defaults, with what `presets/` holds for an environment: its family's settings (`ALE/*`), then its own.
-
-    `module:EnvId` has those of `EnvId`.
-    """
-    env_id = env.rpartition(":")[2]
-    config = RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig())
-    found = [
-        (pattern, path, settings)
-        for path in PRESETS.glob("*.toml")
-        for pattern, settings in tomllib.loads(path.read_text()).items()
-        if fnmatchcase(env_id, pattern)
-    ]
-    for pattern, path, settings in sorted(found, key=lambda item: len(item[0])):
-        config = config.with_settings(settings, f"{path}: {pattern}")
-    return config
-
-
-def default_actors(num_lanes: int) -> int:
-    """One actor for each performance core but one, which the learner takes; no more than there are lanes."""
-    return max(1, min(performance_cores() - 1, num_lanes))
-
-
-def performance_cores() -> int:
-    """Cores worth an actor: on Apple silicon all but the efficiency cores, elsewhere all physical ones."""
-    if sys.platform == "darwin":
-        levels = [_sysctl(f"hw.perflevel{level}") for level in range(int(_sysctl("hw").get("nperflevels", 0)))]
-        fast = sum(int(level["physicalcpu"]) for level in levels if level.get("name") != "Efficiency")
-        if fast:
-            return fast
-    import psutil
-
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
-def _sysctl(prefix: str) -> dict[str, str]:
-    """What macOS says of its parts named `prefix`.NAME, by NAME."""
-    import subprocess
-
-    answer = subprocess.run(["sysctl", prefix], capture_output=True, text=True, check=False).stdout
-    pairs = (line.removeprefix(f"{prefix}.").partition(": ") for line in answer.splitlines())
-    return {name: value for name, _, value in pairs}
-
-
 def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments: list[str]) -> None:
     """Raise `UserError` where a run or a file of settings names code to import that this user has not trusted."""
     if execution.resume is not None:
@@ -300,71 +237,3 @@ def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:
                     f"--resume continues a run with its own settings: --{name.replace('_', '-')} is {old[name]} there"
                     f" and cannot become {new[name]}; leave the flag out, or start a new run"
                 )
-
-
-def _refuse_to_begin_anew(run_dir: Path) -> None:
-    """Raise `UserError` where what was saved of a run cannot be read any more, so that it would be done all over."""
-    events = list(read_rows(run_dir / EVENTS, ["time"]))
-    saved = any(row.get("event") == "checkpoint" for row in events)  # no disk may have had room for one
-    trained = next(read_rows(run_dir / METRICS, ["policy_version"]), None) is not None
-    if not (saved or (trained and not events)):
-        return
-    if load_newest_checkpoint(run_dir / CHECKPOINTS, lambda _: None) is None:
-        raise UserError(
-            f"{run_dir / CHECKPOINTS} has no checkpoint that can be read; --begin-anew lets the run begin again from"
-            " nothing"
-        )
-
-
-def _fresh_run_dir(experiment: Experiment) -> Path:
-    name = f"{experiment.env.replace('/', '-')}-seed{experiment.seed}"
-    taken = 1
-    path = Path("runs") / name
-    while path.exists():
-        taken += 1
-        path = Path("runs") / f"{name}-{taken}"
-    return path
-
-
-def _refuse_links(run_dir: Path) -> None:
-    """Raise `UserError` where going on with a run, which may be a stranger's, would write elsewhere, or never end."""
-    for path in [*run_dir.iterdir(), *run_dir.glob("logs/*")]:
-        if path.is_symlink():
-            raise UserError(f"{path} is a link; what a run writes must lie in its own directory")
-        if not (path.is_file() or path.is_dir()):
-            raise UserError(f"{path} is neither a file nor a directory; no run has made it")
-
-
-@contextmanager
-def _claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]:
-    """Hold the run directory for this process alone; a new one that comes to nothing is removed again."""
-    created = not run_dir.exists()
-    if not fresh:
-        _refuse_links(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / ".lock", "a")  # noqa: SIM115 - held until the run is over
-    except OSError as error:
-        raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"the run directory {run_dir} is in use by another launch.py") from None
-        if fresh:
-            if (run_dir / CONFIG).exists():
-                raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
-            try:
-                config.save(run_dir / CONFIG, installed_versions())
-                (run_dir / LOGS).mkdir(exist_ok=True)
-            except OSError as error:
-                raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
-        sign(run_dir, config.experiment)  # it was typed, signed already, or trusted by a flag
-        try:
-            yield
-        except UserError:
-            if fresh and not (run_dir / CHECKPOINTS).exists():
-                (run_dir / CONFIG).unlink()
-                if created:
-                    shutil.rmtree(run_dir)
-            raise

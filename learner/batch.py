@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protocol.trajectory import Trajectory
+from protocol.trajectory import AXES, Trajectory
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Batch:
     rewards: np.ndarray  # float32 [T, num_envs]
     terminated: np.ndarray  # bool [T, num_envs]
     truncated: np.ndarray  # bool [T, num_envs]
-    initial_memory: np.ndarray  # float32 [num_envs, recurrent_size]
     episode_returns: np.ndarray  # float64 [E], of the finished episodes, in the order (t, environment)
     episode_lengths: np.ndarray  # int64 [E]
     environments: np.ndarray  # int64 [num_envs], the index of each column's environment
     policy_versions: np.ndarray  # int64 [num_envs], that each column was acted with
+    extras: dict[str, np.ndarray]  # of the trajectories, with num_envs in place of N
 
     @property
     def size(self) -> int:
@@ -38,38 +38,43 @@ class Batch:
         return self.terminated | self.truncated
 
     @classmethod
-    def stack(cls, trajectories: list[Trajectory], memory: dict[str, np.ndarray] | None = None) -> "Batch":
+    def stack(cls, trajectories: list[Trajectory], buffers: dict[str, np.ndarray] | None = None) -> "Batch":
         """The batch of `trajectories`, given in the order of their lanes and rollouts.
 
-        Its large arrays lie in `memory`, which is filled at the first call; the next call overwrites them.
+        Its large arrays lie in `buffers`, which is filled at the first call; the next call overwrites them.
         """
-        memory = {} if memory is None else memory
+        buffers = {} if buffers is None else buffers
+        lane_size = trajectories[0].rewards.shape[1]
 
-        def side_by_side(name: str) -> np.ndarray:
-            memory[name] = np.concatenate([getattr(t, name) for t in trajectories], axis=1, out=memory.get(name))
-            return memory[name]
-
-        def in_order(flag: str, name: str) -> np.ndarray:
-            """What each trajectory lists by (t, n) where `flag` is set, listed by (t, environment)."""
+        def order(flag: str) -> np.ndarray:
+            """The order (t, environment) of what the trajectories list by (t, n) where `flag` is set."""
             steps = [np.argwhere(getattr(trajectory, flag)) for trajectory in trajectories]
             t = np.concatenate([s[:, 0] for s in steps])
             env = np.concatenate([s[:, 1] + i * lane_size for i, s in enumerate(steps)])
-            values = np.concatenate([getattr(trajectory, name) for trajectory in trajectories])
-            return values[np.lexsort((env, t))]
+            return np.lexsort((env, t))
 
-        lane_size = trajectories[0].rewards.shape[1]
+        orders = {"K": order("truncated"), "E": order("done")}
+
+        def stacked(name: str) -> np.ndarray:
+            arrays = [trajectory.array(name) for trajectory in trajectories]
+            if AXES[name] == "TN":
+                buffers[name] = np.concatenate(arrays, axis=1, out=buffers.get(name))
+                return buffers[name]
+            array = np.concatenate(arrays)
+            return array if AXES[name] == "N" else array[orders[AXES[name]]]
+
         return cls(
-            observations=side_by_side("observations"),
-            last_observations=np.concatenate([t.last_observations for t in trajectories]),
-            final_observations=in_order("truncated", "final_observations"),
-            actions=side_by_side("actions"),
-            behaviour_log_probs=side_by_side("behaviour_log_probs"),
-            rewards=side_by_side("rewards"),
-            terminated=side_by_side("terminated"),
-            truncated=side_by_side("truncated"),
-            initial_memory=np.concatenate([t.initial_memory for t in trajectories]),
-            episode_returns=in_order("done", "episode_returns"),
-            episode_lengths=in_order("done", "episode_lengths"),
+            observations=stacked("observations"),
+            last_observations=stacked("last_observations"),
+            final_observations=stacked("final_observations"),
+            actions=stacked("actions"),
+            behaviour_log_probs=stacked("behaviour_log_probs"),
+            rewards=stacked("rewards"),
+            terminated=stacked("terminated"),
+            truncated=stacked("truncated"),
+            episode_returns=stacked("episode_returns"),
+            episode_lengths=stacked("episode_lengths"),
             environments=np.concatenate([np.arange(lane_size) + t.lane * lane_size for t in trajectories]),
             policy_versions=np.repeat([t.policy_version for t in trajectories], lane_size),
+            extras={name: stacked(name) for name in trajectories[0].extras},
         )

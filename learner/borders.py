@@ -1,7 +1,7 @@
 """A lane at a border between two rollouts: all that any actor needs to take it over there."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from protocol.experiment import Experiment
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
+ACTIONS = "actions"
 ACTION_BITS = "action_bits"  # A checkpoint has these instead of integer actions, of which there may be millions.
 
 
@@ -39,7 +40,7 @@ class LaneBorder:
     episode_indices: np.ndarray  # int64 [N]
     logs: tuple[tuple[np.ndarray, ...], ...]  # for each environment, its episode's actions in pieces [n, *action]
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
-    memory: np.ndarray  # float32 [N, recurrent_size]
+    hidden_state: np.ndarray  # float32 [N, hidden_state_size]
 
     def check_followed_by(self, trajectory: Trajectory) -> None:
         """Raise `ProtocolError` unless `trajectory` counts its episodes on from here: who takes the lane over relies on
@@ -65,7 +66,7 @@ class LaneBorder:
             episode_indices=trajectory.episode_indices,
             logs=tuple(logs),
             digests=trajectory.digests,
-            memory=trajectory.last_memory,
+            hidden_state=trajectory.extras.get("last_hidden_state", self.hidden_state),
         )
 
     @property
@@ -82,38 +83,53 @@ class LaneBorder:
             episode_steps=self.episode_steps,
             actions=np.concatenate(pieces),
             digests=self.digests,
-            memory=self.memory,
+            hidden_state=self.hidden_state,
         )
 
     @classmethod
     def of(cls, state: LaneState) -> "LaneBorder":
         logs = tuple((state.actions_of(n),) for n in range(len(state.episode_steps)))
-        return cls(state.rollout_index, state.episode_indices, logs, state.digests, state.memory)
+        return cls(state.rollout_index, state.episode_indices, logs, state.digests, state.hidden_state)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The border as a checkpoint keeps it, by name; nothing of one before the lane's first rollout."""
         if self.rollout_index == 0:
             return {}
         state = self.state()
-        arrays = {field.name: np.asarray(getattr(state, field.name)) for field in fields(LaneState)}
-        if state.actions.dtype.kind == "i":
-            arrays[ACTION_BITS] = to_bits(arrays.pop("actions"))
-        return arrays
+        packed = state.actions.dtype.kind == "i"
+        return {
+            "rollout_index": np.asarray(state.rollout_index),
+            "episode_indices": state.episode_indices,
+            "episode_steps": state.episode_steps,
+            ACTION_BITS if packed else ACTIONS: to_bits(state.actions) if packed else state.actions,
+            "digests": state.digests,
+            "hidden_state": state.hidden_state,
+        }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], experiment: Experiment, spaces: Spaces) -> "LaneBorder":
         """What `arrays` returned; raises `KeyError` or `ValueError` where that was something else."""
         if not arrays:  # in `async`, a lane may not have come to its first border
             return cls.first(experiment)
-        arrays = dict(arrays)
         if ACTION_BITS in arrays:
             shape = (int(arrays["episode_steps"].sum()), *spaces.action.shape)
-            arrays["actions"] = from_bits(arrays.pop(ACTION_BITS), shape, spaces.action.dtype)
-        return cls.of(LaneState(int(arrays.pop("rollout_index")), **arrays))
+            actions = from_bits(arrays[ACTION_BITS], shape, spaces.action.dtype)
+        else:
+            actions = arrays[ACTIONS]
+        return cls.of(
+            LaneState(
+                rollout_index=int(arrays["rollout_index"]),
+                episode_indices=arrays["episode_indices"],
+                episode_steps=arrays["episode_steps"],
+                actions=actions,
+                digests=arrays["digests"],
+                hidden_state=arrays["hidden_state"],
+            )
+        )
 
     @classmethod
     def first(cls, experiment: Experiment) -> "LaneBorder":
         """The border before a lane's first rollout: nothing to replay, and no state to send."""
         size = experiment.lane_size
-        memory = np.zeros((size, experiment.recurrent_size), np.float32)
-        return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8), memory)
+        hidden_state = np.zeros((size, experiment.hidden_state_size), np.float32)
+        return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8), hidden_state)

@@ -13,6 +13,7 @@ from learner.launcher import SHORTEST_PATIENCE, Launcher
 from learner.ledger import SampleLedger
 from learner.repeatability import Repeatability
 from learner.roster import Roster
+from learner.stopwatch import Pace
 from learner.witness import Witness
 from protocol.errors import ProtocolError
 from protocol.execution import Execution
@@ -41,6 +42,7 @@ class Coordinator:
         execution: Execution,
         total_iterations: int,
         launcher: Launcher,
+        pace: Pace,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.roster = Roster(socket, experiment, execution, launcher, self._leave, clock)
@@ -49,10 +51,9 @@ class Coordinator:
         self.faults = Faults(experiment, launcher.warn, execution.run_dir, clock)
         self.witness = Witness(experiment, total_iterations)
         self.repeatability = Repeatability(experiment, launcher.warn)
-        self.first_grant_time: float | None = None  # on the clock
         self._socket, self._experiment, self._run_id = socket, experiment, execution.run_id
         self._total_iterations, self._step_timeout = total_iterations, execution.step_timeout
-        self._launcher, self._warn, self._clock = launcher, launcher.warn, clock
+        self._launcher, self._warn, self._pace, self._clock = launcher, launcher.warn, pace, clock
         self._asynchronous = experiment.schedule == "async"
         self._lane_steps = experiment.lane_size * experiment.rollout_length
         self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
@@ -283,8 +284,7 @@ class Coordinator:
                 self.roster.note_task(lane.owner)
                 had_nothing_to_do = False
             self.roster.send(lane.owner, grant)
-            if self.first_grant_time is None:
-                self.first_grant_time = self._clock()
+            self._pace.begin(self._clock())
 
     def _share_lanes(self) -> None:
         """Let every lane have a host, and every actor its share."""
@@ -321,7 +321,7 @@ class Coordinator:
 
     def _hear_witness(self, identity: bytes, answer: SecondCollection) -> None:
         asked, second = self.witness.asked, answer.trajectory
-        if asked is None or asked.witness != identity or asked.number != answer.serial:
+        if asked is None or asked.witness != identity or asked.number != answer.fencing_token:
             self.roster.refusals.counts["unknown sender"] += 1
             return
         if second is None:

@@ -1,7 +1,7 @@
 """The table of lanes: who hosts each, what it was granted, and what came of that and is not trained on yet.
 
 One authority decides about lanes, and this is it: it takes a lane from an actor that has gone, hangs or has more than
-its share, and gives it to another with the next serial.
+its share, and gives it to another with the next fencing token.
 """
 
 from collections import Counter, deque
@@ -26,7 +26,7 @@ class LaneRecord:
     accepted: dict[int, Trajectory] = field(default_factory=dict)  # by rollout index
     owner: bytes | None = None  # identity of the actor that hosts it
     moving_to: bytes | None = None  # who will host it from its next border on
-    serial: int = 0  # rises each time the lane changes hands
+    fencing_token: int = 0  # rises each time the lane changes hands
     hosted: bool = False  # whether its owner was granted it before, and so needs no state to begin from
     losses: int = 0  # of its hosts, since it last delivered
     granted: int = 0  # rollouts before this index were granted to the owner, or are behind the newest border
@@ -47,7 +47,7 @@ class LaneRecord:
     def hand_over(self, owner: bytes | None) -> None:
         """Give the lane to `owner`, or to nobody; whatever was granted before is void."""
         self.owner, self.moving_to, self.hosted = owner, None, False
-        self.serial += 1
+        self.fencing_token += 1
         self.granted = self.newest.rollout_index
 
 
@@ -88,7 +88,7 @@ class LaneTable:
         if version is None:
             return None
         state = lane.newest.state() if lane.granted > 0 and not lane.hosted else None
-        grant = Grant(self._run_id, index, lane.granted, version, lane.serial, state)
+        grant = Grant(self._run_id, index, lane.granted, version, lane.fencing_token, state)
         lane.hosted = True
         lane.granted += 1
         self._fresh.add(index)
@@ -113,7 +113,7 @@ class LaneTable:
             lane is not None
             and trajectory.run_id == self._run_id
             and lane.owner == identity
-            and trajectory.serial == lane.serial
+            and trajectory.fencing_token == lane.fencing_token
             and lane.outstanding
             and trajectory.rollout_index == lane.newest.rollout_index
             and self._acted_with_a_granted_version(trajectory)
@@ -151,7 +151,7 @@ class LaneTable:
         lane = self.lanes[index]
         releases = []
         if lane.owner is not None and lane.hosted:
-            releases.append((lane.owner, Release(index, lane.serial)))
+            releases.append((lane.owner, Release(index, lane.fencing_token)))
         lane.hand_over(owner)
         return releases
 

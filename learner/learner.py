@@ -18,7 +18,7 @@ from learner.launcher import Launcher, Patience, StopRequested
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
 from learner.normalization import RewardScaling, RunningStatistics
-from learner.ppo import PPO, Encode
+from learner.ppo import PPO, ToInputs
 from learner.saving import Saving
 from learner.second_updates import SecondUpdates, Update
 from learner.state import RunState
@@ -27,15 +27,15 @@ from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
 from protocol.events import Iteration, Note, Started
 from protocol.execution import Execution
-from protocol.observations import encode, normalized_size, numbers_of
+from protocol.observations import network_inputs, normalized_size, numbers_of
 from protocol.records import plain, typed
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import Spaces
 from protocol.transport import LearnerSocket
 from rundir.checkpoint import (
+    POLICY_NAMES,
     Checkpoint,
     load_newest_checkpoint,
-    policy_weights,
     remove_leftovers,
     understood,
     weights_digest,
@@ -55,13 +55,15 @@ class Learner:
         self._socket = socket
         self._launcher, self._report, self._warn = launcher, launcher.report, launcher.warn
         self._total_iterations = config.total_iterations
-        self._coordinator = Coordinator(socket, config.experiment, execution, self._total_iterations, launcher)
+        self._pace = Pace()
+        self._coordinator = Coordinator(
+            socket, config.experiment, execution, self._total_iterations, launcher, self._pace
+        )
         self._conditions = Conditions(device, config.settings, launcher.warn)
         self._second_updates = SecondUpdates(self._coordinator.witness, launcher.warn)
         self._version = 0
         self._window = EpisodeWindow()
-        self._batch_memory: dict[str, np.ndarray] = {}
-        self._pace = Pace()
+        self._batch_buffers: dict[str, np.ndarray] = {}
         self._stopwatch = Stopwatch()  # of an iteration
         self._patience = Patience(execution.step_timeout)
         self._state: RunState | None = None  # after the last completed version
@@ -77,10 +79,8 @@ class Learner:
             while not self._is_finished():
                 with trace.span("gather", iteration=self._version), self._stopwatch.on("gather"):
                     trajectories = self._coordinator.gather(self._version)
-                assert self._coordinator.first_grant_time is not None
-                self._pace.begin(self._coordinator.first_grant_time)
                 with trace.span("learn", iteration=self._version), self._stopwatch.on("learn"):
-                    metrics = self._train(Batch.stack(trajectories, self._batch_memory))
+                    metrics = self._train(Batch.stack(trajectories, self._batch_buffers))
                 with trace.span("complete", iteration=self._version):
                     self._complete_version(metrics)
                 # Now that actors have the new weights, they need not wait for a repetition.
@@ -221,12 +221,12 @@ class Learner:
         difference = self._ppo.disagreement(batch, acted[0].weights, to_inputs)
         self._agreement.look_at(self._version, difference, batch.behaviour_log_probs)
 
-    def _inputs_as(self, snapshot: PolicySnapshot) -> Encode:
+    def _inputs_as(self, snapshot: PolicySnapshot) -> ToInputs:
         """What makes a network's inputs of observations as actors with `snapshot` make them."""
         normalization = None
         if self._config.experiment.normalize_observations:
             normalization = snapshot.observation_mean, snapshot.observation_scale
-        return partial(encode, spaces=self._spaces, normalization=normalization)
+        return partial(network_inputs, spaces=self._spaces, normalization=normalization)
 
     def _begin_update(self) -> Callable[[], None]:
         """What is to be done between the steps of an update: serve actors, and say that the learner is at work."""
@@ -285,7 +285,8 @@ class Learner:
 
     def _snapshot(self, arrays: dict[str, np.ndarray]) -> PolicySnapshot:
         """The policy in `arrays`, which PPO's `state_dict` returned."""
-        return PolicySnapshot(self._version, policy_weights(arrays), *self._statistics.normalization())
+        weights = {name: arrays[f"model.{name}"] for name in self._ppo.model.policy_names}
+        return PolicySnapshot(self._version, weights, *self._statistics.normalization())
 
     def _capture(self, arrays: dict[str, np.ndarray]) -> RunState:
         """The version just completed, whose weights and moments are in `arrays`."""
@@ -304,6 +305,7 @@ class Learner:
             **self._conditions.state_dict(),
             **self._pace.state_dict(),
             "spaces": plain(self._spaces),
+            POLICY_NAMES: self._ppo.model.policy_names,
         }
         return RunState(Checkpoint(self._version, arrays, facts), self._coordinator.table.trained_borders())
 

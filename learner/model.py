@@ -17,13 +17,15 @@ from protocol.observations import InputShapes
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 
+CRITIC = ("value_encoder.", "value_head.")  # Actors do not need the parameters of these.
 GAINS = {"policy_head": 0.01, "value_head": 1.0, "gru.inputs": 1.0, "gru.recurrent": 1.0}  # Every other layer has √2.
 
 
 class ActorCritic(nn.Module):
     """An encoder of observations, a GRU if wanted, and a linear head each for the policy and the value.
 
-    Without images and memory the value has an encoder of its own; Gaussian policies have log standard deviations.
+    Without images and a recurrent layer the value has an encoder of its own. Gaussian policies have log standard
+    deviations.
 
     Only its trainable parameters are ever differentiated, so it may hold anything else besides. `parameters`,
     `named_parameters`, `state_dict` and `load_state_dict` mean what PyTorch users expect; MLX's own view of the
@@ -51,26 +53,32 @@ class ActorCritic(nn.Module):
         self._initialize(experiment.seed)
 
     def __call__(
-        self, inputs: list[mx.array], memory: mx.array, starts: mx.array
+        self, inputs: list[mx.array], hidden_state: mx.array, starts: mx.array
     ) -> tuple[Distribution, mx.array, mx.array]:
-        """(distribution over actions, values [...], memory after each step) for a network's inputs [..., shape].
+        """(distribution over actions, values [...], hidden state after each step) for a network's inputs [..., shape].
 
-        Without a memory the leading shape is [B], and `memory` and `starts` are not read. With one it is [B, T];
-        `memory` [B, recurrent_size] is that before the first step, and `starts` [B, T] is 1 where an episode begins.
+        Without a recurrent layer the leading shape is [B], and `hidden_state` and `starts` are not read. With one it is
+        [B, T]; `hidden_state` [B, hidden_state_size] is that before the first step, and `starts` [B, T] is 1 where an
+        episode begins.
         """
         if self.recurrent:
             flat = [x.reshape(-1, *x.shape[2:]) for x in inputs]
             x = self.encoder(flat).reshape(*inputs[0].shape[:2], -1)
-            x = memory = self.gru(x, memory, starts)
+            x = hidden_state = self.gru(x, hidden_state, starts)
         else:
             x = self.encoder(inputs)
         values = self.value_head(self.value_encoder(inputs) if "value_encoder" in self else x)
         distribution = make_distribution(self.spaces, self.policy_head(x), self.get("log_std"))
-        return distribution, values.squeeze(-1), memory
+        return distribution, values.squeeze(-1), hidden_state
 
     def named_parameters(self) -> Iterator[tuple[str, mx.array]]:
         """(name, array) of every parameter, such as `policy.layers.0.weight`."""
         yield from typing.cast(list[tuple[str, mx.array]], tree_flatten(self.trainable_parameters()))
+
+    @property
+    def policy_names(self) -> list[str]:
+        """The names of the parameters that actors act with."""
+        return [name for name, _ in self.named_parameters() if not name.startswith(CRITIC)]
 
     def parameters(self) -> list[mx.array]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Every parameter, in the order of `named_parameters`."""

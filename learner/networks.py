@@ -113,27 +113,27 @@ class GRU(nn.Module):
         self.size = size
         self._tanh = tanh_for(mx.default_device())
 
-    def __call__(self, x: mx.array, memory: mx.array, starts: mx.array) -> mx.array:
-        """The memory [B, T, size] after each of T steps.
+    def __call__(self, x: mx.array, hidden_state: mx.array, starts: mx.array) -> mx.array:
+        """The hidden state [B, T, size] after each of T steps.
 
-        For features x [B, T, n], the memory [B, size] before them, and starts float32 [B, T], which is 1 where a step
-        begins an episode, and so forgets what was before.
+        For features x [B, T, n], the hidden state [B, size] before them, and starts float32 [B, T], which is 1 where a
+        step begins an episode, and so forgets what was before.
         """
         from_input = self.inputs(x)
-        memories = []
+        hidden_states = []
         for t in range(x.shape[1]):
-            memory = self._step(from_input[:, t], memory * (1 - starts[:, t, None]))
-            memories.append(memory)
-        return mx.stack(memories, axis=1)
+            hidden_state = self._step(from_input[:, t], hidden_state * (1 - starts[:, t, None]))
+            hidden_states.append(hidden_state)
+        return mx.stack(hidden_states, axis=1)
 
-    def _step(self, from_input: mx.array, memory: mx.array) -> mx.array:
+    def _step(self, from_input: mx.array, hidden_state: mx.array) -> mx.array:
         size = self.size
-        from_memory = self.recurrent(memory)
-        gates = from_input[:, : 2 * size] + from_memory[:, : 2 * size]
+        from_hidden_state = self.recurrent(hidden_state)
+        gates = from_input[:, : 2 * size] + from_hidden_state[:, : 2 * size]
         gates = 0.5 * self._tanh(0.5 * gates) + 0.5  # the sigmoid
         reset, update = gates[:, :size], gates[:, size:]
-        candidate = self._tanh(from_input[:, 2 * size :] + reset * from_memory[:, 2 * size :])
-        return candidate + update * (memory - candidate)
+        candidate = self._tanh(from_input[:, 2 * size :] + reset * from_hidden_state[:, 2 * size :])
+        return candidate + update * (hidden_state - candidate)
 
 
 def activation(name: str) -> Callable[[mx.array], mx.array]:

@@ -24,7 +24,7 @@ from rundir.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 MAX_SAMPLE_WEIGHT = 2.0  # π_proximal / π_behaviour of a sample that older weights acted is cut here.
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
-Encode = Callable[[np.ndarray], list[np.ndarray]]
+ToInputs = Callable[[np.ndarray], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class PPO:
         self._optimizer = Adam(model, config.max_grad_norm)
         self._compile()
 
-    def update(self, batch: Batch, iteration: int, encode: Encode, interrupt: Callable[[], None]) -> dict:
+    def update(self, batch: Batch, iteration: int, to_inputs: ToInputs, interrupt: Callable[[], None]) -> dict:
         """Train on `batch`; returns the iteration's metrics, None where one is undefined.
 
-        `encode` maps raw observations [B, …] to the network's inputs. `interrupt` is called between steps and may
+        `to_inputs` maps raw observations [B, …] to the network's inputs. `interrupt` is called between steps and may
         raise; the weights are then those of no completed version.
         """
         self._optimizer.take_parameters()
         with trace.span("prepare"):
-            prepared = self._prepare(batch, iteration, encode)
+            prepared = self._prepare(batch, iteration, to_inputs)
         settings = self._scheduled(iteration)
         try:
             with trace.span("epochs"):
@@ -78,12 +78,12 @@ class PPO:
             "train/epochs": steps // self._config.minibatches,
         }
 
-    def disagreement(self, batch: Batch, weights: dict[str, np.ndarray], encode: Encode) -> float:
+    def disagreement(self, batch: Batch, weights: dict[str, np.ndarray], to_inputs: ToInputs) -> float:
         """The mean difference between the log-probabilities of a batch's actions as its actors computed them and as
         this device does, with the `weights` that the actors had."""
         own = self.model.state_dict()
         self.model.load_state_dict({**own, **weights})
-        log_probs = self._evaluate_samples(self._samples(batch, encode), batch.rewards.shape)[1]
+        log_probs = self._evaluate_samples(self._samples(batch, to_inputs), batch.rewards.shape)[1]
         self.model.load_state_dict(own)
         return float(np.abs(log_probs - batch.behaviour_log_probs).mean())
 
@@ -135,15 +135,15 @@ class PPO:
             return mx.concatenate([metrics, norm[None]])
 
         def evaluate(samples: dict[str, Any]) -> list[mx.array]:
-            distribution, values, memory = forward(self.model, samples)
-            memories = [memory] if self.model.recurrent else []
-            return [values, distribution.log_prob(samples["actions"]), *memories]
+            distribution, values, hidden_state = forward(self.model, samples)
+            hidden_states = [hidden_state] if self.model.recurrent else []
+            return [values, distribution.log_prob(samples["actions"]), *hidden_states]
 
-        def evaluate_states(inputs: list[mx.array], memory: mx.array) -> mx.array:
+        def evaluate_states(inputs: list[mx.array], hidden_state: mx.array) -> mx.array:
             if not self.model.recurrent:
-                return self.model(inputs, memory, memory)[1]
+                return self.model(inputs, hidden_state, hidden_state)[1]
             sequences = [x[:, None] for x in inputs]  # of one step each
-            return self.model(sequences, memory, mx.zeros((len(memory), 1)))[1].squeeze(1)
+            return self.model(sequences, hidden_state, mx.zeros((len(hidden_state), 1)))[1].squeeze(1)
 
         state = self._optimizer.state
         self._step = mx.compile(step, inputs=state, outputs=state)
@@ -165,15 +165,15 @@ class PPO:
                 settings[name] = getattr(self._config, name) * parse_schedule(text, name)(remaining)
         return settings
 
-    def _prepare(self, batch: Batch, iteration: int, encode: Encode) -> Prepared:
+    def _prepare(self, batch: Batch, iteration: int, to_inputs: ToInputs) -> Prepared:
         """The batch as samples, valued and with advantages.
 
         A sample is a step or, for a recurrent policy, the sequence of an environment's steps; samples come first in all
         arrays, which are then [B, …] or [num_envs, T, …].
         """
-        samples = self._samples(batch, encode)
-        values, log_probs, memories = self._evaluate_samples(samples, batch.rewards.shape)
-        next_values = self._next_values(batch, values, memories, encode)
+        samples = self._samples(batch, to_inputs)
+        values, log_probs, hidden_states = self._evaluate_samples(samples, batch.rewards.shape)
+        next_values = self._next_values(batch, values, hidden_states, to_inputs)
 
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
         steps = Steps(batch.rewards, values, next_values, batch.terminated, batch.truncated)
@@ -196,24 +196,24 @@ class PPO:
         samples |= {name: mx.array(self._arranged(array)) for name, array in targets.items()}
         return Prepared(samples, values, value_targets, ratios)
 
-    def _samples(self, batch: Batch, encode: Encode) -> dict[str, Any]:
+    def _samples(self, batch: Batch, to_inputs: ToInputs) -> dict[str, Any]:
         """What a forward pass needs, with the samples first."""
         samples: dict[str, Any] = {
-            "inputs": [mx.array(self._arranged(x)) for x in self._encoded(batch.observations, encode)],
+            "inputs": [mx.array(self._arranged(x)) for x in self._inputs(batch.observations, to_inputs)],
             "actions": mx.array(self._arranged(batch.actions.reshape(*batch.rewards.shape, -1))),
         }
         if self.model.recurrent:
             starts = np.concatenate([np.zeros_like(batch.done[:1]), batch.done[:-1]])
             samples |= {
                 "starts": mx.array(self._arranged(starts), mx.float32),
-                "memory": mx.array(batch.initial_memory),
+                "hidden_state": mx.array(batch.extras["initial_hidden_state"]),
             }
         return samples
 
     def _evaluate_samples(
         self, samples: dict[str, Any], shape: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """(values, log-probabilities) [T, num_envs] and memories after each step [T, num_envs, recurrent_size].
+        """(values, log-probabilities) [T, num_envs] and hidden states after each step [T, num_envs, hidden_state_size].
 
         As many at a time as make a minibatch, so that memory stays bounded and one compiled graph serves all.
         """
@@ -221,23 +221,25 @@ class PPO:
         size = count // self._config.minibatches
         parts = [self._evaluate(tree_map(lambda x: x[i : i + size], samples)) for i in range(0, count, size)]  # noqa: B023
         mx.eval(parts)  # all at once: the device need not wait for the host in between
-        values, log_probs, *memories = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        values, log_probs, *hidden_states = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         if self.model.recurrent:
-            return values.swapaxes(0, 1), log_probs.swapaxes(0, 1), memories[0].swapaxes(0, 1)
+            return values.swapaxes(0, 1), log_probs.swapaxes(0, 1), hidden_states[0].swapaxes(0, 1)
         return values.reshape(shape), log_probs.reshape(shape), None
 
-    def _next_values(self, batch: Batch, values: np.ndarray, memories: np.ndarray | None, encode: Encode) -> np.ndarray:
+    def _next_values(
+        self, batch: Batch, values: np.ndarray, hidden_states: np.ndarray | None, to_inputs: ToInputs
+    ) -> np.ndarray:
         """Values [T, num_envs] of what each step led to: the next, last or truncated episode's final observation."""
         num_envs = values.shape[1]
         observations = np.concatenate([batch.last_observations, batch.final_observations])
         count = len(observations)
-        if memories is None:
-            memory = np.zeros((count, 0), np.float32)
+        if hidden_states is None:
+            hidden_state = np.zeros((count, 0), np.float32)
         else:
-            memory = np.concatenate([memories[-1], memories[batch.truncated]])
+            hidden_state = np.concatenate([hidden_states[-1], hidden_states[batch.truncated]])
         # Filled up with the first, so that shapes recur and nothing is compiled anew.
         rows = np.pad(np.arange(count), (0, -count % num_envs))
-        everything = [mx.array(x) for x in (*encode(observations[rows]), memory[rows])]
+        everything = [mx.array(x) for x in (*to_inputs(observations[rows]), hidden_state[rows])]
         found = []
         for start in range(0, len(rows), num_envs):
             *inputs, remembered = (x[start : start + num_envs] for x in everything)
@@ -247,10 +249,10 @@ class PPO:
         next_values[batch.truncated] = finals
         return next_values
 
-    def _encoded(self, observations: np.ndarray, encode: Encode) -> list[np.ndarray]:
+    def _inputs(self, observations: np.ndarray, to_inputs: ToInputs) -> list[np.ndarray]:
         """A network's inputs [T, num_envs, …] for raw observations [T, num_envs, *observation]."""
         shape = observations.shape[:2]
-        return [x.reshape(*shape, *x.shape[1:]) for x in encode(observations.reshape(-1, *observations.shape[2:]))]
+        return [x.reshape(*shape, *x.shape[1:]) for x in to_inputs(observations.reshape(-1, *observations.shape[2:]))]
 
     def _arranged(self, array: np.ndarray) -> np.ndarray:
         """[T, num_envs, …] with the samples first."""
@@ -273,7 +275,7 @@ class PPO:
 def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:
     """What `model` says of samples."""
     unused = samples["actions"]
-    return model(samples["inputs"], samples.get("memory", unused), samples.get("starts", unused))
+    return model(samples["inputs"], samples.get("hidden_state", unused), samples.get("starts", unused))
 
 
 def ppo_loss(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.batch import Batch
-from learner.ppo import PPO, Encode
+from learner.ppo import PPO, ToInputs
 from learner.witness import Witness
 from protocol import trace
 
@@ -17,7 +17,7 @@ class Update(NamedTuple):
     iteration: int
     before: dict[str, np.ndarray]  # what `PPO.state_dict` gave, among other arrays
     batch: Batch
-    to_inputs: Encode
+    to_inputs: ToInputs
 
 
 class SecondUpdates:

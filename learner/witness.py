@@ -14,7 +14,7 @@ from learner.borders import LaneBorder
 from learner.lanes import LaneRecord
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
-from protocol.trajectory import Trajectory
+from protocol.trajectory import AXES, Trajectory
 
 EARLY = (1, 4, 8, 16)  # One lane's rollout of each of these is collected twice, since faults should be seen early…
 EARLY_SHARE = 1 / 100  # …unless that takes more than this share of the whole run's steps…
@@ -33,16 +33,6 @@ BY_STEP = {  # Arrays [T, N, ...], in the order in which one value causes the ne
     "terminated": "the episode's end",
     "truncated": "the episode's end",
 }
-AT_THE_END = (
-    "final_observations",
-    "episode_returns",
-    "episode_lengths",
-    "failed_resets",
-    "last_observations",
-    "last_memory",
-    "episode_indices",
-    "digests",
-)
 
 
 class Asked(NamedTuple):
@@ -164,14 +154,14 @@ def first_difference(experiment: Experiment, border: LaneBorder, first: Trajecto
         return f"{place(int(second.restarted.argmax()), 0)}: a replay does not lead there"
     found = []
     for order, (name, words) in enumerate(BY_STEP.items()):
-        differs = _differ(getattr(first, name), getattr(second, name), axes=2)
+        differs = _differ(first.array(name), second.array(name), axes=2)
         if differs.any():
             time, n = np.argwhere(differs)[0].tolist()
             found.append((time, order, f"{place(n, time)}: {words} differs"))
     if found:
         return min(found)[2]
-    for name in AT_THE_END:
-        one, other = getattr(first, name), getattr(second, name)
+    for name in (name for name in AXES if name not in BY_STEP and first.has(name)):
+        one, other = first.array(name), second.array(name)
         if one.shape != other.shape or _differ(one, other, axes=1).any():
             return f"lane {first.lane}, rollout {first.rollout_index}: {name.replace('_', ' ')} differ at its end"
     return None

@@ -43,7 +43,7 @@ class Experiment:
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Between the layers of the MLP; the CNNs use relu."""
     recurrent_size: int = 0
-    """Units of a GRU after those layers, for a policy with a memory; 0 has none."""
+    """Units of a GRU after those layers, for a recurrent policy; 0 has none."""
     initial_std: float = 1.0
     """Standard deviation of each action of a Gaussian policy, before it learns another."""
     normalize_observations: bool = True
@@ -54,6 +54,11 @@ class Experiment:
     """When an environment raises or returns nonsense: truncate its episode and go on, or end the run."""
     replay_cap: int = 100_000
     """Steps after which an episode is truncated, so that its actions can always be replayed."""
+
+    @property
+    def hidden_state_size(self) -> int:
+        """Numbers that a recurrent policy carries from step to step for each environment; 0 for any other policy."""
+        return self.recurrent_size
 
     @property
     def num_lanes(self) -> int:

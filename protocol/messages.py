@@ -12,7 +12,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Grant:
     lane: int
     rollout_index: int
     policy_version: int
-    serial: int  # rises each time the lane changes hands; a trajectory with an older one is refused
+    fencing_token: int  # rises each time the lane changes hands; a trajectory with an older one is refused
     state: LaneState | None  # for an actor that does not hold the lane yet; None for a lane that has not begun
 
 
@@ -78,7 +78,7 @@ class SecondGrant:
 class SecondCollection:
     """Actor to learner: what the second collection of a rollout gave. It is compared, and never trained on."""
 
-    serial: int  # of the grant
+    fencing_token: int  # of the grant
     trajectory: Trajectory | None  # None where the environments could not be made
 
 
@@ -87,7 +87,7 @@ class Release:
     """Learner to actor: this lane has another host now; forget it, and what of it was granted and has not begun."""
 
     lane: int
-    serial: int  # of the grants that are void
+    fencing_token: int  # of the grants that are void
 
 
 @dataclass(frozen=True)

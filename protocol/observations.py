@@ -50,7 +50,7 @@ def _numbers(arrays: list[np.ndarray], spaces: Spaces) -> np.ndarray:
     return numbers[0] if len(numbers) == 1 else np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1)
 
 
-def encode(
+def network_inputs(
     observations: np.ndarray, spaces: Spaces, normalization: tuple[np.ndarray, np.ndarray] | None
 ) -> list[np.ndarray]:
     """The inputs described by `InputShapes`, for stored observations [B, *observation].

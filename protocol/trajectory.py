@@ -31,15 +31,65 @@ class Fault:
         return f"environment {self.environment} (episode seed {self.seed}, step {self.step}): {self.text}"
 
 
+AXES = {  # Of each array: T steps, N environments, K truncated episodes, E finished episodes.
+    "observations": "TN",
+    "last_observations": "N",
+    "actions": "TN",
+    "behaviour_log_probs": "TN",
+    "rewards": "TN",
+    "terminated": "TN",
+    "truncated": "TN",
+    "final_observations": "K",
+    "episode_returns": "E",
+    "episode_lengths": "E",
+    "episode_indices": "N",
+    "restarted": "N",
+    "failed_resets": "N",
+    "digests": "N",
+    "initial_hidden_state": "N",
+    "last_hidden_state": "N",
+}
+EXTRAS = ("initial_hidden_state", "last_hidden_state")  # Not every experiment has these.
+
+
+def element_types(experiment: Experiment, spaces: Spaces) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape behind the axes, dtype) of each array that a trajectory of this experiment has."""
+    observation, action = spaces.observation, spaces.action
+    elements = {
+        "observations": (observation.shape, observation.dtype),
+        "last_observations": (observation.shape, observation.dtype),
+        "actions": (action.shape, action.dtype),
+        "behaviour_log_probs": ((), "float32"),
+        "rewards": ((), "float32"),
+        "terminated": ((), "bool"),
+        "truncated": ((), "bool"),
+        "final_observations": (observation.shape, observation.dtype),
+        "episode_returns": ((), "float64"),
+        "episode_lengths": ((), "int64"),
+        "episode_indices": ((), "int64"),
+        "restarted": ((), "bool"),
+        "failed_resets": ((), "int64"),
+        "digests": ((DIGEST_SIZE,), "uint8"),
+    }
+    if experiment.hidden_state_size:
+        elements["initial_hidden_state"] = ((experiment.hidden_state_size,), "float32")
+        elements["last_hidden_state"] = ((experiment.hidden_state_size,), "float32")
+    return elements
+
+
 @dataclass(frozen=True)
 class Trajectory:
-    """What one lane did in one rollout. T is the rollout length, N the lane size, arrays are time-major."""
+    """What one lane did in one rollout. T is the rollout length, N the lane size, arrays are time-major.
+
+    What is new in some experiments only is an extra: name it in `AXES`, `EXTRAS` and `element_types`, and fill it in
+    actors/rollout.py. It is then checked, sent, compared by the witness, and stacked in the batch's extras.
+    """
 
     run_id: str
     lane: int
     rollout_index: int
     policy_version: int
-    serial: int
+    fencing_token: int
     observations: np.ndarray  # [T, N, *observation], raw: normalisation is part of the policy
     last_observations: np.ndarray  # [N, *observation], what the next rollout starts from
     actions: np.ndarray  # [T, N, *action], as sampled; clipped only on their way into the environment
@@ -53,12 +103,19 @@ class Trajectory:
     episode_indices: np.ndarray  # int64 [N], the episode each environment is in at the rollout's end
     restarted: np.ndarray  # bool [N], environments that could not be rebuilt and began a fresh episode
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE], of (observation, return, length) at the rollout's end
-    initial_memory: np.ndarray  # float32 [N, recurrent_size], of a recurrent policy at the rollout's start
-    last_memory: np.ndarray  # float32 [N, recurrent_size], at its end; 0 where an episode begins
     failed_resets: np.ndarray  # int64 [N], episodes that did not come about, since their resets failed
     faults: tuple[Fault, ...]  # the first ones, at most MAX_FAULTS_TOLD
     fault_count: int  # all of them
     moved_global_random: bool  # the environments drew from `random` or `np.random`, which no seed of theirs controls
+    extras: dict[str, np.ndarray]  # the arrays of `EXTRAS` that this experiment has
+
+    def has(self, name: str) -> bool:
+        """Whether this experiment has an array of this name, of those in `AXES`."""
+        return name not in EXTRAS or name in self.extras
+
+    def array(self, name: str) -> np.ndarray:
+        """One of the arrays that `AXES` names."""
+        return self.extras[name] if name in EXTRAS else getattr(self, name)
 
     @property
     def done(self) -> np.ndarray:
@@ -68,33 +125,18 @@ class Trajectory:
     def check(self, experiment: Experiment, spaces: Spaces) -> None:
         """Raise `ProtocolError` unless shapes, dtypes and values are those the handshake agreed on."""
         t, n = experiment.rollout_length, experiment.lane_size
-        observation, action = spaces.observation, spaces.action
-        truncations = int(np.count_nonzero(self.truncated))
         episodes = self.episode_returns.size
-        expected = {
-            "observations": ((t, n, *observation.shape), observation.dtype),
-            "last_observations": ((n, *observation.shape), observation.dtype),
-            "actions": ((t, n, *action.shape), action.dtype),
-            "behaviour_log_probs": ((t, n), "float32"),
-            "rewards": ((t, n), "float32"),
-            "terminated": ((t, n), "bool"),
-            "truncated": ((t, n), "bool"),
-            "final_observations": ((truncations, *observation.shape), observation.dtype),
-            "episode_returns": ((episodes,), "float64"),
-            "episode_lengths": ((episodes,), "int64"),
-            "episode_indices": ((n,), "int64"),
-            "restarted": ((n,), "bool"),
-            "failed_resets": ((n,), "int64"),
-            "digests": ((n, DIGEST_SIZE), "uint8"),
-            "initial_memory": ((n, experiment.recurrent_size), "float32"),
-            "last_memory": ((n, experiment.recurrent_size), "float32"),
-        }
-        for name, (shape, dtype) in expected.items():
-            array: np.ndarray = getattr(self, name)
+        lengths = {"T": t, "N": n, "K": int(np.count_nonzero(self.truncated)), "E": episodes}
+        elements = element_types(experiment, spaces)
+        extras = [name for name in elements if name in EXTRAS]
+        if set(self.extras) != set(extras):
+            raise ProtocolError(f"the extras are {sorted(self.extras)} instead of {extras}")
+        for name, (element, dtype) in elements.items():
+            array, shape = self.array(name), (*(lengths[axis] for axis in AXES[name]), *element)
             if array.shape != shape or array.dtype != np.dtype(dtype):
                 raise ProtocolError(f"{name} is {array.dtype} {list(array.shape)} instead of {dtype} {list(shape)}")
             if name.endswith("observations"):
-                spaces.check_observations(array.reshape(-1, *observation.shape), name)
+                spaces.check_observations(array.reshape(-1, *spaces.observation.shape), name)
             elif array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ProtocolError(f"{name} holds a value that is not finite")
         if np.count_nonzero(self.done) != episodes:
@@ -132,7 +174,7 @@ class LaneState:
     episode_steps: np.ndarray  # int64 [N], actions since each episode's reset
     actions: np.ndarray  # [sum of episode_steps, *action], environment by environment
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
-    memory: np.ndarray  # float32 [N, recurrent_size]
+    hidden_state: np.ndarray  # float32 [N, hidden_state_size]
 
     def actions_of(self, n: int) -> np.ndarray:
         """The actions to replay in the lane's environment `n`: [episode_steps[n], *action]."""
@@ -148,7 +190,7 @@ class LaneState:
             "episode_steps": ((n,), "int64"),
             "actions": ((total, *spaces.action.shape), spaces.action.dtype),
             "digests": ((n, DIGEST_SIZE), "uint8"),
-            "memory": ((n, experiment.recurrent_size), "float32"),
+            "hidden_state": ((n, experiment.hidden_state_size), "float32"),
         }
         for name, (shape, dtype) in expected.items():
             array: np.ndarray = getattr(self, name)

@@ -6,6 +6,7 @@ A run directory's `checkpoints/` holds one directory a version: `arrays.safetens
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from protocol.files import replace_file, sync_directory
 from protocol.observations import normalization
 from protocol.snapshot import PolicySnapshot, part_of
 
-FORMAT = 4
-OLDER = 3  # This format is read, too. Its lanes have actions as they are, not in bits.
+FORMAT = 5
+OLDER = (3, 4)  # These formats are read, too: see `_upgraded`.
 KEEP = 3  # So many of the newest checkpoints are kept, and the one with the best return.
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
+POLICY_NAMES = "policy_weights"  # This fact lists the parameters that actors act with.
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path / MANIFEST} is no manifest")
     if type(manifest["policy_version"]) is not int or not isinstance(manifest["sha256"], dict):
         raise ValueError(f"{path / MANIFEST} is no manifest")
-    if manifest["format"] not in (FORMAT, OLDER):
+    if manifest["format"] not in (FORMAT, *OLDER):
         # Not one to pass over: going on from an older one, or from none, would in time remove what is not damaged.
         raise UserError(
             f"{path} has checkpoint format {manifest['format']!r:.20}, and this release reads {FORMAT}: use the release"
@@ -95,7 +97,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     arrays = (path / ARRAYS).read_bytes()
     if hashlib.sha256(arrays).hexdigest() != manifest["sha256"][ARRAYS]:
         raise ValueError(f"{path / ARRAYS} is damaged")
-    return Checkpoint(manifest["policy_version"], safetensors.numpy.load(arrays), manifest["facts"])
+    checkpoint = Checkpoint(manifest["policy_version"], safetensors.numpy.load(arrays), manifest["facts"])
+    return checkpoint if manifest["format"] == FORMAT else _upgraded(checkpoint)
 
 
 def load_newest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -128,9 +131,9 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
     """The policy that a checkpoint holds, as actors receive it."""
-    arrays = checkpoint.arrays
-    statistics = part_of(arrays, "statistics.")
-    return PolicySnapshot(checkpoint.policy_version, policy_weights(arrays), *normalization(statistics))
+    weights = {name: checkpoint.arrays[f"model.{name}"] for name in checkpoint.facts[POLICY_NAMES]}
+    statistics = part_of(checkpoint.arrays, "statistics.")
+    return PolicySnapshot(checkpoint.policy_version, weights, *normalization(statistics))
 
 
 def discard_checkpoint(path: Path) -> None:
@@ -148,11 +151,6 @@ def remove_leftovers(directory: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def policy_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What actors need of a checkpoint's arrays, by parameter name: all weights but the critic's."""
-    return {name: array for name, array in part_of(arrays, "model.").items() if not name.startswith("value_")}
-
-
 def weights_digest(arrays: dict[str, np.ndarray]) -> str:
     """sha256 over the names and bytes of all parameters (`model.NAME` in `arrays`), in sorted order."""
     digest = hashlib.sha256()
@@ -160,6 +158,13 @@ def weights_digest(arrays: dict[str, np.ndarray]) -> str:
         if name.startswith("model."):
             digest.update(name.removeprefix("model.").encode() + arrays[name].tobytes())
     return digest.hexdigest()
+
+
+def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of an older format as this one has it. Format 3 has actions as they are, which is still read."""
+    arrays = {re.sub(r"^(lanes\.\d+)\.memory$", r"\1.hidden_state", k): v for k, v in checkpoint.arrays.items()}
+    names = [name for name in part_of(arrays, "model.") if not name.startswith("value_")]
+    return Checkpoint(checkpoint.policy_version, arrays, {**checkpoint.facts, POLICY_NAMES: names})
 
 
 def _remove_old(directory: Path, newest: int) -> None:

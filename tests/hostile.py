@@ -117,7 +117,7 @@ def delivered(grant: Grant, welcome: Welcome, ready: Ready, **changes: Any) -> T
         lane=grant.lane,
         rollout_index=grant.rollout_index,
         policy_version=grant.policy_version,
-        serial=grant.serial,
+        fencing_token=grant.fencing_token,
         observations=np.zeros((t, n, *observation.shape), observation.dtype),
         last_observations=np.zeros((n, *observation.shape), observation.dtype),
         actions=np.zeros((t, n, *action.shape), action.dtype),
@@ -132,8 +132,7 @@ def delivered(grant: Grant, welcome: Welcome, ready: Ready, **changes: Any) -> T
         restarted=np.zeros(n, bool),
         failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-        initial_memory=np.zeros((n, 0), np.float32),
-        last_memory=np.zeros((n, 0), np.float32),
+        extras={},
         faults=(),
         fault_count=0,
         moved_global_random=False,
@@ -205,10 +204,10 @@ def another_version(chance: random.Random, seen: Captured) -> Frames:
 
 
 def wrong_lane(chance: random.Random, seen: Captured) -> Frames:
-    """Experience for lanes, rollouts, serials and runs that this sender was never granted."""
+    """Experience for lanes, rollouts, fencing tokens and runs that this sender was never granted."""
     changes = {
         "lane": chance.choice([-1, 0, 1, 3, 99, 2**62]),
-        "serial": chance.randrange(5),
+        "fencing_token": chance.randrange(5),
         "rollout_index": chance.choice([-1, 0, 1, 2**62]),
         "policy_version": chance.choice([-1, 0, 1, 2**62]),
         "run_id": chance.choice([seen.grant.run_id, "other"]),

@@ -1,6 +1,7 @@
 """Spaces, and models of networks, as several tests need them."""
 
 import math
+from dataclasses import fields, replace
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +13,7 @@ from protocol.experiment import Experiment
 from protocol.observations import normalized_size
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
+from protocol.trajectory import AXES, EXTRAS, Trajectory
 
 
 def numbers(*shape: int, dtype: str = "float32") -> ObservationPart:
@@ -52,13 +54,30 @@ def snapshot_of(
     model: ActorCritic, normalization: tuple[np.ndarray, np.ndarray] | None = None, version: int = 0
 ) -> PolicySnapshot:
     """The policy of `model` as actors receive it; observations stay as they are unless `normalization` is given."""
-    weights = {name: np.array(array) for name, array in model.named_parameters() if not name.startswith("value_")}
+    weights = {name: np.array(dict(model.named_parameters())[name]) for name in model.policy_names}
     size = normalized_size(model.spaces)
     return PolicySnapshot(version, weights, *(normalization or (np.zeros(size, np.float32), np.ones(size, np.float32))))
 
 
+def with_array(trajectory: Trajectory, name: str, array: np.ndarray) -> Trajectory:
+    """`trajectory` with another array of this name, be it an extra or not."""
+    if name in EXTRAS:
+        return replace(trajectory, extras={**trajectory.extras, name: array})
+    return replace(trajectory, **{name: array})
+
+
+def assert_same_bits(one: Trajectory, other: Trajectory) -> None:
+    assert one.extras.keys() == other.extras.keys()
+    for name in (name for name in AXES if one.has(name)):
+        mine, theirs = one.array(name), other.array(name)
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+        assert mine.tobytes() == theirs.tobytes(), name
+    for name in (field.name for field in fields(Trajectory) if field.type not in (np.ndarray, dict[str, np.ndarray])):
+        assert getattr(one, name) == getattr(other, name)
+
+
 def spoken(model: ActorCritic, inputs: list[np.ndarray]) -> tuple[Distribution, mx.array]:
-    """(distribution, values) of a model without memory."""
+    """(distribution, values) of a model without a recurrent layer."""
     none = mx.zeros((0,))
     distribution, values, _ = model([mx.array(x) for x in inputs], none, none)
     return distribution, values
@@ -79,7 +98,7 @@ def batch_of(
         rewards=random.standard_normal((length, num_envs)).astype(np.float32),
         terminated=ends < 3,
         truncated=(ends >= 3) & (ends < 6),
-        initial_memory=np.zeros((num_envs, 0), np.float32),
+        extras={},
         episode_returns=np.zeros(6),
         episode_lengths=np.ones(6, np.int64),
         environments=np.arange(num_envs),

@@ -55,10 +55,10 @@ class Learner:
         pytest.fail("the actor has nothing new to say")
 
     def hear_trajectory(self) -> tuple[int, int]:
-        """(lane, serial) of the next trajectory."""
+        """(lane, fencing_token) of the next trajectory."""
         trajectory = self.hear()
         assert isinstance(trajectory, Trajectory), trajectory
-        return trajectory.lane, trajectory.serial
+        return trajectory.lane, trajectory.fencing_token
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Learner]:
         assert not thread.is_alive()
 
 
-def grant(lane: int, serial: int = 1) -> Grant:
-    return Grant("run", lane, 0, 0, serial, None)
+def grant(lane: int, fencing_token: int = 1) -> Grant:
+    return Grant("run", lane, 0, 0, fencing_token, None)
 
 
 def test_grants_are_taken_in_the_order_of_version_rollout_and_lane(learner: Learner) -> None:
@@ -94,12 +94,12 @@ def test_grants_are_taken_in_the_order_of_version_rollout_and_lane(learner: Lear
 def test_a_released_lane_is_left_out_until_it_is_granted_again(learner: Learner) -> None:
     learner.say(grant(0), grant(1), grant(2), Release(1, 1))
     assert [learner.hear_trajectory() for _ in range(2)] == [(0, 1), (2, 1)]
-    learner.say(grant(1, serial=3))
+    learner.say(grant(1, fencing_token=3))
     assert learner.hear_trajectory() == (1, 3)
 
 
 def test_a_release_that_came_late_voids_nothing_newer(learner: Learner) -> None:
-    learner.say(grant(0), grant(1, serial=4), Release(1, 3))
+    learner.say(grant(0), grant(1, fencing_token=4), Release(1, 3))
     assert [learner.hear_trajectory() for _ in range(2)] == [(0, 1), (1, 4)]
 
 

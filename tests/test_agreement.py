@@ -73,8 +73,8 @@ prepare_device("cpu", 1)
 from learner import learner
 
 class Off(learner.PPO):
-    def disagreement(self, batch, weights, encode):
-        difference = super().disagreement(batch, weights, encode)
+    def disagreement(self, batch, weights, to_inputs):
+        difference = super().disagreement(batch, weights, to_inputs)
         print("looked", set(batch.policy_versions.tolist()), difference < 1e-6, flush=True)
         return 0.01 if batch.policy_versions.any() else difference
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors.environment import make_environment, reset_environment
-from commands.train import preset_for
+from commands.helpers.presets import preset_for
 from protocol.experiment import Experiment
 
 ale_py = pytest.importorskip("ale_py", reason="Atari is an extra")

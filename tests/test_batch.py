@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from learner.batch import Batch
-from protocol.trajectory import DIGEST_SIZE, Trajectory
+from protocol.trajectory import DIGEST_SIZE, EXTRAS, Trajectory
 
 
 @st.composite
@@ -16,7 +16,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
     """One trajectory from each lane, filled with random numbers, with random ends of episodes."""
     t, n, lanes = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     observation_shape, action_shape = draw(st.sampled_from([((), ()), ((3,), (2,)), ((2, 2), ())]))
-    memory = draw(st.sampled_from([0, 3]))
+    extras = draw(st.sampled_from([(), EXTRAS]))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     trajectories = []
     for lane in range(lanes):
@@ -29,7 +29,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 lane=lane,
                 rollout_index=5,
                 policy_version=4 - lane % 2,
-                serial=1,
+                fencing_token=1,
                 observations=random.standard_normal((t, n, *observation_shape), np.float32),
                 last_observations=random.standard_normal((n, *observation_shape), np.float32),
                 actions=random.integers(0, 1000, (t, n, *action_shape)),
@@ -44,8 +44,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 restarted=np.zeros(n, bool),
                 failed_resets=np.zeros(n, np.int64),
                 digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-                initial_memory=random.standard_normal((n, memory), np.float32),
-                last_memory=random.standard_normal((n, memory), np.float32),
+                extras={name: random.standard_normal((n, 3), np.float32) for name in extras},
                 faults=(),
                 fault_count=0,
                 moved_global_random=False,
@@ -55,7 +54,6 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
 
 
 SIDE_BY_SIDE = ["observations", "actions", "behaviour_log_probs", "rewards", "terminated", "truncated"]
-PER_ENVIRONMENT = ["last_observations", "initial_memory"]
 
 
 @settings(deadline=None, max_examples=40)
@@ -74,9 +72,10 @@ def test_environments_stand_side_by_side_in_lane_order(trajectories: list[Trajec
                     np.testing.assert_array_equal(array[t, lane * lane_size + n], expected)
     for lane, trajectory in enumerate(trajectories):
         for n in range(lane_size):
-            for name in PER_ENVIRONMENT:
-                expected = getattr(trajectory, name)[n]
-                np.testing.assert_array_equal(getattr(batch, name)[lane * lane_size + n], expected)
+            per_environment = {"last_observations": batch.last_observations, **batch.extras}
+            assert set(batch.extras) == set(trajectory.extras)
+            for name, array in per_environment.items():
+                np.testing.assert_array_equal(array[lane * lane_size + n], trajectory.array(name)[n])
     assert batch.size == steps * lane_size * len(trajectories)
     assert batch.policy_versions.tolist() == [t.policy_version for t in trajectories for _ in range(lane_size)]
     assert batch.environments.tolist() == [t.lane * lane_size + n for t in trajectories for n in range(lane_size)]
@@ -113,10 +112,10 @@ def test_episodes_and_final_observations_come_in_the_order_of_step_and_environme
 @settings(deadline=None, max_examples=20)
 @given(rollouts())
 def test_the_next_batch_lies_where_the_last_one_did(trajectories: list[Trajectory]) -> None:
-    memory: dict[str, np.ndarray] = {}
-    last = Batch.stack(trajectories, memory)
+    buffers: dict[str, np.ndarray] = {}
+    last = Batch.stack(trajectories, buffers)
     other = trajectories[::-1]
-    following, alone = Batch.stack(other, memory), Batch.stack(other)
+    following, alone = Batch.stack(other, buffers), Batch.stack(other)
     for name in SIDE_BY_SIDE:
         assert np.shares_memory(getattr(last, name), getattr(following, name))
         assert not np.shares_memory(getattr(following, name), getattr(alone, name))

@@ -20,6 +20,7 @@ from learner.launcher import Launcher
 from learner.ledger import SampleLedger
 from learner.refusals import AT_ONCE
 from learner.roster import MAX_REMOTE, REPORT_SECONDS
+from learner.stopwatch import Pace
 from protocol.errors import ProtocolError
 from protocol.events import ActorFacts, ActorHangs, Actors, Caution, Event
 from protocol.execution import Execution
@@ -110,13 +111,15 @@ class Conversation:
         self.socket = FakeSocket()
         self.events: list[Event] = []
         self.launcher = Launcher(self.events.append)
+        self.pace = Pace()
         self.clock = Clock()
         self.coordinator = Coordinator(
             self.socket,  # pyright: ignore[reportArgumentType]
             replace(EXPERIMENT, schedule=schedule),
             Execution(Path("run"), num_actors, witness, step_timeout),
             total_iterations,
-            launcher=self.launcher,
+            self.launcher,
+            self.pace,
             clock=self.clock,
         )
         self.roster, self.lanes = self.coordinator.roster, self.coordinator.table.lanes
@@ -158,7 +161,7 @@ def fulfil(grant: Grant, **changes: Any) -> Trajectory:
         lane=grant.lane,
         rollout_index=grant.rollout_index,
         policy_version=grant.policy_version,
-        serial=grant.serial,
+        fencing_token=grant.fencing_token,
         observations=np.zeros((t, n, 4), np.float32),
         last_observations=np.zeros((n, 4), np.float32),
         actions=np.zeros((t, n), np.int64),
@@ -173,8 +176,7 @@ def fulfil(grant: Grant, **changes: Any) -> Trajectory:
         restarted=np.zeros(n, bool),
         failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-        initial_memory=np.zeros((n, 0), np.float32),
-        last_memory=np.zeros((n, 0), np.float32),
+        extras={},
         faults=(),
         fault_count=0,
         moved_global_random=False,
@@ -234,8 +236,8 @@ def test_a_version_grants_the_rollouts_that_act_with_it(schedule: str, granted: 
     "change",
     [
         {"run_id": "other"},
-        {"serial": 0},
-        {"serial": 9},
+        {"fencing_token": 0},
+        {"fencing_token": 9},
         {"rollout_index": 1},
         {"lane": 3},
         {"lane": 99},
@@ -277,7 +279,7 @@ def test_a_malformed_trajectory_is_refused_with_its_reason_and_its_lanes_move() 
     assert talk.coordinator.ledger.dropped == {"malformed": STEPS}
 
 
-def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_serial() -> None:
+def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_fencing_token() -> None:
     talk = Conversation(num_actors=2)
     talk.publish(0)
     first, second = talk.join(0), talk.join(1)
@@ -288,7 +290,7 @@ def test_the_lanes_of_a_lost_actor_are_granted_again_with_their_state_and_a_new_
     talk.serve()
     moved = {(g.lane, g.rollout_index): g for g in talk.socket.take(Grant, second)}
     assert set(moved) == {(0, 1), (1, 0), (1, 1)}
-    assert moved[0, 1].serial > grant.serial
+    assert moved[0, 1].fencing_token > grant.fencing_token
     assert moved[0, 1].state is not None
     assert moved[0, 1].state.episode_steps.tolist() == [3, 3]
     assert moved[1, 0].state is None
@@ -304,11 +306,11 @@ def test_lanes_that_wait_for_their_turn_move_to_a_newcomer_at_once() -> None:
     second = talk.join(1)
     moved = talk.socket.take(Grant, second)
     assert {(g.lane, g.rollout_index) for g in moved} == {(2, 0), (2, 1), (3, 0), (3, 1)}
-    assert [(r.lane, r.serial) for r in talk.socket.take(Release, first)] == [
-        (2, grants[4].serial),
-        (3, grants[6].serial),
+    assert [(r.lane, r.fencing_token) for r in talk.socket.take(Release, first)] == [
+        (2, grants[4].fencing_token),
+        (3, grants[6].fencing_token),
     ]
-    assert all(grant.serial > grants[4].serial for grant in moved)
+    assert all(grant.fencing_token > grants[4].fencing_token for grant in moved)
     for grant in [*grants[:4], *moved]:
         talk.say(second if grant in moved else first, fulfil(grant))
     assert not talk.coordinator.ledger.dropped

@@ -12,7 +12,7 @@ import pytest
 from launching import LAUNCH, launch, wait_for
 from marks import slow
 
-from commands.environment_check import Timing, check_environment, measure, suggested_actors
+from commands.helpers.environment_check import Timing, check_environment, measure, suggested_actors
 from protocol.experiment import Experiment
 
 

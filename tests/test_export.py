@@ -122,17 +122,17 @@ def test_the_graph_computes_what_the_policy_does(name: str, tmp_path: Path) -> N
     session = session_of(policy, tmp_path / "policy.onnx")
     assert largest_difference(session, policy) <= TOLERANCE
 
-    memory = np.zeros((1, EXPERIMENTS[name].recurrent_size), np.float32)
+    hidden_state = np.zeros((1, EXPERIMENTS[name].hidden_state_size), np.float32)
 
     def begin() -> None:
         policy.reset()
-        memory.fill(0)
+        hidden_state.fill(0)
 
     def act(observation: Any) -> Any:
         outputs = dict(
             zip(
                 [output.name for output in session.get_outputs()],
-                session.run(None, inputs_of(policy, observation, memory)),
+                session.run(None, inputs_of(policy, observation, hidden_state)),
                 strict=True,
             )
         )
@@ -140,8 +140,8 @@ def test_the_graph_computes_what_the_policy_does(name: str, tmp_path: Path) -> N
         ours = outputs["action"][0]
         assert ours.dtype == np.asarray(action).dtype
         np.testing.assert_allclose(ours, action, rtol=1e-5, atol=1e-5)
-        if memory.size:
-            memory[:] = outputs["next_memory"]
+        if hidden_state.size:
+            hidden_state[:] = outputs["next_hidden_state"]
         if policy.description.spaces.distribution == "gaussian":
             np.testing.assert_array_equal(outputs["log_std"], policy.snapshot.weights["log_std"])
         return action

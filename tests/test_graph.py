@@ -14,7 +14,7 @@ from test_ppo import random_actions
 from learner.model import ActorCritic
 from learner.ppo import PPO
 from protocol.experiment import Experiment
-from protocol.observations import encode
+from protocol.observations import network_inputs
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 from rundir.config import PPOConfig
 
@@ -41,11 +41,11 @@ def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
     names = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")
     minibatch: dict[str, Any] = {name: mx.array(random.standard_normal(lead, np.float32)) for name in names}
     minibatch |= {
-        "inputs": [mx.array(x.reshape(*lead, *x.shape[1:])) for x in encode(observations, spaces, None)],
+        "inputs": [mx.array(x.reshape(*lead, *x.shape[1:])) for x in network_inputs(observations, spaces, None)],
         "actions": mx.array(random_actions(spaces, random, *lead).reshape(*lead, -1)),
     }
     if recurrent_size:
-        minibatch |= {"starts": mx.zeros(lead), "memory": mx.zeros((SAMPLES, recurrent_size))}
+        minibatch |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((SAMPLES, recurrent_size))}
     return minibatch
 
 

@@ -13,7 +13,7 @@ import pytest
 from launching import launch
 
 from actors.exported import load_policy
-from commands.torch_files import MAX_NUMBERS, MAX_TEXT_FILE, read_member, read_pickle, read_tensors
+from commands.helpers.torch_files import MAX_NUMBERS, MAX_TEXT_FILE, read_member, read_pickle, read_tensors
 
 torch = pytest.importorskip("torch")
 

@@ -1,4 +1,4 @@
-"""The learner's memory of a lane against a literal model: for each environment, the actions since its last reset."""
+"""What the learner knows of a lane against a literal model: for each environment, the actions since its last reset."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_bits_of_another_number_of_integers_are_refused() -> None:
 def trajectory(
     rollout_index: int, terminated: np.ndarray, truncated: np.ndarray, restarted: np.ndarray, action_shape: tuple = ()
 ) -> Trajectory:
-    """A rollout whose every action, index, digest and memory is a number of its own."""
+    """A rollout whose every action, index, digest and hidden state is a number of its own."""
     t, n = terminated.shape
     size = t * n * int(np.prod(action_shape))
     done = terminated | truncated
@@ -40,7 +40,7 @@ def trajectory(
         lane=0,
         rollout_index=rollout_index,
         policy_version=rollout_index,
-        serial=1,
+        fencing_token=1,
         observations=np.zeros((t, n, 1), np.float32),
         last_observations=np.zeros((n, 1), np.float32),
         actions=(1000 * rollout_index + np.arange(size)).reshape(t, n, *action_shape),
@@ -55,8 +55,10 @@ def trajectory(
         restarted=restarted,
         failed_resets=np.zeros(n, np.int64),
         digests=np.full((n, DIGEST_SIZE), rollout_index, np.uint8),
-        initial_memory=np.full((n, 3), rollout_index - 0.5, np.float32),
-        last_memory=(rollout_index + 0.25 * np.arange(3 * n)).reshape(n, 3).astype(np.float32),
+        extras={
+            "initial_hidden_state": np.full((n, 3), rollout_index - 0.5, np.float32),
+            "last_hidden_state": (rollout_index + 0.25 * np.arange(3 * n)).reshape(n, 3).astype(np.float32),
+        },
         faults=(),
         fault_count=0,
         moved_global_random=False,
@@ -115,7 +117,7 @@ def test_a_border_replays_the_actions_since_each_last_reset(history: list[Trajec
         assert state.actions.dtype == rollout.actions.dtype and state.episode_steps.dtype == np.int64
         np.testing.assert_array_equal(state.episode_indices, rollout.episode_indices)
         np.testing.assert_array_equal(state.digests, rollout.digests)
-        np.testing.assert_array_equal(state.memory, rollout.last_memory)
+        np.testing.assert_array_equal(state.hidden_state, rollout.extras["last_hidden_state"])
 
 
 @settings(deadline=None, max_examples=30)
@@ -180,7 +182,7 @@ def test_the_first_border_has_nothing_to_replay() -> None:
     border = first_border(3)
     assert border.rollout_index == 0 and border.logs == ((), (), ())
     assert border.episode_indices.tolist() == [0, 0, 0]
-    np.testing.assert_array_equal(border.memory, np.zeros((3, 3), np.float32), strict=True)
+    np.testing.assert_array_equal(border.hidden_state, np.zeros((3, 3), np.float32), strict=True)
 
 
 def test_a_border_is_that_of_the_rollout_after() -> None:

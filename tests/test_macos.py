@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launching import wait_for
 
-from commands import train
+from commands.helpers import cores as machine
 from protocol import limits
 from supervisor import address, process_workers
 from supervisor.address import SocketFolder
@@ -52,12 +52,12 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_all_but_the_efficiency_cores_are_worth_an_actor(mac: Path, levels: list[tuple[str, int]], cores: int) -> None:
     cases = [LEVEL.format(part=f"hw.perflevel{i}", name=name, cores=count) for i, (name, count) in enumerate(levels)]
     program(mac, "sysctl", SYSCTL.format(count=len(levels), levels="\n".join(cases)))
-    assert train.performance_cores() == cores
+    assert machine.performance_cores() == cores
 
 
 def test_a_mac_with_an_intel_processor_says_nothing_of_its_levels(mac: Path) -> None:
     program(mac, "sysctl", SYSCTL.format(count=0, levels=""))
-    assert train.performance_cores() >= 1
+    assert machine.performance_cores() >= 1
 
 
 def test_a_group_that_has_just_ended_may_refuse_to_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from making import continuous, discrete, numbers
+from making import continuous, discrete, numbers, with_array
 
 from protocol import codec
 from protocol.errors import ProtocolError
@@ -36,7 +36,7 @@ from protocol.messages import from_frames as received
 from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
-from protocol.trajectory import DIGEST_SIZE, LaneState, Trajectory
+from protocol.trajectory import AXES, DIGEST_SIZE, EXTRAS, LaneState, Trajectory
 
 thorough = settings(deadline=None, max_examples=80)
 
@@ -101,7 +101,7 @@ def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
         lane=1,
         rollout_index=2,
         policy_version=1,
-        serial=3,
+        fencing_token=3,
         observations=np.ones((t, n, *observation.shape), observation.dtype),
         last_observations=np.ones((n, *observation.shape), observation.dtype),
         actions=np.ones((t, n, *action.shape), action.dtype),
@@ -116,8 +116,7 @@ def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
         restarted=np.array([False, True]),
         failed_resets=np.zeros(2, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-        initial_memory=np.ones((n, EXPERIMENT.recurrent_size), np.float32),
-        last_memory=np.ones((n, EXPERIMENT.recurrent_size), np.float32),
+        extras={name: np.ones((n, EXPERIMENT.hidden_state_size), np.float32) for name in EXTRAS},
         faults=(),
         fault_count=0,
         moved_global_random=False,
@@ -131,7 +130,7 @@ def lane_state(spaces: Spaces = DISCRETE) -> LaneState:
         episode_steps=np.array([5, 0]),
         actions=np.ones((5, *spaces.action.shape), spaces.action.dtype),
         digests=np.zeros((2, DIGEST_SIZE), np.uint8),
-        memory=np.ones((2, EXPERIMENT.recurrent_size), np.float32),
+        hidden_state=np.ones((2, EXPERIMENT.hidden_state_size), np.float32),
     )
 
 
@@ -358,9 +357,8 @@ def refusal(record: Trajectory | LaneState, spaces: Spaces) -> str:
     return str(error.value)
 
 
-TRAJECTORY_ARRAYS = [field.name for field in dataclasses.fields(Trajectory) if field.type is np.ndarray]
+TRAJECTORY_ARRAYS = list(AXES)
 FLOATS = ["observations", "last_observations", "final_observations", "behaviour_log_probs", "rewards"]
-MEMORIES = ["initial_memory", "last_memory"]
 SHAPINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "one axis more": lambda array: array[None],
     "one axis less": lambda array: array[0],
@@ -383,7 +381,7 @@ def test_a_trajectory_with_an_array_of_another_shape_is_refused_by_name(name: st
     named = {"episode_returns": "episode_"}.get(name, name)  # of two lists of episodes either may be the wrong one
     for spaces in SPACES.values():
         valid = trajectory(spaces)
-        broken = replace(valid, **{name: SHAPINGS[shaping](getattr(valid, name))})
+        broken = with_array(valid, name, SHAPINGS[shaping](valid.array(name)))
         assert named in refusal(broken, spaces)
 
 
@@ -391,17 +389,17 @@ def test_a_trajectory_with_an_array_of_another_shape_is_refused_by_name(name: st
 def test_a_trajectory_with_an_array_of_another_dtype_is_refused_by_name(name: str) -> None:
     for spaces in SPACES.values():
         valid = trajectory(spaces)
-        array: np.ndarray = getattr(valid, name)
+        array = valid.array(name)
         for dtype in set(codec.DTYPES.values()) - {array.dtype}:
-            assert f"{name} is {dtype}" in refusal(replace(valid, **{name: array.astype(dtype)}), spaces)
+            assert f"{name} is {dtype}" in refusal(with_array(valid, name, array.astype(dtype)), spaces)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", [*FLOATS, *MEMORIES, "episode_returns", "actions"])
+@pytest.mark.parametrize("name", [*FLOATS, *EXTRAS, "episode_returns", "actions"])
 def test_a_trajectory_with_a_number_that_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
-    array = getattr(trajectory(CONTINUOUS), name).copy()
+    array = trajectory(CONTINUOUS).array(name).copy()
     array.flat[-1] = value
-    assert f"{name} holds" in refusal(replace(trajectory(CONTINUOUS), **{name: array}), CONTINUOUS)
+    assert f"{name} holds" in refusal(with_array(trajectory(CONTINUOUS), name, array), CONTINUOUS)
 
 
 @pytest.mark.parametrize(
@@ -451,12 +449,21 @@ def test_an_action_that_does_not_exist_is_refused(action: int) -> None:
 @given(st.sampled_from(TRAJECTORY_ARRAYS), ARRAYS)
 def test_a_trajectory_with_a_made_up_array_is_accepted_or_refused(name: str, array: np.ndarray) -> None:
     try:
-        replace(trajectory(), **{name: array}).check(EXPERIMENT, DISCRETE)
+        with_array(trajectory(), name, array).check(EXPERIMENT, DISCRETE)
     except ProtocolError as error:
         assert str(error)
 
 
-LANE_STATE_ARRAYS = ["episode_indices", "episode_steps", "actions", "digests", "memory"]
+@pytest.mark.parametrize("extras", [{}, {"initial_hidden_state": np.ones((2, 3), np.float32)}, {"mask": np.ones(2)}])
+def test_a_trajectory_with_other_extras_than_the_experiment_has_is_refused(extras: dict[str, np.ndarray]) -> None:
+    assert "the extras are" in refusal(replace(trajectory(), extras=extras), DISCRETE)
+    plain = replace(EXPERIMENT, recurrent_size=0)
+    with pytest.raises(ProtocolError, match="the extras are"):
+        trajectory().check(plain, DISCRETE)
+    replace(trajectory(), extras={}).check(plain, DISCRETE)
+
+
+LANE_STATE_ARRAYS = ["episode_indices", "episode_steps", "actions", "digests", "hidden_state"]
 
 
 @pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)

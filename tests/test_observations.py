@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from making import binary, continuous, discrete, numbers
 
 from protocol.errors import ProtocolError
-from protocol.observations import InputShapes, channels_last, encode, normalized_size, numbers_of, one_hot
+from protocol.observations import InputShapes, channels_last, network_inputs, normalized_size, numbers_of, one_hot
 from protocol.spaces import MAX_PARTS, MAX_SIZE, BoxSpace, ObservationPart, Spaces
 
 B = 3  # observations in a block
@@ -96,7 +96,7 @@ def test_a_network_gets_normalised_numbers_then_bits_and_choices_then_images(spa
     arrays = [random_part(one, random) for one in spaces.parts]
     size = normalized_size(spaces)
     normalization = random.normal(0, 50, size).astype(np.float32), random.uniform(0.01, 1, size).astype(np.float32)
-    vector, *images = encode(stored(spaces, arrays), spaces, normalization if normalized else None)
+    vector, *images = network_inputs(stored(spaces, arrays), spaces, normalization if normalized else None)
     if normalized:
         expected = literal_vector(spaces, arrays, *(array.tolist() for array in normalization))
         assert size == 0 or (np.abs(vector[:, :size]) == 10).any()
@@ -145,7 +145,7 @@ def test_encoding_leaves_the_observations_alone() -> None:
         observations = stored(spaces, [random_part(one, random) for one in spaces.parts])
         before = observations.copy()
         size = normalized_size(spaces)
-        encode(observations, spaces, (np.ones(size, np.float32), np.ones(size, np.float32)))
+        network_inputs(observations, spaces, (np.ones(size, np.float32), np.ones(size, np.float32)))
         np.testing.assert_array_equal(observations, before)
 
 

@@ -26,7 +26,7 @@ from learner.normalization import RunningStatistics
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.networks import network_class, network_name
-from protocol.observations import InputShapes, encode, normalized_size
+from protocol.observations import InputShapes, network_inputs, normalized_size
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 
 BLOCK = 8
@@ -55,7 +55,7 @@ def assert_agree(spaces: Spaces, experiment: Experiment, observations: np.ndarra
     policy = Policy(snapshot_of(model, normalization), spaces, experiment)
     actions, parameters, _ = policy.act(observations, NO_MEMORY, policy.draw_noise(random, (BLOCK,)))
 
-    inputs = encode(observations, spaces, normalization if experiment.normalize_observations else None)
+    inputs = network_inputs(observations, spaces, normalization if experiment.normalize_observations else None)
     outputs = np.array(model.policy_head(model.encoder([mx.array(x) for x in inputs])))
     distribution, _ = spoken(model, inputs)
     assert parameters.dtype == np.float32
@@ -152,19 +152,19 @@ def test_a_gru_step_by_step_is_the_gru_over_a_sequence_with_episodes_that_begin_
     policy = Policy(snapshot_of(model, normalization), spaces, experiment)
     starts = random.random((BLOCK, T)) < 0.3
     starts[0], starts[1], starts[2, 0] = False, True, True
-    first_memory = random.standard_normal((BLOCK, MEMORY)).astype(np.float32)
+    first_hidden_state = random.standard_normal((BLOCK, MEMORY)).astype(np.float32)
     observations = stored.reshape(BLOCK, T, *stored.shape[1:])
 
-    outputs, memories, memory = [], [], first_memory.copy()
+    outputs, hidden_states, hidden_state = [], [], first_hidden_state.copy()
     for t in range(T):
-        memory[starts[:, t]] = 0
-        parameters, memory = policy.forward(np.ascontiguousarray(observations[:, t]), memory)
+        hidden_state[starts[:, t]] = 0
+        parameters, hidden_state = policy.forward(np.ascontiguousarray(observations[:, t]), hidden_state)
         outputs.append(parameters)
-        memories.append(memory.copy())
+        hidden_states.append(hidden_state.copy())
 
-    inputs = [mx.array(x.reshape(BLOCK, T, *x.shape[1:])) for x in encode(stored, spaces, normalization)]
-    distribution, values, theirs = model(inputs, mx.array(first_memory), mx.array(starts.astype(np.float32)))
-    ours = np.stack(memories, axis=1)
+    inputs = [mx.array(x.reshape(BLOCK, T, *x.shape[1:])) for x in network_inputs(stored, spaces, normalization)]
+    distribution, values, theirs = model(inputs, mx.array(first_hidden_state), mx.array(starts.astype(np.float32)))
+    ours = np.stack(hidden_states, axis=1)
     np.testing.assert_allclose(ours, np.array(theirs), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.stack(outputs, axis=1), np.array(model.policy_head(theirs)), rtol=1e-5, atol=1e-5)
     assert values.shape == (BLOCK, T)
@@ -207,8 +207,8 @@ def test_the_same_block_gives_the_same_bits_twice(make: Callable[..., Spaces], r
     spaces, experiment = make(numbers(5), 3), Experiment(recurrent_size=recurrent_size)
     snapshot = snapshot_of(trained_model(spaces, experiment, random), normalization_of(spaces, random))
     observations = random.standard_normal((BLOCK, 5), np.float32)
-    memory = random.standard_normal((BLOCK, recurrent_size), np.float32)
-    one, other = (Policy(snapshot, spaces, experiment).forward(observations, memory) for _ in range(2))
+    hidden_state = random.standard_normal((BLOCK, recurrent_size), np.float32)
+    one, other = (Policy(snapshot, spaces, experiment).forward(observations, hidden_state) for _ in range(2))
     np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_array_equal(one[1], other[1])
 
@@ -220,11 +220,11 @@ def test_acting_leaves_the_observations_and_the_memory_alone(network: str) -> No
     spaces, experiment = discrete(part, 3), Experiment(network=network, hidden_sizes=(4,), recurrent_size=3)
     snapshot = snapshot_of(trained_model(spaces, experiment, random), normalization_of(spaces, random))
     observations = random_observations(spaces, random, BLOCK)
-    memory = random.standard_normal((BLOCK, 3), np.float32)
-    before = observations.copy(), memory.copy()
-    Policy(snapshot, spaces, experiment).forward(observations, memory)
+    hidden_state = random.standard_normal((BLOCK, 3), np.float32)
+    before = observations.copy(), hidden_state.copy()
+    Policy(snapshot, spaces, experiment).forward(observations, hidden_state)
     np.testing.assert_array_equal(observations, before[0])
-    np.testing.assert_array_equal(memory, before[1])
+    np.testing.assert_array_equal(hidden_state, before[1])
 
 
 @pytest.mark.parametrize("make", [discrete, continuous, binary])

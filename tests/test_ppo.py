@@ -22,10 +22,10 @@ from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics
-from learner.ppo import PPO, Encode, explained_variance, forward, ppo_loss
+from learner.ppo import PPO, ToInputs, explained_variance, forward, ppo_loss
 from protocol.experiment import Experiment
 from protocol.messages import Grant
-from protocol.observations import encode, normalized_size
+from protocol.observations import network_inputs, normalized_size
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 from rundir.config import PPOConfig
@@ -95,12 +95,14 @@ def as_is(observations: np.ndarray) -> list[np.ndarray]:
     return [observations]
 
 
-def make_batch(model: ActorCritic, seed: int, policy_version: int, drift: float = 0.0, encode: Encode = as_is) -> Batch:
+def make_batch(
+    model: ActorCritic, seed: int, policy_version: int, drift: float = 0.0, to_inputs: ToInputs = as_is
+) -> Batch:
     """Random experience with both kinds of ends; its log-probabilities are the model's, off by about `drift`."""
     random = np.random.default_rng(seed)
     observations = random.standard_normal((T + 1, N, 3)).astype(np.float32)
     actions = random_actions(model.spaces, random, T, N)
-    distribution, _ = spoken(model, encode(observations[:-1].reshape(T * N, 3)))
+    distribution, _ = spoken(model, to_inputs(observations[:-1].reshape(T * N, 3)))
     log_probs = np.array(distribution.log_prob(mx.array(actions.reshape(T * N, -1)))).reshape(T, N)
     log_probs = log_probs + drift * random.standard_normal((T, N)).astype(np.float32)
     return batch_of(random, observations, actions, log_probs, policy_version)
@@ -177,11 +179,13 @@ def literal_loss(
 ) -> list[float]:
     """[loss, policy loss, value loss, entropy, approximate KL, clip fraction], sample by sample."""
     minibatch = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in minibatch.items()}
-    if "memory" in minibatch:  # the samples are sequences, whose steps are what counts
+    if "hidden_state" in minibatch:  # the samples are sequences, whose steps are what counts
         said = [literal_steps(weights, minibatch, i)[:2] for i in range(len(minibatch["actions"]))]
         outputs = [row for rows, _ in said for row in rows]
         values = [value for _, row in said for value in row]
-        minibatch = {k: v.reshape(-1, *v.shape[2:]) for k, v in minibatch.items() if k not in ("memory", "starts")}
+        minibatch = {
+            k: v.reshape(-1, *v.shape[2:]) for k, v in minibatch.items() if k not in ("hidden_state", "starts")
+        }
     else:
         x = minibatch["observations"]
         outputs = [literal_network(weights, "encoder", "policy_head", row) for row in x]
@@ -273,13 +277,13 @@ def test_the_first_ratio_of_an_on_policy_update_is_one(experiment: Experiment, m
     lane = Lane(0, experiment, spaces, progress=lambda: None)
     lane.begin()
     policy = Policy(snapshot_of(model, statistics.normalization()), spaces, experiment)
-    collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)  # so that memories are not zero
+    collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)  # a hidden state that is not zero
     trajectory = collect_rollout(lane, policy, Grant("run", 0, 1, 0, 0, None), experiment, spaces)
     lane.close()
     assert np.ptp(trajectory.behaviour_log_probs) > 0.1
     if model.recurrent:
         assert trajectory.done[:-1].any()
-        assert trajectory.initial_memory.any()
+        assert trajectory.extras["initial_hidden_state"].any()
 
     seen: list[dict[str, Any]] = []
 
@@ -288,7 +292,7 @@ def test_the_first_ratio_of_an_on_policy_update_is_one(experiment: Experiment, m
         return ppo_loss(model, minibatch, *rest)
 
     monkeypatch.setattr("learner.ppo.ppo_loss", spy)
-    to_inputs = partial(encode, spaces=spaces, normalization=statistics.normalization())
+    to_inputs = partial(network_inputs, spaces=spaces, normalization=statistics.normalization())
     ppo = PPO(model, PPOConfig(epochs=1, minibatches=1, learning_rate=0.0), seed=0, total_iterations=1)
     metrics = ppo.update(Batch.stack([trajectory]), 0, to_inputs, never)
     distribution, _, _ = forward(model, seen[0])
@@ -363,7 +367,7 @@ def test_updates_of_one_minibatch_are_adams_first_steps(spaces: Spaces, lag: int
     config = replace(CONFIG, epochs=1, minibatches=1, max_grad_norm=max_grad_norm)
     ppo, model, adam = make_ppo(config, spaces), make_model(spaces), LiteralAdam()
     for iteration in range(3):
-        batch = make_batch(model, seed=iteration, policy_version=iteration - lag, drift=lag * 0.5, encode=halved)
+        batch = make_batch(model, seed=iteration, policy_version=iteration - lag, drift=lag * 0.5, to_inputs=halved)
         samples = literal_samples(model, batch, iteration, config)
         loss = partial(ppo_loss, model, samples, mx.array(0.2), mx.array(0.01), config)
         gradients = nn.value_and_grad(model, loss)()[1]
@@ -586,37 +590,37 @@ def test_a_saved_ppo_goes_on_bit_for_bit() -> None:
     assert any((forgetful.state_dict()[name] != expected[name]).any() for name in expected if name.startswith("model."))
 
 
-# With a memory
+# With a recurrent layer
 
-MEMORY = 5
-RECURRENT = Experiment(hidden_sizes=(8,), recurrent_size=MEMORY)
+HIDDEN = 5
+RECURRENT = Experiment(hidden_sizes=(8,), recurrent_size=HIDDEN)
 
 
-def literal_memory(weights: Weights, x: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """The memory after one step that observes x."""
+def literal_hidden_state(weights: Weights, x: np.ndarray, hidden_state: np.ndarray) -> np.ndarray:
+    """The hidden state after one step that observes x."""
     hidden = np.tanh(weights["encoder.layers.0.weight"] @ x + weights["encoder.layers.0.bias"])
     a = weights["gru.inputs.weight"] @ hidden + weights["gru.inputs.bias"]
-    b = weights["gru.recurrent.weight"] @ memory + weights["gru.recurrent.bias"]
-    reset, update = (1 / (1 + np.exp(-(a[part] + b[part]))) for part in (slice(MEMORY), slice(MEMORY, 2 * MEMORY)))
-    candidate = np.tanh(a[2 * MEMORY :] + reset * b[2 * MEMORY :])
-    return (1 - update) * candidate + update * memory
+    b = weights["gru.recurrent.weight"] @ hidden_state + weights["gru.recurrent.bias"]
+    reset, update = (1 / (1 + np.exp(-(a[part] + b[part]))) for part in (slice(HIDDEN), slice(HIDDEN, 2 * HIDDEN)))
+    candidate = np.tanh(a[2 * HIDDEN :] + reset * b[2 * HIDDEN :])
+    return (1 - update) * candidate + update * hidden_state
 
 
-def literal_value(weights: Weights, memory: np.ndarray) -> float:
-    return (weights["value_head.weight"] @ memory + weights["value_head.bias"])[0]
+def literal_value(weights: Weights, hidden_state: np.ndarray) -> float:
+    return (weights["value_head.weight"] @ hidden_state + weights["value_head.bias"])[0]
 
 
 def literal_steps(
     weights: Weights, minibatch: dict[str, np.ndarray], i: int
 ) -> tuple[list[np.ndarray], list[float], list[np.ndarray]]:
-    """(outputs of the policy, values, memories after each step) of sequence i, one step after the other."""
-    memory = minibatch["memory"][i].astype(np.float64)
-    memories = []
+    """(outputs of the policy, values, hidden states after each step) of sequence i, one step after the other."""
+    hidden_state = minibatch["hidden_state"][i].astype(np.float64)
+    hidden_states = []
     for x, start in zip(minibatch["observations"][i].astype(np.float64), minibatch["starts"][i], strict=True):
-        memory = literal_memory(weights, x, np.zeros(MEMORY) if start else memory)
-        memories.append(memory)
-    outputs = [weights["policy_head.weight"] @ m + weights["policy_head.bias"] for m in memories]
-    return outputs, [literal_value(weights, m) for m in memories], memories
+        hidden_state = literal_hidden_state(weights, x, np.zeros(HIDDEN) if start else hidden_state)
+        hidden_states.append(hidden_state)
+    outputs = [weights["policy_head.weight"] @ m + weights["policy_head.bias"] for m in hidden_states]
+    return outputs, [literal_value(weights, m) for m in hidden_states], hidden_states
 
 
 def recurrent_model(spaces: Spaces = DISCRETE) -> ActorCritic:
@@ -624,13 +628,13 @@ def recurrent_model(spaces: Spaces = DISCRETE) -> ActorCritic:
 
 
 def recurrent_batch(spaces: Spaces, seed: int, policy_version: int) -> Batch:
-    """Random experience, with episodes that end in the middle of sequences and memories from before them."""
+    """Random experience, with episodes that end in the middle of sequences and hidden states from before them."""
     random = np.random.default_rng(seed)
     batch = make_batch(make_model(spaces), seed, policy_version)
     log_probs = -random.uniform(0.2, 1.5, (T, N)).astype(np.float32)
-    memory = random.standard_normal((N, MEMORY)).astype(np.float32)
+    hidden_state = random.standard_normal((N, HIDDEN)).astype(np.float32)
     assert batch.truncated[:-1].any() and batch.terminated[:-1].any()
-    return replace(batch, behaviour_log_probs=log_probs, initial_memory=memory)
+    return replace(batch, behaviour_log_probs=log_probs, extras={"initial_hidden_state": hidden_state})
 
 
 def random_sequences(model: ActorCritic, seed: int, count: int = 3) -> dict[str, np.ndarray]:
@@ -645,7 +649,7 @@ def random_sequences(model: ActorCritic, seed: int, count: int = 3) -> dict[str,
         "values": random.standard_normal((count, T)),
         "value_targets": random.standard_normal((count, T)),
         "observations": random.standard_normal((count, T, 3)),
-        "memory": random.standard_normal((count, MEMORY)),
+        "hidden_state": random.standard_normal((count, HIDDEN)),
         "starts": starts,
     }
     actions = random_actions(model.spaces, random, count, T).reshape(count, T, -1)
@@ -687,7 +691,7 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
     sequences = {
         "observations": observations.swapaxes(0, 1),
         "starts": starts.T,
-        "memory": batch.initial_memory,
+        "hidden_state": batch.extras["initial_hidden_state"],
         "actions": batch.actions.T,
     }
     values, next_values, log_probs = np.empty((3, T, N))
@@ -695,13 +699,13 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
         tuple(where): x / 2 for where, x in zip(np.argwhere(batch.truncated), batch.final_observations, strict=True)
     }
     for n in range(N):
-        outputs, row, memories = literal_steps(weights, sequences, n)
+        outputs, row, hidden_states = literal_steps(weights, sequences, n)
         values[:, n] = row
         for t in range(T):
             following = values[t + 1, n] if t + 1 < T else None
             if batch.truncated[t, n] or following is None:
                 x = finals.get((t, n), batch.last_observations[n] / 2)
-                following = literal_value(weights, literal_memory(weights, x, memories[t]))
+                following = literal_value(weights, literal_hidden_state(weights, x, hidden_states[t]))
             next_values[t, n] = following
             action = batch.actions[t, n]
             log_probs[t, n] = literal_policy(DISCRETE, weights, outputs[t], np.array([action]))[0]
@@ -730,7 +734,7 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
         np.testing.assert_allclose(minibatch[name], array[order], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_truncated_episode_bootstraps_from_its_final_observation_and_the_memory_of_that_step(
+def test_a_truncated_episode_bootstraps_from_its_final_observation_and_the_hidden_state_of_that_step(
     minibatches: list[dict[str, np.ndarray]],
 ) -> None:
     model = recurrent_model()
@@ -743,13 +747,13 @@ def test_a_truncated_episode_bootstraps_from_its_final_observation_and_the_memor
     weights = host_weights(model)
     PPO(model, config, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, 2, as_is, never)
 
-    memory = batch.initial_memory[1].astype(np.float64)
+    hidden_state = batch.extras["initial_hidden_state"][1].astype(np.float64)
     for t in range(3):
-        memory = literal_memory(weights, batch.observations[t, 1].astype(np.float64), memory)
-    value = literal_value(weights, literal_memory(weights, np.array([0.5, -1.0, 2.0]), memory))
+        hidden_state = literal_hidden_state(weights, batch.observations[t, 1].astype(np.float64), hidden_state)
+    value = literal_value(weights, literal_hidden_state(weights, np.array([0.5, -1.0, 2.0]), hidden_state))
     targets = minibatches[0]["value_targets"][np.argsort(generator(5, Purpose.MINIBATCHES, 2, 0).permutation(N))]
     assert targets[1, 2] == pytest.approx(batch.rewards[2, 1] + config.discount * value, abs=1e-5)
-    started_anew = literal_value(weights, literal_memory(weights, batch.observations[3, 1], np.zeros(MEMORY)))
+    started_anew = literal_value(weights, literal_hidden_state(weights, batch.observations[3, 1], np.zeros(HIDDEN)))
     assert targets[1, 2] != pytest.approx(batch.rewards[2, 1] + config.discount * started_anew, abs=1e-2)
 
 

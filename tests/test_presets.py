@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from commands.command_line import parse
-from commands.train import PRESETS, ExecutionConfig, TrainCommand, defaults_for, preset_for
+from commands.helpers.command_line import parse
+from commands.helpers.presets import PRESETS, defaults_for, preset_for
+from commands.train import ExecutionConfig, TrainCommand
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
@@ -29,7 +30,7 @@ def test_an_environment_has_its_familys_settings_and_its_own_before_them() -> No
 
 def test_a_setting_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.toml").write_text('["Some-v0"]\nnum_envs = 8\nlearning_rat = 1.0\n')
-    monkeypatch.setattr("commands.train.PRESETS", tmp_path)
+    monkeypatch.setattr("commands.helpers.presets.PRESETS", tmp_path)
     with pytest.raises(UserError, match=r"mine\.toml: Some-v0 has unknown settings learning_rat$"):
         preset_for("Some-v0")
 

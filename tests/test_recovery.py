@@ -321,22 +321,27 @@ def test_many_more_actors_than_cores_are_not_taken_to_hang(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_exactly_from_a_checkpoint_whose_actions_are_not_in_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("format", checkpoint.OLDER)
+def test_a_run_goes_on_exactly_from_a_checkpoint_of_an_older_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int
 ) -> None:
-    """As those of the format before."""
+    """Format 3 has actions as they are. Formats 3 and 4 have another name for hidden states, and no list of what actors
+    act with."""
     run_dir = tmp_path / "run"
-    whole = train(run_dir, "--in-process", *SMALL, "--checkpoint-every", 1)
+    whole = train(run_dir, "--in-process", *SMALL, "--recurrent-size", 4, "--checkpoint-every", 1)
     *_, middle, last = list_checkpoints(run_dir / "checkpoints")
     saved = load_checkpoint(middle)
     arrays = dict(saved.arrays)
-    for name in [name for name in arrays if name.endswith(".action_bits")]:
+    for name in [name for name in arrays if name.endswith(".hidden_state")]:
+        arrays[f"{name.removesuffix('hidden_state')}memory"] = arrays.pop(name)
+    for name in [name for name in arrays if name.endswith(".action_bits") and format == 3]:
         lane = name.removesuffix("action_bits")
         steps = int(arrays[f"{lane}episode_steps"].sum())
         arrays[f"{lane}actions"] = from_bits(arrays.pop(name), (steps,), "int64")
-    assert any(name.endswith(".actions") for name in arrays)
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.OLDER)
-    add_checkpoint(run_dir / "checkpoints", replace(saved, arrays=arrays))
+    assert any(name.endswith(".actions") for name in arrays) == (format == 3)
+    facts = {name: fact for name, fact in saved.facts.items() if name != checkpoint.POLICY_NAMES}
+    monkeypatch.setattr(checkpoint, "FORMAT", format)
+    add_checkpoint(run_dir / "checkpoints", replace(saved, arrays=arrays, facts=facts))
     discard_checkpoint(last)
     (run_dir / "summary.json").unlink()
     assert launch("--resume", run_dir).returncode == 0

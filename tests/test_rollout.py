@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
+from making import assert_same_bits
 
 from actors.environment import make_environment
 from actors.lane import EnvironmentFault, Lane
@@ -212,16 +213,6 @@ def make_snapshot(spaces: Spaces, experiment: Experiment) -> PolicySnapshot:
     return PolicySnapshot(0, weights, np.zeros(inputs, np.float32), np.ones(inputs, np.float32))
 
 
-def assert_same_bits(one: Trajectory, other: Trajectory) -> None:
-    for field in dataclasses.fields(Trajectory):
-        mine, theirs = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(mine, np.ndarray):
-            assert mine.dtype == theirs.dtype
-            assert mine.tobytes() == theirs.tobytes(), field.name
-        else:
-            assert mine == theirs
-
-
 def test_a_rollout_records_what_happened() -> None:
     stage = Stage("tests/Three-v0", lane=1).begin()
     trajectory = stage.collect()
@@ -323,7 +314,8 @@ def test_a_rollout_stores_the_log_probability_of_each_action() -> None:
     stage = Stage("CartPole-v1").begin()
     trajectory = stage.collect()
     for t in range(5):
-        logits = stage.policy.forward(trajectory.observations[t], trajectory.initial_memory)[0].astype(np.float64)
+        parameters, _ = stage.policy.forward(trajectory.observations[t], np.zeros((2, 0), np.float32))
+        logits = parameters.astype(np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = log_probs[np.arange(2), trajectory.actions[t]]
         np.testing.assert_allclose(trajectory.behaviour_log_probs[t], expected, atol=1e-6)
@@ -331,39 +323,41 @@ def test_a_rollout_stores_the_log_probability_of_each_action() -> None:
 
 def test_a_memory_runs_on_through_an_episode_and_is_zero_where_one_begins() -> None:
     stage = Stage("tests/Three-v0", recurrent_size=3).begin()
-    memory = np.zeros((2, 3), np.float32)
+    hidden_state = np.zeros((2, 3), np.float32)
     for rollout in range(2):
         trajectory = stage.collect()
-        np.testing.assert_array_equal(trajectory.initial_memory, memory)
+        np.testing.assert_array_equal(trajectory.extras["initial_hidden_state"], hidden_state)
         for t in range(5):
-            memory[trajectory.observations[t, :, 1] == 0] = 0
-            actions, _, memory = stage.policy.act(trajectory.observations[t], memory, noise_of(stage, rollout)[t])
+            hidden_state[trajectory.observations[t, :, 1] == 0] = 0
+            actions, _, hidden_state = stage.policy.act(
+                trajectory.observations[t], hidden_state, noise_of(stage, rollout)[t]
+            )
             np.testing.assert_array_equal(trajectory.actions[t], actions)
-        memory[trajectory.done[-1]] = 0
-        np.testing.assert_array_equal(trajectory.last_memory, memory)
-    np.testing.assert_array_equal(memory != 0, True)
+        hidden_state[trajectory.done[-1]] = 0
+        np.testing.assert_array_equal(trajectory.extras["last_hidden_state"], hidden_state)
+    np.testing.assert_array_equal(hidden_state != 0, True)
 
 
 def test_a_memory_is_zero_after_a_rollout_that_ends_its_episode() -> None:
     stage = Stage("tests/Three-v0", recurrent_size=3, rollout_length=3).begin()
     trajectory = stage.collect()
     assert trajectory.done[-1].all()
-    np.testing.assert_array_equal(trajectory.last_memory, np.zeros((2, 3)))
+    np.testing.assert_array_equal(trajectory.extras["last_hidden_state"], np.zeros((2, 3)))
 
 
 def test_a_rollout_keeps_its_memories_when_the_lane_goes_on() -> None:
     stage = Stage("tests/Endless-v0", recurrent_size=3).begin()
     trajectory = stage.collect()
-    before = trajectory.last_memory.copy()
-    np.testing.assert_array_equal(stage.collect().initial_memory, before)
-    np.testing.assert_array_equal(trajectory.last_memory, before)
-    np.testing.assert_array_equal(trajectory.initial_memory, np.zeros((2, 3)))
+    before = trajectory.extras["last_hidden_state"].copy()
+    np.testing.assert_array_equal(stage.collect().extras["initial_hidden_state"], before)
+    np.testing.assert_array_equal(trajectory.extras["last_hidden_state"], before)
+    np.testing.assert_array_equal(trajectory.extras["initial_hidden_state"], np.zeros((2, 3)))
 
 
-def test_an_environment_that_cannot_be_replayed_forgets_its_memory() -> None:
+def test_an_environment_that_cannot_be_replayed_forgets_its_hidden_state() -> None:
     stage = Stage("tests/Leaky-v0", recurrent_size=3).begin()
-    assert (stage.collect().last_memory != 0).all()
-    np.testing.assert_array_equal(stage.rebuilt().lane.memory, np.zeros((2, 3)))
+    assert (stage.collect().extras["last_hidden_state"] != 0).all()
+    np.testing.assert_array_equal(stage.rebuilt().lane.hidden_state, np.zeros((2, 3)))
 
 
 def noise_of(stage: Stage, rollout: int) -> np.ndarray:

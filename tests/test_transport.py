@@ -16,6 +16,7 @@ import pytest
 import zmq
 from launching import TIMEOUT as SECONDS
 from launching import free_port
+from making import assert_same_bits
 
 from protocol import transport
 from protocol.errors import ProtocolError, UserError
@@ -116,7 +117,7 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
         lane=1,
         rollout_index=2,
         policy_version=1,
-        serial=3,
+        fencing_token=3,
         observations=random.standard_normal((t, n, 2**15), np.float32),
         last_observations=random.standard_normal((n, 2**15), np.float32),
         actions=random.integers(0, 3, (t, n)),
@@ -131,8 +132,10 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
         restarted=np.zeros(n, bool),
         failed_resets=np.zeros(n, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-        initial_memory=random.standard_normal((n, 3), np.float32),
-        last_memory=random.standard_normal((n, 3), np.float32),
+        extras={
+            "initial_hidden_state": random.standard_normal((n, 3), np.float32),
+            "last_hidden_state": random.standard_normal((n, 3), np.float32),
+        },
         faults=(),
         fault_count=0,
         moved_global_random=False,
@@ -141,8 +144,7 @@ def test_a_trajectory_of_four_megabytes_arrives_equal(learner: LearnerSocket, ac
     send(actor, sent)
     received = receive(learner).message
     assert isinstance(received, Trajectory)
-    for name, value in vars(sent).items():
-        np.testing.assert_array_equal(getattr(received, name), value, strict=True)
+    assert_same_bits(received, sent)
 
 
 def test_messages_of_one_actor_arrive_in_order(learner: LearnerSocket, actor: ActorSocket) -> None:

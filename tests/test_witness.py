@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from launching import ROOT, SMALL, launch, summary_of
-from making import snapshot_of, trained_model
+from making import snapshot_of, trained_model, with_array
 from marks import slow
 from test_coordinator import EXPERIMENT, STEPS, Conversation, fulfil, looks  # noqa: F401 (a fixture)
 
@@ -35,7 +35,7 @@ from protocol.events import ActorHangs, Actors, Caution
 from protocol.execution import WITNESS
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Progress, SecondCollection, SecondGrant
-from protocol.trajectory import Trajectory
+from protocol.trajectory import AXES, Trajectory
 
 SMALL_CARTPOLE = Experiment("CartPole-v1", num_envs=4, lane_size=4, rollout_length=40, recurrent_size=3)
 
@@ -170,19 +170,17 @@ def test_a_second_collection_is_the_same_to_the_bit(twice: Twice) -> None:
     assert first_difference(SMALL_CARTPOLE, twice.border, twice.first, twice.again()) is None
 
 
-ARRAYS = [field.name for field in fields(Trajectory) if field.type is np.ndarray and field.name != "restarted"]
+ARRAYS = [name for name in AXES if name != "restarted"]
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_a_bit_in_any_array_is_a_difference(twice: Twice, name: str) -> None:
-    array = getattr(twice.first, name).copy()
+    array = twice.first.array(name).copy()
     if array.size == 0:
         array = np.zeros((1, *array.shape[1:]), array.dtype)
     else:
         array.reshape(-1).view(np.uint8)[-1] ^= 1
-    other = replace(twice.first, **{name: array})
-    if name == "initial_memory":  # it follows from the border
-        return
+    other = with_array(twice.first, name, array)
     assert first_difference(SMALL_CARTPOLE, twice.border, twice.first, other) is not None
 
 
@@ -205,8 +203,8 @@ def test_the_first_difference_is_named_with_seed_and_step(twice: Twice) -> None:
 def lanes_after(rollouts: int, log: int) -> list[LaneRecord]:
     """Lanes whose rollout of index `rollouts` was accepted, with episodes of `log` steps before it."""
     actions = np.zeros(log, np.int64)
-    digests, memory = np.zeros((2, 8), np.uint8), np.zeros((2, 0), np.float32)
-    border = LaneBorder(rollouts, np.zeros(2, np.int64), ((actions,), (actions,)), digests, memory)
+    digests, hidden_state = np.zeros((2, 8), np.uint8), np.zeros((2, 0), np.float32)
+    border = LaneBorder(rollouts, np.zeros(2, np.int64), ((actions,), (actions,)), digests, hidden_state)
     trajectory = fulfil(Grant("run", 0, rollouts, 0, 0, None))
     return [LaneRecord({rollouts: border}, {rollouts: trajectory}) for _ in range(4)]
 
@@ -294,7 +292,7 @@ def test_another_process_is_asked_and_what_it_says_is_never_trained_on() -> None
     lane = request.grant.lane
     assert identity != talk.lanes[lane].owner
     ledger = talk.coordinator.ledger.as_dict()
-    talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant)))
+    talk.say(identity, SecondCollection(request.grant.fencing_token, fulfil(request.grant)))
     assert talk.coordinator.witness.state_dict() == {
         "rollouts": 1,
         "in_other_processes": 1,
@@ -330,7 +328,7 @@ def test_an_actor_that_hosts_no_lanes_is_asked_once_it_is_there() -> None:
     talk.coordinator.gather(1)
     ((identity, request),) = [(i, m) for i, m in talk.socket.sent if isinstance(m, SecondGrant)]
     assert identity == witness
-    talk.say(witness, SecondCollection(request.grant.serial, fulfil(request.grant)))
+    talk.say(witness, SecondCollection(request.grant.fencing_token, fulfil(request.grant)))
     assert talk.coordinator.witness.in_other_processes == 1
     talk.coordinator.roster.report(talk.coordinator.table.by_owner, at_once=True)
     assert [facts.name for told in talk.told(Actors) for facts in told.actors if facts.name == WITNESS] == []
@@ -346,7 +344,7 @@ def test_the_last_rollouts_are_collected_a_second_time_by_whoever_hosts_no_lanes
             talk.say(only, fulfil(grant))
         witness = talk.join(WITNESS) if version == last else b""
         for request in talk.socket.take(SecondGrant):
-            talk.say(only, SecondCollection(request.grant.serial, fulfil(request.grant)))
+            talk.say(only, SecondCollection(request.grant.fencing_token, fulfil(request.grant)))
         talk.coordinator.gather(version)
         asked = [(i, m.grant.rollout_index) for i, m in talk.socket.sent if isinstance(m, SecondGrant)]
         assert asked == ([(witness if version == last else only, version)] if version in (*EARLY, last) else [])
@@ -372,7 +370,7 @@ def test_one_actor_is_its_own_witness() -> None:
     talk = Conversation(num_actors=1, schedule="sync")
     only = talk.join(0)
     identity, request = ask(talk, [only])
-    talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant)))
+    talk.say(identity, SecondCollection(request.grant.fencing_token, fulfil(request.grant)))
     assert talk.coordinator.witness.rollouts == 1
     assert talk.coordinator.witness.in_other_processes == 0
 
@@ -381,7 +379,7 @@ def test_a_difference_is_told_once_and_the_run_is_not_reproducible() -> None:
     talk = Conversation(num_actors=1, schedule="sync")
     identity, request = ask(talk, [talk.join(0)])
     rewards = np.ones((3, 2), np.float32)
-    talk.say(identity, SecondCollection(request.grant.serial, fulfil(request.grant, rewards=rewards)))
+    talk.say(identity, SecondCollection(request.grant.fencing_token, fulfil(request.grant, rewards=rewards)))
     assert not talk.coordinator.reproducible
     (told,) = talk.told(Caution)
     assert "environment 0, " in told.text and "after 3 steps: the reward differs in fresh env" in told.text
@@ -393,17 +391,17 @@ def test_an_answer_that_is_none_counts_for_nothing(answer: str) -> None:
     actors = [talk.join(0), talk.join(1)]
     identity, request = ask(talk, actors)
     second = fulfil(request.grant, rewards=np.ones((3, 2), np.float32))
-    serial = request.grant.serial
+    fencing_token = request.grant.fencing_token
     if answer == "none":
-        talk.say(identity, SecondCollection(serial, None))
+        talk.say(identity, SecondCollection(fencing_token, None))
     elif answer == "other number":
-        talk.say(identity, SecondCollection(serial + 1, second))
+        talk.say(identity, SecondCollection(fencing_token + 1, second))
     elif answer == "other actor":
-        talk.say(next(actor for actor in actors if actor != identity), SecondCollection(serial, second))
+        talk.say(next(actor for actor in actors if actor != identity), SecondCollection(fencing_token, second))
     elif answer == "other lane":
-        talk.say(identity, SecondCollection(serial, replace(second, lane=second.lane + 1)))
+        talk.say(identity, SecondCollection(fencing_token, replace(second, lane=second.lane + 1)))
     else:
-        talk.say(identity, SecondCollection(serial, replace(second, rewards=np.ones(3, np.float32))))
+        talk.say(identity, SecondCollection(fencing_token, replace(second, rewards=np.ones(3, np.float32))))
     assert talk.coordinator.witness.rollouts == 0
     assert talk.coordinator.reproducible
 

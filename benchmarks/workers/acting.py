@@ -21,7 +21,7 @@ from actors.policy import Policy
 from actors.rollout import collect_rollout
 from actors.spaces import describe_spaces
 from benchmarks.workers.serving import serve
-from commands.train import preset_for
+from commands.helpers.presets import preset_for
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.observations import normalized_size
@@ -36,7 +36,7 @@ def lane_rollouts(experiment: Experiment) -> Callable[[], int]:
     spaces = describe_spaces(env, experiment)
     env.close()
     model = ActorCritic(spaces, experiment)
-    weights = {name: np.array(array) for name, array in model.named_parameters() if not name.startswith("value_")}
+    weights = {name: np.array(dict(model.named_parameters())[name]) for name in model.policy_names}
     size = normalized_size(spaces)
     statistics = np.zeros(size, np.float32), np.ones(size, np.float32)
     policy = Policy(PolicySnapshot(0, weights, *statistics), spaces, experiment)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.workers.serving import serve
 from benchmarks.workloads import MINIBATCHES, Workload, trajectory
 from learner.device import prepare_device
-from protocol.observations import encode
+from protocol.observations import network_inputs
 
 if TYPE_CHECKING:
     from learner.batch import Batch
@@ -36,7 +36,7 @@ class Update:
 
     def seconds(self) -> float:
         started = time.perf_counter()
-        self.ppo.update(self.batch, ITERATION, lambda x: encode(x, self.workload.spaces, None), lambda: None)
+        self.ppo.update(self.batch, ITERATION, lambda x: network_inputs(x, self.workload.spaces, None), lambda: None)
         return time.perf_counter() - started
 
 

@@ -28,8 +28,8 @@ from actors.closing import close_environment
 from actors.environment import make_environment, reset_environment
 from actors.simulation import EnvironmentFault, Simulation, global_random_state
 from actors.spaces import describe_observations
-from commands.findings import Finding, note, ok, wrong
-from commands.train import performance_cores
+from commands.helpers.cores import performance_cores
+from commands.helpers.findings import Finding, note, ok, wrong
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.keeper import Seen, end_all, see_descendants
@@ -111,7 +111,7 @@ class _Probe:
     def findings(self) -> Iterator[Finding]:
         """What it finds, as it finds it."""
         begun = time.monotonic()
-        command = [sys.executable, "-c", "from commands.environment_check import main; main()", self._task]
+        command = [sys.executable, "-c", "from commands.helpers.environment_check import main; main()", self._task]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # whose end tells it that this process is gone

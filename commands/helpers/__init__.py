@@ -1,0 +1,1 @@
+"""What the commands are made of. None of these can be called by itself."""

@@ -1,0 +1,84 @@
+"""The run directory that `train` writes: its name, and who may go on in it."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from commands.helpers.versions import installed_versions
+from protocol.errors import UserError
+from protocol.experiment import Experiment
+from protocol.files import read_rows
+from protocol.trust import sign
+from rundir.checkpoint import load_newest_checkpoint
+from rundir.config import RunConfig
+from rundir.names import CHECKPOINTS, CONFIG, EVENTS, LOGS, METRICS
+
+
+def fresh_run_dir(experiment: Experiment) -> Path:
+    name = f"{experiment.env.replace('/', '-')}-seed{experiment.seed}"
+    taken = 1
+    path = Path("runs") / name
+    while path.exists():
+        taken += 1
+        path = Path("runs") / f"{name}-{taken}"
+    return path
+
+
+@contextmanager
+def claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]:
+    """Hold the run directory for this process alone; a new one that comes to nothing is removed again."""
+    created = not run_dir.exists()
+    if not fresh:
+        _refuse_links(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / ".lock", "a")  # noqa: SIM115 - held until the run is over
+    except OSError as error:
+        raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"the run directory {run_dir} is in use by another launch.py") from None
+        if fresh:
+            if (run_dir / CONFIG).exists():
+                raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
+            try:
+                config.save(run_dir / CONFIG, installed_versions())
+                (run_dir / LOGS).mkdir(exist_ok=True)
+            except OSError as error:
+                raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
+        sign(run_dir, config.experiment)  # it was typed, signed already, or trusted by a flag
+        try:
+            yield
+        except UserError:
+            if fresh and not (run_dir / CHECKPOINTS).exists():
+                (run_dir / CONFIG).unlink()
+                if created:
+                    shutil.rmtree(run_dir)
+            raise
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """Raise `UserError` where going on with a run, which may be a stranger's, would write elsewhere, or never end."""
+    for path in [*run_dir.iterdir(), *run_dir.glob("logs/*")]:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; what a run writes must lie in its own directory")
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is neither a file nor a directory; no run has made it")
+
+
+def refuse_to_begin_anew(run_dir: Path) -> None:
+    """Raise `UserError` where what was saved of a run cannot be read any more, so that it would be done all over."""
+    events = list(read_rows(run_dir / EVENTS, ["time"]))
+    saved = any(row.get("event") == "checkpoint" for row in events)  # no disk may have had room for one
+    trained = next(read_rows(run_dir / METRICS, ["policy_version"]), None) is not None
+    if not (saved or (trained and not events)):
+        return
+    if load_newest_checkpoint(run_dir / CHECKPOINTS, lambda _: None) is None:
+        raise UserError(
+            f"{run_dir / CHECKPOINTS} has no checkpoint that can be read; --begin-anew lets the run begin again from"
+            " nothing"
+        )
