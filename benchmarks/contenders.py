@@ -90,7 +90,9 @@ CLEANRL = Peer("CleanRL-style", "cleanrl_card", "torch", ALONE)
 SB3 = Peer("Stable-Baselines3", "stable_baselines3_card", "stable_baselines3", ALONE)
 SAMPLE_FACTORY = Peer("Sample Factory", "sample_factory_card", "sample_factory", {"its defaults": {}})
 RLLIB = Peer("RLlib", "rllib_card", "ray", {"its defaults": {}})
-PEERS = (CLEANRL, SB3, SAMPLE_FACTORY, RLLIB)
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OPENBLAS_NUM_THREADS": "1"}
+JAX = Peer("JAX, one file", "jax_card", "jax", {"threads of its own choice": {}, "one thread": ONE_THREAD})
+PEERS = (JAX, CLEANRL, SB3, SAMPLE_FACTORY, RLLIB)
 
 
 def find_peers(pythons: Sequence[str], note: Callable[[str], None]) -> dict[str, Contender]:

@@ -20,8 +20,7 @@ ODD = (
 EVEN = (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
 
 
-@mx.custom_function
-def rational_tanh(x: mx.array) -> mx.array:
+def tanh_by_arithmetic(x: mx.array) -> mx.array:
     """tanh from arithmetic alone, which compiles to vector instructions; MLX calls the C library for each element.
 
     Comparisons would keep the compiler from vectorising: hence no clip, and the larger of |x| and BOUND as half the sum
@@ -38,11 +37,16 @@ def rational_tanh(x: mx.array) -> mx.array:
     return x * numerator / denominator
 
 
+rational_tanh = mx.custom_function(tanh_by_arithmetic)
+
+
 @rational_tanh.vjp
 def _(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     return cotangent * (1 - output * output)
 
 
-def tanh_for(device: mx.Device) -> Callable[[mx.array], mx.array]:
-    """The faster tanh on `device`."""
-    return mx.tanh if device.type == mx.gpu else cast(Callable[[mx.array], mx.array], rational_tanh)
+def tanh_for(device: mx.Device, differentiated: bool = True) -> Callable[[mx.array], mx.array]:
+    """The faster tanh on `device`; without a gradient, it has an operation less."""
+    if device.type == mx.gpu:
+        return mx.tanh
+    return cast(Callable[[mx.array], mx.array], rational_tanh) if differentiated else tanh_by_arithmetic

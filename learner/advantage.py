@@ -40,11 +40,16 @@ def vtrace(steps: Steps, ratios: np.ndarray, *, discount: float, gae_lambda: flo
     continues = ~(terminated | truncated)
     weights = np.minimum(ratios, 1.0).astype(np.float64)
     errors = rewards.astype(np.float64) + discount * next_value - value
-    advantages = np.empty(rewards.shape)
-    corrections = np.empty(rewards.shape)  # v − V, of each step
-    following = np.zeros(rewards.shape[1:])  # v′ − V′, zero past an episode's or the rollout's end
-    decays = discount * gae_lambda * continues  # of what follows a step
-    for t in range(length - 1, -1, -1):
-        advantages[t] = advantage = errors[t] + decays[t] * following
-        corrections[t] = following = weights[t] * advantage
+    decays = discount * gae_lambda * continues  # What follows a step counts so much for it.
+    # v − V of each step, which is weights · (errors + decays · the next step's). In each round the sum of every step
+    # reaches twice as far: few operations on all steps, in place of many on one.
+    corrections, factors = weights * errors, weights * decays
+    reach = 1
+    while reach < length:
+        corrections[:-reach] += factors[:-reach] * corrections[reach:]
+        factors[:-reach] *= factors[reach:]
+        factors[-reach:] = 0  # Nothing follows the rollout's end.
+        reach *= 2
+    following = np.concatenate([corrections[1:], np.zeros_like(corrections[:1])])  # v′ − V′
+    advantages = errors + decays * following
     return advantages.astype(values.dtype), (value + corrections).astype(values.dtype)

@@ -10,13 +10,13 @@ from importlib import metadata
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from learner.device import choose_device, use_device
 from learner.model import ActorCritic
+from learner.objective import normalized
 from learner.optimizer import Adam
-from learner.ppo import ppo_loss
+from learner.ppo import computation_of
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
@@ -129,24 +129,22 @@ def update_digest() -> str:
     observation, action = BoxSpace((24,), "float32"), BoxSpace((4,), "float32")
     spaces = Spaces(observation, (ObservationPart("numbers", observation, ()),), action, "gaussian", ())
     model, config = ActorCritic(spaces, Experiment()), PPOConfig(value_clip_range=0.2)
-    optimizer = Adam(model, config.max_grad_norm)
+    computation = computation_of(model, config)
+    optimizer = Adam(model, config.max_grad_norm, computation.layout)
     optimizer.take_parameters()
-    gradients_of = nn.value_and_grad(
-        model, lambda samples, clip, entropy: ppo_loss(model, samples, clip, entropy, config)
-    )
     random = np.random.Generator(np.random.Philox(key=1))
     for _ in range(UPDATES):
         samples = {
-            "inputs": [mx.array(random.standard_normal((256, 24), np.float32))],
+            "inputs": computation.prepare([mx.array(random.standard_normal((256, 24), np.float32))]),
             "actions": mx.array(random.standard_normal((256, 4), np.float32)),
             "weights": mx.ones(256),
         }
         names = ("proximal_log_probs", "advantages", "value_targets", "values")
         samples |= {name: mx.array(random.standard_normal(256, np.float32)) for name in names}
         samples["proximal_log_probs"] = samples["proximal_log_probs"] / 4 - 5  # near those of the policy
-        optimizer.give_parameters()
-        _, gradients = gradients_of(samples, mx.array(0.2), mx.array(0.01))
-        optimizer.step(gradients, optimizer.begin_step(1e-3))
+        samples["advantages"] = normalized(samples["advantages"], minibatches=1)
+        gradient, _ = computation.gradients(optimizer.state[0], samples, mx.array(0.2), mx.array(0.01))
+        optimizer.step(gradient, optimizer.begin_step(1e-3))
     return hashlib.blake2b(np.array(optimizer.state[0]).tobytes(), digest_size=8).hexdigest()
 
 

@@ -26,6 +26,7 @@ class MLP(nn.Module):
         sizes = [shapes.vector + pixels, *hidden_sizes(experiment, shapes)]
         self.layers = fully_connected(sizes)
         self.size = sizes[-1]
+        self.activation = experiment.activation
         self._activation = activation(experiment.activation)
 
     def __call__(self, inputs: list[mx.array]) -> mx.array:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
-from learner.distributions import Distribution
+from learner.differentiated import Differentiated
 from learner.model import ActorCritic
+from learner.objective import normalized, objective
 from learner.optimizer import Adam
+from learner.stacked_mlp import StackedMLP
 from protocol import trace
 from protocol.randomness import Purpose, generator
 from protocol.snapshot import part_of
@@ -37,6 +38,11 @@ class Prepared:
     ratios: np.ndarray  # [T, num_envs], π_proximal / π_behaviour
 
 
+def computation_of(model: ActorCritic, config: PPOConfig) -> StackedMLP | Differentiated:
+    """What computes values and gradients of `model`, as fast as it can be done."""
+    return StackedMLP(model, config) if StackedMLP.fits(model) else Differentiated(model, config)
+
+
 class PPO:
     """The clipped objective in its decoupled form (Hilton et al., arXiv 2110.00641), which is plain PPO at lag 0."""
 
@@ -46,7 +52,8 @@ class PPO:
         self._seed = seed
         self._total_iterations = total_iterations
         self._adapted_learning_rate = config.learning_rate  # where the schedule is adaptive
-        self._optimizer = Adam(model, config.max_grad_norm)
+        self._computation = computation_of(model, config)
+        self._optimizer = Adam(model, config.max_grad_norm, self._computation.layout)
         self._compile()
 
     def update(self, batch: Batch, iteration: int, to_inputs: ToInputs, interrupt: Callable[[], None]) -> dict:
@@ -81,10 +88,9 @@ class PPO:
     def disagreement(self, batch: Batch, weights: dict[str, np.ndarray], to_inputs: ToInputs) -> float:
         """The mean difference between the log-probabilities of a batch's actions as its actors computed them and as
         this device does, with the `weights` that the actors had."""
-        own = self.model.state_dict()
-        self.model.load_state_dict({**own, **weights})
-        log_probs = self._evaluate_samples(self._samples(batch, to_inputs), batch.rewards.shape)[1]
-        self.model.load_state_dict(own)
+        theirs = {name: mx.array(array) for name, array in weights.items()}
+        vector = self._computation.layout.join({**self.model.state_dict(), **theirs})
+        log_probs = self._evaluate_samples(vector, self._samples(batch, to_inputs), batch.rewards.shape)[1]
         return float(np.abs(log_probs - batch.behaviour_log_probs).mean())
 
     def _run_epochs(
@@ -93,22 +99,23 @@ class PPO:
         """(the sums of all steps' metrics, in the order of `STEP_METRICS`, how many steps) of an update."""
         clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
         totals, steps = mx.zeros(len(STEP_METRICS)), 0
+        previous: list[mx.array] = []
         for epoch in range(self._config.epochs):
-            epoch_totals = mx.zeros(len(STEP_METRICS))
-            previous = epoch_totals
-            for minibatch in self._minibatches(samples, iteration, epoch):
+            shuffled, outcomes = self._shuffled(samples, iteration, epoch), []
+            for minibatch in self._minibatches(shuffled):
                 interrupt()
                 factors = self._optimizer.begin_step(settings["learning_rate"])
-                latest = epoch_totals + self._step(minibatch, clip, entropy_coef, factors)
-                mx.async_eval(latest, self._optimizer.state)
-                mx.eval(previous)  # stay one step ahead of the device, not a whole iteration
-                previous, epoch_totals = epoch_totals, latest
-                steps += 1
-            totals = totals + epoch_totals
-            if self._config.target_kl is not None:
-                approx_kl = float(np.array(epoch_totals)[STEP_METRICS.index("approx_kl")]) / self._config.minibatches
-                if approx_kl > self._config.target_kl:
-                    break
+                outcome = self._step(minibatch, clip, entropy_coef, factors)
+                mx.async_eval(outcome, self._optimizer.state)
+                mx.eval(previous)  # Stay one step ahead of the device, not a whole iteration.
+                previous = outcome
+                outcomes.append(outcome)
+            steps += len(outcomes)
+            means = self._measure(shuffled, outcomes, clip, entropy_coef)
+            totals = totals + len(outcomes) * means
+            limit = self._config.target_kl
+            if limit is not None and float(np.array(means)[STEP_METRICS.index("approx_kl")]) > limit:
+                break
         return totals, steps
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -124,34 +131,27 @@ class PPO:
         self._optimizer.load_state_dict(part_of(state, "optimizer."))
 
     def _compile(self) -> None:
-        loss_and_gradients = nn.value_and_grad(self.model, self._loss)
+        computation, state = self._computation, self._optimizer.state
 
         def step(
             minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array, factors: list[mx.array]
+        ) -> list[mx.array]:
+            gradient, outcome = computation.gradients(state[0], minibatch, clip, entropy_coef)
+            return [*outcome, self._optimizer.step(gradient, factors)]
+
+        def measure(
+            shuffled: dict[str, Any], outcomes: list[list[mx.array]], clip: mx.array, entropy_coef: mx.array
         ) -> mx.array:
-            self._optimizer.give_parameters()
-            (_, metrics), gradients = loss_and_gradients(minibatch, clip, entropy_coef)
-            norm = self._optimizer.step(gradients, factors)
-            return mx.concatenate([metrics, norm[None]])
+            """The means of an epoch's metrics, in the order of `STEP_METRICS`."""
+            *outcome, norms = zip(*outcomes, strict=True)
+            outcome = [mx.concatenate(list(arrays)) for arrays in outcome]
+            _, shown = objective(outcome, shuffled, clip, entropy_coef, self._config)
+            return mx.stack([*(array.mean() for array in shown), mx.stack(list(norms)).mean()])
 
-        def evaluate(samples: dict[str, Any]) -> list[mx.array]:
-            distribution, values, hidden_state = forward(self.model, samples)
-            hidden_states = [hidden_state] if self.model.recurrent else []
-            return [values, distribution.log_prob(samples["actions"]), *hidden_states]
-
-        def evaluate_states(inputs: list[mx.array], hidden_state: mx.array) -> mx.array:
-            if not self.model.recurrent:
-                return self.model(inputs, hidden_state, hidden_state)[1]
-            sequences = [x[:, None] for x in inputs]  # of one step each
-            return self.model(sequences, hidden_state, mx.zeros((len(hidden_state), 1)))[1].squeeze(1)
-
-        state = self._optimizer.state
         self._step = mx.compile(step, inputs=state, outputs=state)
-        self._evaluate = mx.compile(evaluate, inputs=[self.model.state])
-        self._evaluate_states = mx.compile(evaluate_states, inputs=[self.model.state])
-
-    def _loss(self, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array) -> tuple[mx.array, mx.array]:
-        return ppo_loss(self.model, minibatch, clip, entropy_coef, self._config)
+        self._measure = mx.compile(measure)
+        self._evaluate = mx.compile(computation.evaluate)
+        self._evaluate_states = mx.compile(computation.values)
 
     def _scheduled(self, iteration: int) -> dict[str, float]:
         """The settings that follow a schedule, as they are in `iteration`."""
@@ -172,7 +172,8 @@ class PPO:
         arrays, which are then [B, …] or [num_envs, T, …].
         """
         samples = self._samples(batch, to_inputs)
-        values, log_probs, hidden_states = self._evaluate_samples(samples, batch.rewards.shape)
+        vector = self._optimizer.state[0]
+        values, log_probs, hidden_states = self._evaluate_samples(vector, samples, batch.rewards.shape)
         next_values = self._next_values(batch, values, hidden_states, to_inputs)
 
         settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
@@ -198,8 +199,9 @@ class PPO:
 
     def _samples(self, batch: Batch, to_inputs: ToInputs) -> dict[str, Any]:
         """What a forward pass needs, with the samples first."""
+        inputs = [mx.array(self._arranged(x)) for x in self._inputs(batch.observations, to_inputs)]
         samples: dict[str, Any] = {
-            "inputs": [mx.array(self._arranged(x)) for x in self._inputs(batch.observations, to_inputs)],
+            "inputs": self._computation.prepare(inputs),
             "actions": mx.array(self._arranged(batch.actions.reshape(*batch.rewards.shape, -1))),
         }
         if self.model.recurrent:
@@ -211,16 +213,19 @@ class PPO:
         return samples
 
     def _evaluate_samples(
-        self, samples: dict[str, Any], shape: tuple[int, ...]
+        self, vector: mx.array, samples: dict[str, Any], shape: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """(values, log-probabilities) [T, num_envs] and hidden states after each step [T, num_envs, hidden_state_size].
 
-        As many at a time as make a minibatch, so that memory stays bounded and one compiled graph serves all.
+        Of a large network as many at a time as make a minibatch, so that its features need no more memory.
         """
         count = len(samples["actions"])
-        size = count // self._config.minibatches
-        parts = [self._evaluate(tree_map(lambda x: x[i : i + size], samples)) for i in range(0, count, size)]  # noqa: B023
-        mx.eval(parts)  # all at once: the device need not wait for the host in between
+        size = count if self._computation.is_small else count // self._config.minibatches
+        parts = [
+            self._evaluate(vector, tree_map(lambda x: x[i : i + size], samples) if size < count else samples)  # noqa: B023
+            for i in range(0, count, size)
+        ]
+        mx.eval(parts)  # All at once: the device need not wait for the host in between.
         values, log_probs, *hidden_states = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         if self.model.recurrent:
             return values.swapaxes(0, 1), log_probs.swapaxes(0, 1), hidden_states[0].swapaxes(0, 1)
@@ -239,11 +244,13 @@ class PPO:
             hidden_state = np.concatenate([hidden_states[-1], hidden_states[batch.truncated]])
         # Filled up with the first, so that shapes recur and nothing is compiled anew.
         rows = np.pad(np.arange(count), (0, -count % num_envs))
-        everything = [mx.array(x) for x in (*to_inputs(observations[rows]), hidden_state[rows])]
+        inputs = self._computation.prepare([mx.array(x) for x in to_inputs(observations[rows])])
+        everything = [*inputs, mx.array(hidden_state[rows])]
         found = []
         for start in range(0, len(rows), num_envs):
             *inputs, remembered = (x[start : start + num_envs] for x in everything)
-            found.append(np.array(self._evaluate_states(inputs, remembered)))
+            found.append(self._evaluate_states(self._optimizer.state[0], inputs, remembered))
+        mx.eval(found)
         last, finals = np.split(np.concatenate(found)[:count], [num_envs])
         next_values = np.concatenate([values[1:], last[None]])
         next_values[batch.truncated] = finals
@@ -262,52 +269,20 @@ class PPO:
             else array.reshape(math.prod(array.shape[:2]), *array.shape[2:])
         )
 
-    def _minibatches(self, samples: dict[str, Any], iteration: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """An epoch's minibatches, all of one size, in an order that only iteration and epoch decide."""
-        count = len(samples["actions"])
+    def _shuffled(self, samples: dict[str, Any], iteration: int, epoch: int) -> dict[str, Any]:
+        """The samples in an order that only iteration and epoch decide, with advantages normalised by minibatch."""
         random = generator(self._seed, Purpose.MINIBATCHES, iteration, epoch)
-        order = mx.array(random.permutation(count).astype(np.uint32))
-        names, arrays = zip(*tree_flatten(samples), strict=True)
-        for parts in zip(*(mx.split(x[order], self._config.minibatches) for x in arrays), strict=True):
+        order = mx.array(random.permutation(len(samples["actions"])).astype(np.uint32))
+        shuffled = tree_map(lambda x: x[order], samples)
+        if self._config.normalize_advantages:
+            shuffled["advantages"] = normalized(shuffled["advantages"], self._config.minibatches)
+        return shuffled
+
+    def _minibatches(self, shuffled: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """An epoch's minibatches, all of one size."""
+        names, arrays = zip(*tree_flatten(shuffled), strict=True)
+        for parts in zip(*(mx.split(x, self._config.minibatches) for x in arrays), strict=True):
             yield tree_unflatten(list(zip(names, parts, strict=True)))
-
-
-def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:
-    """What `model` says of samples."""
-    unused = samples["actions"]
-    return model(samples["inputs"], samples.get("hidden_state", unused), samples.get("starts", unused))
-
-
-def ppo_loss(
-    model: ActorCritic, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array, config: PPOConfig
-) -> tuple[mx.array, mx.array]:
-    """(loss, metrics [5] in the order of `STEP_METRICS` without the norm) of a minibatch.
-
-    The clipped objective of Schulman et al. (arXiv 1707.06347, equation 7), each sample weighted by
-    min(π_proximal / π_behaviour, 2); approx_kl is Schulman's low-variance estimator, E[(r − 1) − log r].
-    """
-    distribution, values, _ = forward(model, minibatch)
-    log_ratio = distribution.log_prob(minibatch["actions"]) - minibatch["proximal_log_probs"]
-    ratio = mx.exp(log_ratio)
-    advantages = minibatch["advantages"]
-    if config.normalize_advantages and advantages.size > 1:
-        advantages = (advantages - advantages.mean()) / (mx.sqrt(advantages.var(ddof=1)) + 1e-8)
-    clipped = mx.clip(ratio, 1 - clip, 1 + clip)
-    policy_loss = -minibatch["weights"] * mx.minimum(ratio * advantages, clipped * advantages)
-
-    errors = mx.square(values - minibatch["value_targets"])
-    if config.value_clip_range is not None:
-        moved = mx.clip(values - minibatch["values"], -config.value_clip_range, config.value_clip_range)
-        errors = mx.maximum(errors, mx.square(minibatch["values"] + moved - minibatch["value_targets"]))
-    value_loss = 0.5 * errors
-    entropy = distribution.entropy()
-
-    # One mean for what is differentiated and one for all that is only looked at: each is several kernels.
-    loss = (policy_loss + config.value_coef * value_loss - entropy_coef * entropy).mean()
-    approx_kl = ratio - 1 - log_ratio
-    clip_fraction = (mx.abs(ratio - 1) > clip).astype(mx.float32)
-    metrics = mx.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
-    return loss, metrics.reshape(len(metrics), -1).mean(axis=1)
 
 
 def _finite(value: float) -> float | None:

@@ -20,10 +20,10 @@ from rundir.config import PPOConfig
 
 SAMPLES, T = 8, 4
 IMAGE = discrete(ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ()), 3)
-# Networks, and how many launches a step of theirs may take: a few more than it takes today, on a CPU.
+# Networks, and how many launches a step of theirs may take on a CPU: a few more than it takes today.
 NETWORKS = {
-    "mlp, discrete": (discrete(numbers(3), 2), Experiment(), 90),
-    "mlp, continuous": (continuous(numbers(3), 2), Experiment(), 90),
+    "mlp, discrete": (discrete(numbers(3), 2), Experiment(), 30),
+    "mlp, continuous": (continuous(numbers(3), 2), Experiment(), 30),
     "nature_cnn": (IMAGE, Experiment(network="nature_cnn"), 120),
     "impala_cnn": (IMAGE, Experiment(network="impala_cnn"), 450),
     "gru": (discrete(numbers(3), 2), Experiment(recurrent_size=8), 210),
@@ -55,6 +55,7 @@ def operations_of(spaces: Spaces, experiment: Experiment) -> dict[str, tuple[str
     ppo._optimizer.take_parameters()
     state = ppo._optimizer.state
     minibatch = minibatch_of(spaces, experiment.recurrent_size)
+    minibatch["inputs"] = ppo._computation.prepare(minibatch["inputs"])
     mx.eval(minibatch, state)
     factors = ppo._optimizer.begin_step(1e-3)
     drawing = io.StringIO()
@@ -87,5 +88,6 @@ def test_nothing_is_computed_in_float64(spaces: Spaces, experiment: Experiment, 
     ppo._optimizer.take_parameters()
     factors = ppo._optimizer.begin_step(1e-3)
     minibatch = minibatch_of(spaces, experiment.recurrent_size)
-    metrics = ppo._step(minibatch, mx.array(0.2), mx.array(0.01), factors)
-    assert {array.dtype for array in (metrics, *ppo._optimizer.state, *ppo.model.parameters())} == {mx.float32}
+    minibatch["inputs"] = ppo._computation.prepare(minibatch["inputs"])
+    outcome = ppo._step(minibatch, mx.array(0.2), mx.array(0.01), factors)
+    assert {array.dtype for array in (*outcome, *ppo._optimizer.state, *ppo.model.parameters())} == {mx.float32}

@@ -11,8 +11,8 @@ import pytest
 from making import binary, continuous, discrete, numbers, spoken
 from mlx.utils import tree_flatten
 
+from learner.differentiated import ppo_loss
 from learner.model import ActorCritic
-from learner.ppo import ppo_loss
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 from rundir.config import PPOConfig

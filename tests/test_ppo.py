@@ -1,7 +1,7 @@
 """PPO against its formulas, written out in float64, and the promises of its update."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,9 +20,12 @@ from actors.rollout import collect_rollout
 from actors.spaces import describe_spaces
 from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
+from learner.differentiated import Differentiated, forward, ppo_loss
 from learner.model import ActorCritic
 from learner.normalization import RunningStatistics
-from learner.ppo import PPO, ToInputs, explained_variance, forward, ppo_loss
+from learner.objective import normalized, objective
+from learner.ppo import PPO, ToInputs, explained_variance
+from learner.stacked_mlp import StackedMLP
 from protocol.experiment import Experiment
 from protocol.messages import Grant
 from protocol.observations import network_inputs, normalized_size
@@ -52,16 +55,47 @@ def minibatches(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[
     """What the loss is given, minibatch by minibatch, with what is scheduled as `clip` and `entropy_coef`."""
     seen: list[dict[str, np.ndarray]] = []
 
-    def spy(
-        model: ActorCritic, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array, config: PPOConfig
-    ) -> Any:
+    def look(minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array) -> None:
         arrays = {name: array for name, array in minibatch.items() if name != "inputs"}
         arrays |= {"observations": minibatch["inputs"][0], "clip": clip, "entropy_coef": entropy_coef}
         seen.append({name: np.array(array) for name, array in arrays.items()})
-        return ppo_loss(model, minibatch, clip, entropy_coef, config)
 
-    monkeypatch.setattr("learner.ppo.ppo_loss", spy)
+    watch_gradients(monkeypatch, look)
     return seen
+
+
+def watch_gradients(monkeypatch: pytest.MonkeyPatch, look: Callable[..., None]) -> None:
+    """Call `look(minibatch, clip, entropy_coef)` whenever gradients are computed."""
+
+    def watch(kind: type[StackedMLP] | type[Differentiated]) -> None:
+        gradients = kind.gradients
+
+        def watched(self: Any, vector: mx.array, minibatch: dict[str, Any], *rest: mx.array) -> Any:
+            shown = minibatch
+            if kind is StackedMLP:  # It puts a one behind each input.
+                shown = {**minibatch, "inputs": [x[:, :-1] for x in minibatch["inputs"]]}
+            look(shown, *rest)
+            return gradients(self, vector, minibatch, *rest)
+
+        monkeypatch.setattr(kind, "gradients", watched)
+
+    watch(StackedMLP)
+    watch(Differentiated)
+
+
+def loss_and_metrics(
+    model: ActorCritic,
+    minibatch: dict[str, Any],
+    clip: mx.array,
+    entropy_coef: mx.array,
+    config: PPOConfig,
+) -> tuple[mx.array, mx.array]:
+    """(the mean loss, the means of the metrics) of a minibatch whose advantages are not normalised yet."""
+    advantages = minibatch["advantages"]
+    minibatch = {**minibatch, "advantages": normalized(advantages, 1) if config.normalize_advantages else advantages}
+    loss, outcome = ppo_loss(model, minibatch, clip, entropy_coef, config)
+    _, metrics = objective(outcome, minibatch, clip, entropy_coef, config)
+    return loss, mx.stack([array.mean() for array in metrics])
 
 
 def make_model(spaces: Spaces = DISCRETE, seed: int = 0) -> ActorCritic:
@@ -219,7 +253,7 @@ def test_the_loss_is_the_formula(spaces: Spaces, normalize_advantages: bool, val
     model = make_model(spaces)
     for seed in range(5):
         minibatch = random_minibatch(model, seed)
-        loss, metrics = ppo_loss(model, on_device(minibatch), mx.array(0.2), mx.array(0.1), config)
+        loss, metrics = loss_and_metrics(model, on_device(minibatch), mx.array(0.2), mx.array(0.1), config)
         expected = literal_loss(spaces, host_weights(model), minibatch, 0.2, 0.1, config)
         np.testing.assert_allclose([loss.item(), *np.array(metrics)], expected, rtol=1e-5, atol=1e-5)
         assert 0 < expected[-1] < 1
@@ -246,8 +280,8 @@ def test_a_clipped_sample_has_no_gradient(advantage: float, drift: float) -> Non
 def test_the_advantage_of_a_single_sample_is_not_normalised() -> None:
     model = make_model()
     given = model, on_device(random_minibatch(model, 0, size=1)), mx.array(0.2), mx.array(0.01)
-    expected, _ = ppo_loss(*given, replace(CONFIG, normalize_advantages=False))
-    assert ppo_loss(*given, CONFIG)[0].item() == expected.item()
+    expected, _ = loss_and_metrics(*given, replace(CONFIG, normalize_advantages=False))
+    assert loss_and_metrics(*given, CONFIG)[0].item() == expected.item()
 
 
 ON_POLICY = {
@@ -287,11 +321,7 @@ def test_the_first_ratio_of_an_on_policy_update_is_one(experiment: Experiment, m
 
     seen: list[dict[str, Any]] = []
 
-    def spy(model: ActorCritic, minibatch: dict[str, Any], *rest: Any) -> Any:
-        seen.append(minibatch)
-        return ppo_loss(model, minibatch, *rest)
-
-    monkeypatch.setattr("learner.ppo.ppo_loss", spy)
+    watch_gradients(monkeypatch, lambda minibatch, *_: seen.append(minibatch))
     to_inputs = partial(network_inputs, spaces=spaces, normalization=statistics.normalization())
     ppo = PPO(model, PPOConfig(epochs=1, minibatches=1, learning_rate=0.0), seed=0, total_iterations=1)
     metrics = ppo.update(Batch.stack([trajectory]), 0, to_inputs, never)
@@ -369,7 +399,7 @@ def test_updates_of_one_minibatch_are_adams_first_steps(spaces: Spaces, lag: int
     for iteration in range(3):
         batch = make_batch(model, seed=iteration, policy_version=iteration - lag, drift=lag * 0.5, to_inputs=halved)
         samples = literal_samples(model, batch, iteration, config)
-        loss = partial(ppo_loss, model, samples, mx.array(0.2), mx.array(0.01), config)
+        loss = partial(loss_and_metrics, model, samples, mx.array(0.2), mx.array(0.01), config)
         gradients = nn.value_and_grad(model, loss)()[1]
         flat: Weights = {name: np.array(gradient, np.float64) for name, gradient in tree_flatten(gradients)}
         learning_rate = 0.01 * (1 - iteration / TOTAL_ITERATIONS)
@@ -543,12 +573,7 @@ def test_an_interrupt_between_steps_ends_the_update() -> None:
 
 def test_a_whole_run_traces_the_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
     traces = []
-
-    def counted(*args: Any) -> Any:
-        traces.append(1)
-        return ppo_loss(*args)
-
-    monkeypatch.setattr("learner.ppo.ppo_loss", counted)
+    watch_gradients(monkeypatch, lambda *_: traces.append(1))
     run_updates(
         make_ppo(replace(CONFIG, clip_range_schedule="linear", entropy_coef_schedule="cosine")), range(TOTAL_ITERATIONS)
     )
@@ -663,11 +688,11 @@ def test_the_loss_of_sequences_and_its_gradient_are_the_formula_step_by_step(spa
     minibatch = random_sequences(model, 0)
     weights = host_weights(model)
     given = model, on_device(minibatch), mx.array(0.2), mx.array(0.1), config
-    loss, metrics = ppo_loss(*given)
+    loss, metrics = loss_and_metrics(*given)
     expected = literal_loss(spaces, weights, minibatch, 0.2, 0.1, config)
     np.testing.assert_allclose([loss.item(), *np.array(metrics)], expected, rtol=1e-5, atol=1e-5)
 
-    gradients = dict(tree_flatten(nn.value_and_grad(model, lambda: ppo_loss(*given)[0])()[1]))
+    gradients = dict(tree_flatten(nn.value_and_grad(model, lambda: loss_and_metrics(*given)[0])()[1]))
     random = np.random.default_rng(1)
     for name, array in weights.items():
         direction = random.standard_normal(array.shape)
@@ -726,7 +751,7 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
         "actions": batch.actions.T[..., None],
         "proximal_log_probs": log_probs.T,
         "weights": np.minimum(ratios, 2).T,
-        "advantages": advantages.T,
+        "advantages": ((advantages - advantages.mean()) / advantages.std(ddof=1)).T,
         "values": values.T,
         "value_targets": targets.T,
     }
