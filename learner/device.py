@@ -21,6 +21,7 @@ from protocol.text import error_line
 OPENBLAS_PACKAGE = "ngsolve_openblas"
 PROBE_SECONDS = 20
 TF32 = "MLX_ENABLE_TF32"
+ACCELERATE_THREADS = "VECLIB_MAXIMUM_THREADS"
 # From so many parameters times samples a step on, `auto` takes the GPU. docs/devices.md has what was measured.
 GPU_WORK = 3e7
 MALLOC_TRIM_THRESHOLD, MALLOC_MAX_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h.
@@ -45,6 +46,8 @@ def prepare_device(name: str, threads: int, tf32: bool = False) -> tuple[str, li
         raise UserError(f"the learner needs MLX, which is not installed{extra}")
     os.environ[TF32] = str(int(tf32))  # MLX reads it when it is imported, or at its first product
     notes = []
+    if sys.platform == "darwin":
+        os.environ[ACCELERATE_THREADS] = str(threads)  # Accelerate reads it at its first product.
     if sys.platform == "linux":
         keep_freed_memory()
     if sys.platform == "linux" and name != "gpu":  # which needs neither

@@ -80,6 +80,19 @@ whole, parts = product(0, x), np.concatenate([product(0, x[i : i + 1]) for i in 
 print("rows together and one by one:", "equal" if whole.tobytes() == parts.tobytes() else "DIFFERENT")
 print("all finite:", bool(np.isfinite(parts).all()))
 """
+BLAS_THREADS = """
+import sys, time
+from learner.device import prepare_device
+
+prepare_device("cpu", int(sys.argv[1]))
+import mlx.core as mx
+
+x = mx.random.normal((2048, 2048))
+mx.eval(x, x @ x)
+began = time.perf_counter()
+mx.eval([x @ (x + i) for i in range(8)])
+print(f"eight products of 2048 x 2048 with {sys.argv[1]} threads: {time.perf_counter() - began:.2f} s")
+"""
 
 
 def run(*command: object, **environ: str) -> tuple[bool, str]:
@@ -182,8 +195,10 @@ def memory() -> tuple[bool, str]:
 
 
 def blas() -> tuple[bool, str]:
-    """Whether a CPU's products depend on where a matrix lies, or on how many rows there are."""
-    return python("-c", BLAS)
+    """Whether a CPU's products depend on where a matrix lies or on how many rows there are, and whether they follow
+    --learner-threads."""
+    answers = [python("-c", BLAS), *(python("-c", BLAS_THREADS, count) for count in (1, os.cpu_count() or 1))]
+    return all(well for well, _ in answers), "\n".join(said for _, said in answers)
 
 
 NEED_GPU = ("gpu", "repeats", "torch")

@@ -12,6 +12,7 @@ import pytest
 from launching import wait_for
 
 from commands.helpers import cores as machine
+from learner import device
 from protocol import limits
 from supervisor import address, process_workers
 from supervisor.address import SocketFolder
@@ -118,3 +119,10 @@ def test_the_sockets_of_a_long_run_never_look_old(monkeypatch: pytest.MonkeyPatc
         assert all(path.stat().st_mtime > 0 and path.stat().st_atime > 0 for path in paths)
     finally:
         folder.remove()
+
+
+def test_the_learners_threads_are_told_to_accelerate(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECLIB_MAXIMUM_THREADS", "1")  # As every process of a run begins.
+    monkeypatch.setattr(device, "use_device", lambda name: None)
+    device.prepare_device("cpu", threads=3)
+    assert os.environ["VECLIB_MAXIMUM_THREADS"] == "3"
