@@ -9,8 +9,8 @@ import sys
 from protocol.process import ONE_THREAD, as_typed, fix_hash_seed, seek_user_modules_last
 
 if __name__ == "__main__":
-    fix_hash_seed()  # for the environments of --in-process, eval, play and others
-os.environ.update(ONE_THREAD)  # before NumPy is imported, for --in-process and eval
+    fix_hash_seed()  # Environments may run in this process.
+os.environ.update(ONE_THREAD)  # NumPy reads these when it is imported.
 
 from commands import COMMANDS
 from protocol.errors import UserError
@@ -20,7 +20,7 @@ from protocol.text import one_line, printable
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
 
-seek_user_modules_last()  # for `--env module:EnvId`
+seek_user_modules_last()  # A user's module may be called like one of ours.
 
 
 def main(arguments: list[str]) -> int:

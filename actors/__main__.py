@@ -3,14 +3,14 @@
 from protocol.process import ONE_THREAD, fix_hash_seed, seek_user_modules_last
 
 if __name__ == "__main__":
-    seek_user_modules_last()  # before any module that a file of the user's could be taken for
+    seek_user_modules_last()  # First: a user's file must not hide a module of ours.
     fix_hash_seed()
     import os
     import signal
 
-    os.environ.update(ONE_THREAD)  # before NumPy is imported
+    os.environ.update(ONE_THREAD)  # NumPy reads these when it is imported.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # at once, and quietly: there is no environment yet
+        signal.signal(number, signal.SIG_DFL)  # End at once: there is no environment to close yet.
     from actors.process import main
 
     main()

@@ -68,13 +68,13 @@ class Actor:
         self._address = address
         self._say = say
         self._socket = ActorSocket(address, key)
-        self._alone_since: float | None = time.monotonic()  # without a learner; None with one, and once that was said
+        self._alone_since: float | None = time.monotonic()  # Since when no learner answers; None once reported.
         self._welcomed = False  # over the present connection
         self._experiment: Experiment | None = None
         self._spaces: Spaces | None = None
-        self._policies: dict[int, Policy] = {}  # by version
+        self._policies: dict[int, Policy] = {}  # The policies it may act with, by version.
         self._lanes: dict[int, Lane] = {}
-        self._fencing_tokens: dict[int, int] = {}  # of the grants that each lane was built for
+        self._fencing_tokens: dict[int, int] = {}  # By lane, that of the grant it was built for.
         self._grants: list[Grant] = []
         self._witness: tuple[Grant, Policy] | None = None  # a rollout to collect a second time
         self._steps = 0

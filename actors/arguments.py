@@ -63,7 +63,7 @@ def _parse(text: str) -> ast.expr:
     """The expression that `text` is. Raises `ValueError`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Python finds odd about a path
+            warnings.simplefilter("ignore")  # Python warns of odd escapes in a path.
             return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(error.msg) from None
@@ -101,7 +101,7 @@ def _looks_damaged(text: str) -> bool:
             opened.append(character)
         elif character in BRACKETS and (not opened or opened.pop() != BRACKETS[character]):
             return True
-    quotes = re.sub(r"(?<=\w)'(?=\w)", "", text)  # without apostrophes
+    quotes = re.sub(r"(?<=\w)'(?=\w)", "", text)  # An apostrophe in a word is no quote.
     odd = any(quotes.count(quote) % 2 for quote in "'\"")
     return bool(opened) or odd or text.strip()[:1] in ("[", "(", "{", "'", '"')
 

@@ -17,7 +17,7 @@ CLOSE_SECONDS = 2.0  # The first close() that hangs may take so long…
 LEAST_SECONDS = 0.1  # …and each later one half of that, but never less than this.
 AGAIN_SECONDS = 0.5  # A close() that goes on after it was interrupted is interrupted again after so long.
 
-_told: set[str] = set()  # what was said of a close() already
+_told: set[str] = set()  # Complaints that were printed already.
 _patience = CLOSE_SECONDS
 
 

@@ -58,7 +58,7 @@ def _nearest(name: str, error: BaseException) -> str:
     for package in set(REGISTERED_BY_IMPORT.values()):
         with suppress(ImportError):
             importlib.import_module(package)
-    game = re.sub(r"(-ram)?(Deterministic|NoFrameskip)?(-v\d+)?$", "", name)  # as gym named Atari's games
+    game = re.sub(r"(-ram)?(Deterministic|NoFrameskip)?(-v\d+)?$", "", name)  # gym gave Atari's games these endings.
     if f"ALE/{game}-v5" in gymnasium.registry:
         return f"; there is ALE/{game}-v5"
 

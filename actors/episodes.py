@@ -23,8 +23,8 @@ class Score(NamedTuple):
 
     episode_return: float
     length: int  # steps
-    seed: int  # of its reset
-    fault: EnvironmentFault | None = None  # that ended it: it says nothing about the policy
+    seed: int  # The seed of its reset.
+    fault: EnvironmentFault | None = None  # What ended it, if the environment failed.
 
 
 @contextmanager

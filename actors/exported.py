@@ -1,7 +1,7 @@
 """A policy on its own: one file, loaded and run with NumPy and safetensors alone.
 
     policy = load_policy("policy.safetensors")
-    action = policy(observation)  # of a gymnasium environment, for its step
+    action = policy(observation)  # An observation as the environment shows it, and an action as it takes it.
 
 The file is safetensors: the weights and the observation statistics, and as metadata what `Description` says, as JSON.
 """

@@ -186,7 +186,7 @@ class _Graph:
         return self._add({"tanh": "Tanh", "relu": "Relu"}[activation], [x])
 
     def _convolution(self, x: str, name: str, stride: int, padding: int) -> str:
-        weight = self._constant(self._weights[f"{name}.weight"].transpose(0, 3, 1, 2))  # from [out, rows, columns, in]
+        weight = self._constant(self._weights[f"{name}.weight"].transpose(0, 3, 1, 2))  # [out, in, rows, columns]
         inputs = [x, weight, self._constant(self._weights[f"{name}.bias"])]
         return self._add("Conv", inputs, strides=[stride] * 2, pads=[padding] * 4)
 

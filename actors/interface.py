@@ -19,7 +19,7 @@ class ObservationForm:
     """How an environment shows its observation; an entry for each of the parts that `Spaces` lists."""
 
     paths: tuple[tuple[str | int, ...], ...]  # the keys of Dicts, and places in Tuples, that lead to it
-    starts: tuple[tuple[int, ...], ...]  # of choices, the smallest value of each number; empty for other kinds
+    starts: tuple[tuple[int, ...], ...]  # The smallest value of each number of a `choices` part; empty for others.
 
     def check(self, spaces: Spaces) -> None:
         """Raise `ProtocolError` unless this is how observations of `spaces` can be shown."""
@@ -71,7 +71,7 @@ class ObservationConverter:
         self._leaves = [_Leaf(*leaf) for leaf in zip(form.paths, form.starts, spaces.parts, strict=True)]
         (part, *more) = spaces.parts
         as_it_is = not more and part.kind in ("numbers", "image")
-        self._dtype = np.dtype(part.box.dtype) if as_it_is else None  # of an observation that needs no conversion
+        self._dtype = np.dtype(part.box.dtype) if as_it_is else None  # Set where an observation needs no conversion.
         self._shape = part.box.shape
 
     def __call__(self, observation: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ class Notes:
         self.failed_resets = np.zeros(size, np.int64)  # episodes that did not come about
         self.faults: list[Fault] = []  # the first ones
         self.fault_count = 0  # all of them
-        self.moved_global_random = False  # by constructors, and by resets before the first rollout
+        self.moved_global_random = False  # Whether constructors or the first resets did.
 
 
 class Lane:
@@ -41,7 +41,7 @@ class Lane:
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
         self._floats = self.observations.dtype.kind == "f"
-        self.hidden_state = np.zeros((size, experiment.hidden_state_size), np.float32)  # of a recurrent policy
+        self.hidden_state = np.zeros((size, experiment.hidden_state_size), np.float32)
         self.episode_indices = np.zeros(size, np.int64)
         self.notes = Notes(size)
         self.time = -1  # the step of the rollout that is under way
@@ -147,7 +147,7 @@ class Lane:
             self._reset(n)
             for action in self._to_env(actions):
                 _, terminated, truncated = self._simulations[n].advance(action)
-                if terminated or truncated:  # which it did not when recorded
+                if terminated or truncated:  # When it was recorded, it went on.
                     return False
         except EnvironmentFault:
             return False

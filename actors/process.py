@@ -24,7 +24,7 @@ from protocol.remote import check_tcp
 
 STOP_SECONDS = 2.0  # An actor that is to end has so long to close its environments.
 _stop = threading.Event()
-_signals: list[int] = []  # that asked for it
+_signals: list[int] = []  # The signals that asked the process to end.
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def _join(name: str, address: str, key: Path | None, trust: bool) -> None:
     def say(text: str) -> None:
         complain(f"actor {name}: {text}")
 
-    trust = trust or key is not None  # with a key, the learner is the one that it was made for
+    trust = trust or key is not None  # Only the learner that the key was made for has the other half.
     Actor(name, address, read_actor(key) if key else None, say, stop=_stop, trust=trust).run()
     if _signals:  # end as they end a process, but for what its environments have started
         end_offspring()

@@ -75,7 +75,7 @@ class Simulation:
         self.observation = np.zeros(stored.shape, stored.dtype) if observation is None else observation
         self._floats = self.observation.dtype.kind == "f"
         self.episode_return = self._return_before = 0.0
-        self.steps = 0  # of the episode
+        self.steps = 0  # Steps of the episode.
 
     def reset(self, seed: int) -> np.ndarray:
         """Begin the episode with this seed; returns its first observation [*observation], as stored, which the next

@@ -88,7 +88,7 @@ def _flags(kind: Any) -> dict[str, tuple[str, ...]]:
     flags: dict[str, tuple[str, ...]] = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         flag = f"--{name.replace('_', '-')}"
-        kinds = [hint, *typing.get_args(hint)]  # what Annotated holds
+        kinds = [hint, *typing.get_args(hint)]  # Annotated holds the hint.
         if any(tyro.conf.Positional is marker for marker in getattr(hint, "__metadata__", ())):
             continue
         if part := next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None):

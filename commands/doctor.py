@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     """Print a line for each finding; returns the exit code, 1 where something is wrong."""
     command = _parse(arguments)
     if command.environment is not None:
-        command = _parse(arguments, command.environment)  # whose preset has other defaults
+        command = _parse(arguments, command.environment)  # Its preset may have other defaults.
     env = command.environment or value_of("--env", arguments)
     if command.environment is None and (command.execution.resume or command.execution.config or env):
         env = command.experiment.env
@@ -152,7 +152,7 @@ def _check_memory() -> Finding:
 
 def _check_files() -> Finding:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    allow_many_files()  # as launcher and learner do
+    allow_many_files()  # Launcher and learner do the same.
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed == resource.RLIM_INFINITY:
         return ok("open files are not limited")
@@ -174,7 +174,7 @@ def _check_disks() -> Iterator[Finding]:
         free = shutil.disk_usage(path if path.exists() else Path()).free
         text = f"{what} {path.absolute()}, with {free / 2**30:.1f} GiB free"
         yield ok(text) if free > FREE_BYTES_WANTED else note(text, "make room: checkpoints may fail to be saved")
-    shared = Path("/dev/shm")  # where there is one; on Linux
+    shared = Path("/dev/shm")  # Linux has one.
     if shared.exists():
         yield ok(f"{shutil.disk_usage(shared).free / 2**30:.1f} GiB of shared memory, which only --cluster ray uses")
 

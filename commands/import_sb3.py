@@ -105,7 +105,7 @@ def activation(settings: dict[str, Any]) -> str:
     text = given.get("activation_fn", "Tanh") if isinstance(given, dict) else "Tanh"
     if not isinstance(text, str):
         raise ValueError("its activation has no name")
-    name = text.rpartition(".")[2].rstrip("'>")  # of <class 'torch.nn.modules.activation.ReLU'>, which is text
+    name = text.rpartition(".")[2].rstrip("'>")  # From "<class 'torch.nn.modules.activation.ReLU'>".
     if name not in ACTIVATIONS:
         raise ValueError(f"its activation is {name:.40}; {', '.join(ACTIVATIONS)} are supported")
     return ACTIVATIONS[name]

@@ -123,7 +123,7 @@ def _compare(fault: Fault, found: EnvironmentFault | None, step: int, debugger: 
         if isinstance(cause, gymnasium.error.DependencyNotInstalled):
             raise found
         if cause is not None:
-            below = cause.__traceback__.tb_next if cause.__traceback__ else None  # without this project's own frame
+            below = cause.__traceback__.tb_next if cause.__traceback__ else None  # Our own frame is left out.
             traceback.print_exception(type(cause), cause, below, file=output())
             if debugger and below is not None:
                 pdb.post_mortem(below)

@@ -178,9 +178,9 @@ def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:
     remote = RemoteAccess(execution.listen, execution.keys and execution.keys.absolute())
     remote.check(execution.insecure)
     if remote.keys is not None:
-        from protocol.keys import read_learner  # with ZeroMQ, which nothing else here needs
+        from protocol.keys import read_learner  # It imports ZeroMQ, which nothing else here needs.
 
-        read_learner(remote.keys)  # what is wrong with it is said before anything starts
+        read_learner(remote.keys)  # A mistake in it is told before anything starts.
     return remote
 
 

@@ -23,7 +23,7 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0  # of what was read
+        self._offset = 0  # Bytes that were read.
         self._last = b""  # line of it
 
     def read(self, forget: Callable[[], None]) -> Iterator[dict[str, Any]]:
@@ -57,7 +57,7 @@ class RunReader:
         self._settings = self._load_settings()
         self._lock = threading.Lock()
         self._files = {kind: GrowingFile(path / f"{kind}.jsonl") for kind in ("metrics", "evaluations", "events")}
-        self._generation = 0  # of the metrics: another one has other rows
+        self._generation = 0  # It rises when the metrics are other rows.
         self._forget_metrics()
         self._forget_evaluations()
         self._forget_events()

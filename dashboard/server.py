@@ -48,7 +48,7 @@ def serve(run_dirs: list[Path], port: int, say: Callable[[str], None]) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((LOOPBACK, port))
-            listener.listen()  # so that nobody is turned away who has the address
+            listener.listen()  # Whoever has the address can connect from now on.
         except OSError as error:
             raise UserError(
                 f"port {port} of {LOOPBACK} cannot be had: {error.strerror}; choose another --port"
@@ -105,7 +105,7 @@ class Guard:
             return PlainTextResponse("this server has another name\n", 421)
         given = request.query_params.get("token")
         if given is not None and request.url.path == "/" and self._is_token(given):
-            response = RedirectResponse("/", 303)  # so that the token stays in no history and no bookmark
+            response = RedirectResponse("/", 303)  # The token must not stay in a history.
             response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return response
         if not self._is_token(request.cookies.get(self._cookie, "")):

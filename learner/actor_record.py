@@ -19,15 +19,15 @@ class ActorRecord:
     user: str | None  # the key it connected with; None on this machine, and where there are no keys
     life: int
     connection: int
-    pid: int  # for people
+    pid: int  # Shown to people.
     local: bool  # whether the supervisor started it, and can kill it
     joined: float
     last_heard: float  # when its last message came, or its first grant after it had nothing to do
     ready: bool = False
     working: bool = False  # whether a trajectory of its was accepted
-    versions: set[int] = field(default_factory=set)  # of the snapshots it was sent
-    env_steps: int = 0  # that were accepted from it
-    progress: deque[Progress] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))  # its last words on that
+    versions: set[int] = field(default_factory=set)  # The policy versions it was sent.
+    env_steps: int = 0  # Environment steps accepted from it.
+    progress: deque[Progress] = field(default_factory=lambda: deque(maxlen=SHARE_WINDOW))  # Its last reports.
 
     @property
     def is_witness(self) -> bool:

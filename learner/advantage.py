@@ -9,7 +9,7 @@ class Steps(NamedTuple):
     """What advantages are made of, all [T, N]."""
 
     rewards: np.ndarray
-    values: np.ndarray  # of the states that the steps began in
+    values: np.ndarray  # Those of the states that the steps began in.
     # Of the state that a step led to: the next observation's, or the final observation's where the episode was
     # truncated. Where it terminated there is no such state, and the entry is not read.
     next_values: np.ndarray

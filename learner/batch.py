@@ -26,7 +26,7 @@ class Batch:
     episode_lengths: np.ndarray  # int64 [E]
     environments: np.ndarray  # int64 [num_envs], the index of each column's environment
     policy_versions: np.ndarray  # int64 [num_envs], that each column was acted with
-    extras: dict[str, np.ndarray]  # of the trajectories, with num_envs in place of N
+    extras: dict[str, np.ndarray]  # Those of the trajectories, with num_envs in place of N.
 
     @property
     def size(self) -> int:

@@ -38,7 +38,7 @@ class LaneBorder:
 
     rollout_index: int
     episode_indices: np.ndarray  # int64 [N]
-    logs: tuple[tuple[np.ndarray, ...], ...]  # for each environment, its episode's actions in pieces [n, *action]
+    logs: tuple[tuple[np.ndarray, ...], ...]  # By environment: its episode's actions, in pieces [n, *action].
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
     hidden_state: np.ndarray  # float32 [N, hidden_state_size]
 
@@ -52,7 +52,8 @@ class LaneBorder:
     def after(self, trajectory: Trajectory) -> "LaneBorder":
         """The border at the end of `trajectory`, which began at this one."""
         done = trajectory.done
-        starts = np.where(done.any(axis=0), len(done) - done[::-1].argmax(axis=0), 0).tolist()  # of the last episode
+        # Where each environment's last episode begins.
+        starts = np.where(done.any(axis=0), len(done) - done[::-1].argmax(axis=0), 0).tolist()
         # Copies, so that a log keeps neither the message's memory nor the other environments' actions.
         logs = [
             (*(() if start or restarted else log), trajectory.actions[start:, n].copy())
@@ -109,7 +110,7 @@ class LaneBorder:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], experiment: Experiment, spaces: Spaces) -> "LaneBorder":
         """What `arrays` returned; raises `KeyError` or `ValueError` where that was something else."""
-        if not arrays:  # in `async`, a lane may not have come to its first border
+        if not arrays:  # A lane of `async` may have no border yet.
             return cls.first(experiment)
         if ACTION_BITS in arrays:
             shape = (int(arrays["episode_steps"].sum()), *spaces.action.shape)

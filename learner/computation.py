@@ -56,7 +56,7 @@ class Conditions:
     def __init__(self, device: str, settings: dict[str, Any], warn: Callable[[str], None]) -> None:
         """`device` may be `auto`, until `use` or `choose` decides. `settings` are all of the run."""
         self.device = device
-        self.computation: dict[str, str] = {}  # until then
+        self.computation: dict[str, str] = {}  # Filled once the device is known.
         self.continued_elsewhere = False  # whether a learner that computes otherwise, or other settings, began the run
         self._settings = {name: str(value) for name, value in settings.items()}
         self._threads, self._tf32 = settings["learner_threads"], settings["tf32"]

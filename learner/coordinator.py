@@ -56,8 +56,8 @@ class Coordinator:
         self._launcher, self._warn, self._pace, self._clock = launcher, launcher.warn, pace, clock
         self._asynchronous = experiment.schedule == "async"
         self._lane_steps = experiment.lane_size * experiment.rollout_length
-        self._snapshots: dict[int, PolicySnapshot] = {}  # by version: the newest, and the one before
-        self._gathered: list[Trajectory] = []  # and not trained on yet
+        self._snapshots: dict[int, PolicySnapshot] = {}  # The newest version and the one before it.
+        self._gathered: list[Trajectory] = []  # Rollouts that are complete and not trained on yet.
         self._next_serving = self._next_look = clock()
         self._unbroken = 0.0  # seconds of serving since there was nothing to serve
         self._told_too_old = False
@@ -89,7 +89,7 @@ class Coordinator:
             if version == self._total_iterations - 1:
                 self.wait_for_witness()
             self._ask_for_witness(version)
-            self.serve_waiting()  # for actors that have no lane yet have not been heard, where all was there already
+            self.serve_waiting()  # Hear the actors that have no lane yet, too.
         self.roster.report(self.table.by_owner)
         return self._gathered
 

@@ -50,7 +50,7 @@ def prepare_device(name: str, threads: int, tf32: bool = False) -> tuple[str, li
         os.environ[ACCELERATE_THREADS] = str(threads)  # Accelerate reads it at its first product.
     if sys.platform == "linux":
         keep_freed_memory()
-    if sys.platform == "linux" and name != "gpu":  # which needs neither
+    if sys.platform == "linux" and name != "gpu":  # A GPU needs neither.
         notes += preload_openblas(threads)
         if not shutil.which("g++"):
             notes.append("no C++ compiler (g++): MLX cannot fuse its kernels, and updates take about twice as long")
@@ -103,7 +103,7 @@ def keep_freed_memory() -> None:
     """Let malloc keep what is freed. By default it maps large arrays anew for each step, page by page: a third of a
     convolution's time."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # of glibc
+    if hasattr(libc, "mallopt"):  # Only glibc has it.
         libc.mallopt(MALLOC_MAX_MAPPED, 0)
         libc.mallopt(MALLOC_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -149,7 +149,7 @@ def _openblas() -> Iterator[Path]:
         (folder / "libopenblas.so").symlink_to(blas)
         core = importlib.util.find_spec("mlx.core")
         assert core is not None and core.origin is not None
-        for library in Path(core.origin).parent.parent.glob("mlx_c*.libs/lib*.so*"):  # of the CPU's or of CUDA's wheel
+        for library in Path(core.origin).parent.parent.glob("mlx_c*.libs/lib*.so*"):  # The CPU's wheel or CUDA's.
             (folder / library.name).symlink_to(library)
             if library.name.startswith("libgfortran"):
                 (folder / "libgfortran.so.5").symlink_to(library)

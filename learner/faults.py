@@ -42,12 +42,12 @@ class Faults:
         run_dir: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.count = 0  # of those trained on, whoever delivered them and however often
+        self.count = 0  # Faults in rollouts that were trained on, each once.
         self.episodes = 0  # finished or failed in their reset, and trained on
         self._env, self._stops, self._warn = experiment.env, experiment.on_env_error == "stop", warn
         self._folder = run_dir / FAULTS
         self._kinds: set[str] = set()
-        self._kept: list[Fault] | None = None  # that have a file; None until that was looked for
+        self._kept: list[Fault] | None = None  # Faults with a file; None until it was read.
         self._delivered = 0
         self._last = "see above"
         self._not_kept = Refusals(clock)

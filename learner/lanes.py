@@ -22,13 +22,13 @@ MAX_LOSSES = 20  # When one rollout of a lane has brought so many own actors dow
 class LaneRecord:
     """A lane: who hosts it, what it was granted, and what came of that and is not trained on yet."""
 
-    borders: dict[int, LaneBorder]  # by rollout index, from the trained border to the newest accepted
-    accepted: dict[int, Trajectory] = field(default_factory=dict)  # by rollout index
+    borders: dict[int, LaneBorder]  # By rollout index, from the last one trained on.
+    accepted: dict[int, Trajectory] = field(default_factory=dict)  # By rollout index.
     owner: bytes | None = None  # identity of the actor that hosts it
-    moving_to: bytes | None = None  # who will host it from its next border on
+    moving_to: bytes | None = None  # The actor that hosts it from its next border on.
     fencing_token: int = 0  # rises each time the lane changes hands
     hosted: bool = False  # whether its owner was granted it before, and so needs no state to begin from
-    losses: int = 0  # of its hosts, since it last delivered
+    losses: int = 0  # Hosts it lost since it last delivered.
     granted: int = 0  # rollouts before this index were granted to the owner, or are behind the newest border
 
     @property
@@ -56,10 +56,10 @@ class LaneTable:
 
     def __init__(self, experiment: Experiment, run_id: str, total_iterations: int) -> None:
         self.lanes = [LaneRecord({0: LaneBorder.first(experiment)}) for _ in range(experiment.num_lanes)]
-        self.arrived: deque[Trajectory] = deque()  # in `async`: accepted and not gathered, in the order of arrival
+        self.arrived: deque[Trajectory] = deque()  # `async` alone: accepted, not yet gathered.
         self._experiment, self._run_id, self._total_iterations = experiment, run_id, total_iterations
         self._asynchronous = experiment.schedule == "async"
-        self._versions: set[int] = set()  # of the policy that actors may act with: the newest, and the one before
+        self._versions: set[int] = set()  # Actors may act with these two policy versions.
         self._fresh: set[int] = set()  # lanes at work on a rollout that was granted with the newest version
 
     def restore(self, borders: list[LaneBorder]) -> None:
@@ -98,7 +98,7 @@ class LaneTable:
         """The policy version for the lane's next rollout; None where it is too early to grant it, or too late."""
         if self._asynchronous:
             # One at a time, so that it is acted with the newest version; and none once a batch is there, or will be
-            # without the stragglers, since more would only grow old.
+            # without the stragglers: more would only grow old.
             wanted = not lane.outstanding and len(self.arrived) + len(self._fresh) < len(self.lanes)
             return max(self._versions, default=None) if wanted else None
         if lane.granted >= self._total_iterations:

@@ -25,11 +25,11 @@ class StopRequested(Exception):
 class Launcher:
     """The learner's ties to whoever started it."""
 
-    report: Callable[[Event], None]  # from the learner; the last is the summary
+    report: Callable[[Event], None]  # Called with what the learner reports; the summary is last.
     stop: threading.Event = field(default_factory=threading.Event)
     lost: SimpleQueue[int] = field(default_factory=SimpleQueue)  # lives of actor processes that are no more
     wanted: SimpleQueue[set[str]] = field(default_factory=SimpleQueue)  # names of its actors, whenever these change
-    _patience: float = 0.0  # that was told last
+    _patience: float = 0.0  # The patience that was reported last.
     _next_sign: dict[bool, float] = field(default_factory=dict)  # time.monotonic(), by whether it was listening
 
     def check_stop(self) -> None:
@@ -60,7 +60,7 @@ class Patience:
         self.seconds = LONG_PATIENCE
         self._least = max(step_timeout, SHORTEST_PATIENCE)
         self._has_compiled = False  # whether this process has done an update, and so has its kernels
-        self._longest_step = 0.0  # of the last update, in seconds
+        self._longest_step = 0.0  # Seconds, in the last update.
         self._stepped = 0.0  # time.monotonic()
 
     def begin_update(self) -> None:

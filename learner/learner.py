@@ -64,9 +64,9 @@ class Learner:
         self._version = 0
         self._window = EpisodeWindow()
         self._batch_buffers: dict[str, np.ndarray] = {}
-        self._stopwatch = Stopwatch()  # of an iteration
+        self._stopwatch = Stopwatch()  # Sums up one iteration.
         self._patience = Patience(execution.step_timeout)
-        self._state: RunState | None = None  # after the last completed version
+        self._state: RunState | None = None  # What a checkpoint of the last completed version holds.
         self._dismissed = False
         self._saving = Saving(execution.run_dir, launcher)
 
@@ -149,7 +149,7 @@ class Learner:
         remove_leftovers(self._run_dir / PENDING)
         if checkpoint is not None:
             with understood(checkpoint):
-                if self._conditions.device == "auto":  # which then takes what the run began with
+                if self._conditions.device == "auto":  # A run goes on with the device that it began with.
                     self._conditions.use(checkpoint.facts.get("learner", checkpoint.facts)["device"])
                 self._restore_facts(checkpoint)
         if checkpoint is not None and self._is_finished() and "spaces" in checkpoint.facts:
@@ -165,7 +165,7 @@ class Learner:
         if self._conditions.device == "auto":
             samples = experiment.env_steps_per_iteration // self._config.ppo.minibatches
             self._report(Note(self._conditions.choose(ActorCritic(spaces, experiment), samples)))
-        model = ActorCritic(spaces, experiment)  # for the device chosen
+        model = ActorCritic(spaces, experiment)  # On the device that was chosen.
         self._agreement = Agreement(most_summed(model), self._conditions.rounds, self._warn)
         self._ppo = PPO(model, self._config.ppo, experiment.seed, self._total_iterations)
         if checkpoint is None:
@@ -257,9 +257,8 @@ class Learner:
         self._state = self._capture(arrays)
         every = self._config.training.eval_every
         if every is not None and (self._version % every == 0 or self._is_finished()):
-            self._saving.queue_evaluation(
-                self._state
-            )  # before it is saved: a learner that goes on from there would not come back to it
+            # Before the checkpoint: a learner that goes on from it would not evaluate this version.
+            self._saving.queue_evaluation(self._state)
         steps = self._config.experiment.env_steps_per_iteration
         wait_share, learn_share, send_share = self._stopwatch.take_shares("gather", "learn", "publish")
         row = {
@@ -281,7 +280,7 @@ class Learner:
         self._metrics_file.append(row)
         self._report(Iteration(row))
         if self._version % self._config.training.checkpoint_every == 0:
-            self._saving.save(self._state)  # after the row: a learner that goes on from here would not write it
+            self._saving.save(self._state)  # After the row: a resumed learner does not write it.
 
     def _snapshot(self, arrays: dict[str, np.ndarray]) -> PolicySnapshot:
         """The policy in `arrays`, which PPO's `state_dict` returned."""
@@ -293,7 +292,7 @@ class Learner:
         arrays = dict(arrays)
         arrays |= {f"statistics.{name}": array for name, array in self._statistics.state_dict().items()}
         arrays |= {f"rewards.{name}": array for name, array in self._reward_scaling.state_dict().items()}
-        for snapshot in self._snapshots[:-1]:  # in `pipelined`, the next rollout acts with it
+        for snapshot in self._snapshots[:-1]:  # `pipelined` acts with it in the next rollout.
             arrays |= {f"previous.weights.{name}": array for name, array in snapshot.weights.items()}
             arrays |= {
                 "previous.observation_mean": snapshot.observation_mean,

@@ -60,7 +60,7 @@ class MetricsFile:
         """Continue the file at `path` after the row of `policy_version`; later rows will be written again."""
         self._path = path
         self._csv_path = path.with_suffix(".csv")
-        self._columns: list[str] = []  # of the first row, which has those of every row
+        self._columns: list[str] = []  # The first row has the columns of every row.
         self._warn = warn
         self._failed = False
         try:

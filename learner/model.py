@@ -36,7 +36,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         shapes = InputShapes.of(spaces)
         network = network_class(experiment, shapes, "learner")
-        mx.random.seed(experiment.seed)  # for what is not initialised below
+        mx.random.seed(experiment.seed)  # A user's network may draw from it.
         self.spaces = spaces
         self.recurrent = experiment.recurrent_size > 0
         self.encoder = network(shapes, experiment)
@@ -118,5 +118,5 @@ def orthogonal(random: np.random.Generator, shape: tuple[int, ...], gain: float)
     rows, columns = shape
     tall = random.standard_normal((max(shape), min(shape)))
     q, r = np.linalg.qr(tall)
-    q = q * np.sign(np.diag(r))  # without this the distribution would not be uniform
+    q = q * np.sign(np.diag(r))  # Makes the distribution uniform.
     return np.ascontiguousarray(gain * (q if rows >= columns else q.T), dtype=np.float32)

@@ -51,7 +51,7 @@ class PPO:
         self._config = config
         self._seed = seed
         self._total_iterations = total_iterations
-        self._adapted_learning_rate = config.learning_rate  # where the schedule is adaptive
+        self._adapted_learning_rate = config.learning_rate  # Used where the schedule is adaptive.
         self._computation = computation_of(model, config)
         self._optimizer = Adam(model, config.max_grad_norm, self._computation.layout)
         self._compile()

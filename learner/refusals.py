@@ -31,9 +31,9 @@ class Refusals:
     """Counts by reason, and one quota for the warnings and the answers to whoever was refused."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.counts: Counter[str] = Counter()  # by reason, a word or two: never by anything a sender chooses
+        self.counts: Counter[str] = Counter()  # By reason. A sender must not choose the keys.
         self._quota = Quota(clock)
-        self._silent = 0  # since the last that was talked about
+        self._silent = 0  # Refusals since the last one reported.
 
     def note(self, reason: str, count: int = 1) -> str | None:
         """Count refusals; returns what to add to the warning about them, or None if nothing is to be said."""

@@ -11,7 +11,7 @@ class Repeatability:
     """Signs that another run of the same experiment would go another way. Each kind is told once."""
 
     def __init__(self, experiment: Experiment, warn: Callable[[str], None]) -> None:
-        self.lanes_not_replayable = 0  # among what was trained on, once for each rollout
+        self.lanes_not_replayable = 0  # Counted once for each rollout that was trained on.
         self.moved_global_random = False
         self._env, self._warn = experiment.env, warn
         self._told = False

@@ -48,9 +48,9 @@ class Roster:
         """`on_leave` is called with the identity of an actor that has gone, and whether a replacement will come."""
         self.actors: dict[bytes, ActorRecord] = {}
         self.spaces: Spaces | None = None
-        self.observations = ""  # what its parts are taken for, as the first actor says
+        self.observations = ""  # How the first actor reads the observations.
         self.fingerprint: dict[str, str] | None = None
-        self.libraries: dict[str, str] | None = None  # of the environment, and their versions
+        self.libraries: dict[str, str] | None = None  # Packages of the environment, with versions.
         self.refusals = Refusals(clock)
         self._socket, self._experiment, self._run_id = socket, experiment, execution.run_id
         self._launcher, self._on_leave, self._clock = launcher, on_leave, clock
@@ -60,9 +60,9 @@ class Roster:
         self._gathering = True  # whether lanes wait for actors that have not joined yet
         self._gathering_since: float | None = None  # None counts from the first actor's joining
         self._waits_for_replacements = False  # whether a lost actor's lanes wait for the one that replaces it
-        self._newest_hello: dict[str, tuple[int, int]] = {}  # of actors of this machine, by name: (life, connection)
-        self._ended_lives: set[int] = set()  # of actors of this machine
-        self._news = Quota(clock)  # for the comings and goings of remote actors
+        self._newest_hello: dict[str, tuple[int, int]] = {}  # (life, connection) of this machine's actors by name.
+        self._ended_lives: set[int] = set()  # Processes of this machine's actors that have ended.
+        self._news = Quota(clock)  # Limits how often remote actors are reported.
         self._next_report = -math.inf
         self._listened = -math.inf  # when the last message came, or the last look found none
         self._probing_until = -math.inf
@@ -167,7 +167,7 @@ class Roster:
             self.refuse(identity, "fingerprint", reason)
             return
         for other in namesakes:
-            self.forget(other)  # its process was replaced, or its connection
+            self.forget(other)  # A newer process or connection has replaced it.
         if local:
             self._newest_hello[hello.actor] = hello.life, hello.connection
         now = self._clock()

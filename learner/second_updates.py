@@ -15,7 +15,7 @@ class Update(NamedTuple):
     """What an update was made of."""
 
     iteration: int
-    before: dict[str, np.ndarray]  # what `PPO.state_dict` gave, among other arrays
+    before: dict[str, np.ndarray]  # Has what `PPO.state_dict` returned.
     batch: Batch
     to_inputs: ToInputs
 

@@ -10,8 +10,8 @@ from rundir.checkpoint import Checkpoint
 class RunState:
     """The whole state after a completed version, on the host: what any thread can save at any time."""
 
-    checkpoint: Checkpoint  # without the states of the lanes
-    lanes: list[LaneBorder]  # which only a save has to write out
+    checkpoint: Checkpoint  # Holds no lanes yet.
+    lanes: list[LaneBorder]  # A save writes these out.
 
     def whole(self) -> Checkpoint:
         arrays = dict(self.checkpoint.arrays)

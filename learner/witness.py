@@ -41,20 +41,20 @@ class Asked(NamedTuple):
     number: int
     witness: bytes  # the actor's identity
     elsewhere: bool  # whether that is another process than the first collection's
-    border: LaneBorder  # before the rollout
-    trajectory: Trajectory  # of the first collection
+    border: LaneBorder  # The lane's border before the rollout.
+    trajectory: Trajectory  # What the first collection gave.
 
 
 class Witness:
     """Which rollouts are collected twice, and what came of it."""
 
     def __init__(self, experiment: Experiment, total_iterations: int) -> None:
-        self.rollouts = 0  # that were collected twice
-        self.in_other_processes = 0  # of these
-        self.differences = 0  # rollouts of these that were not equal
-        self.steps = 0  # environment steps that went into second collections, replayed ones among them
-        self.updates = 0  # that were done twice
-        self.update_differences = 0  # updates of these that were not equal
+        self.rollouts = 0  # Rollouts that were collected twice.
+        self.in_other_processes = 0  # Those of them collected in another process.
+        self.differences = 0  # Those of them that were not equal.
+        self.steps = 0  # Environment steps of second collections, with replays.
+        self.updates = 0  # Updates that were done twice.
+        self.update_differences = 0  # Those of them that were not equal.
         self.asked: Asked | None = None
         self._experiment = experiment
         self._lane_steps = experiment.lane_size * experiment.rollout_length
@@ -62,7 +62,7 @@ class Witness:
         total_steps = total_iterations * experiment.env_steps_per_iteration
         self._early_steps = max(EARLY_SHARE * total_steps, EARLY_ROLLOUTS * self._lane_steps)
         self._number = 0
-        self._failures = 0  # in a row
+        self._failures = 0  # Requests that failed one after the other.
 
     def choose(self, rollout_index: int, lanes: list[LaneRecord], produced: int) -> int | None:
         """The lane whose rollout of this index should be collected a second time; None for none. `produced` counts the

@@ -43,7 +43,7 @@ class Started:
 class Iteration:
     """The learner has completed a version."""
 
-    row: dict[str, Any]  # of metrics.jsonl
+    row: dict[str, Any]  # A row of metrics.jsonl.
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class CheckpointSaved:
 class Summary:
     """The run has ended."""
 
-    facts: dict[str, Any]  # of summary.json, but for what the supervisor alone knows
+    facts: dict[str, Any]  # What the learner knows for summary.json.
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """A version was evaluated."""
 
-    text: str  # for people
+    text: str  # Shown to people.
     result: dict[str, Any]  # a row of evaluations.jsonl
 
 
@@ -75,8 +75,8 @@ class ActorFacts:
     life: int
     pid: int
     state: str  # starting, idle, ready or working
-    lanes: tuple[int, ...]  # that it hosts
-    env_steps: int  # that this learner accepted from it
+    lanes: tuple[int, ...]  # The lanes that it hosts.
+    env_steps: int  # Environment steps that this learner accepted from it.
     acting: float | None  # the share of its last seconds that it spent acting
     seconds_silent: float
 
@@ -107,7 +107,7 @@ class ActorDelivers:
     """An actor's first trajectory was accepted."""
 
     actor: str
-    seconds: float  # since it said hello
+    seconds: float  # Seconds since it said hello.
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ActorExit:
     actor: str
     life: int
     code: int
-    last_line: str  # of what it said
+    last_line: str  # The last line that it printed.
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class LearnerExit:
     """The learner's process has ended."""
 
     code: int
-    last_line: str  # of what it said
+    last_line: str  # The last line that it printed.
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ class Execution:
     """What the launcher was told about processes and connections, as it reaches every process that needs it."""
 
     run_dir: Path  # absolute
-    num_actors: int  # that the launcher starts
+    num_actors: int  # Actors that the launcher starts.
     witness: bool = False  # whether it starts one more, which hosts no lanes and collects rollouts a second time
     step_timeout: float = 60.0  # seconds without progress after which an actor is taken to hang
-    workers: Literal["processes", "threads", "ray"] = "processes"  # with Ray, actors alone are Ray's
+    workers: Literal["processes", "threads", "ray"] = "processes"  # Ray places actors alone.
     transport: Literal["ipc", "tcp"] = "ipc"  # between processes of this machine
-    address: str = ""  # where the learner listens for the launcher's actors; empty until the supervisor has chosen it
-    remote: RemoteAccess | None = None  # for actors of other machines
+    address: str = ""  # Where the launcher's actors connect. The supervisor fills it in.
+    remote: RemoteAccess | None = None  # Where actors of other machines connect.
     ray_address: str | None = None  # HOST:PORT or `auto`; None starts a cluster on this machine, for this run alone
     sinks: tuple[SinkName, ...] = ()
     quiet: bool = False

@@ -126,7 +126,7 @@ def keep_rows(path: Path, keep: Callable[[bytes], bool]) -> bytes | None:
             start = max(0, size - length)
             file.seek(start)
             if start:
-                start += len(file.readline())  # whose beginning may lie before
+                start += len(file.readline())  # That line may have begun before.
             lines = file.readlines()
             kept = [line for line in lines if line.endswith(b"\n") and keep(line)]
             if kept or start == 0 or length >= size:

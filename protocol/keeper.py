@@ -18,7 +18,7 @@ FORKS_BYTES = 2**16  # A pipe holds no more.
 SAME_SECONDS = 2.0  # Two processes may be a second apart about when the system was started, from which they count.
 AGAIN_SECONDS = 0.05  # It tries again that often.
 
-Seen = dict[int, psutil.Process]  # by pid
+Seen = dict[int, psutil.Process]  # Processes by their number.
 
 
 def see_descendants(parent: int, seen: Seen) -> None:

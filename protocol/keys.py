@@ -39,7 +39,7 @@ class KeyPair:
 class ActorKey:
     """What an actor needs to connect."""
 
-    path: Path | None  # of its file; None for a run's own, which has none
+    path: Path | None  # The key file; a run's own key has none.
     pair: KeyPair
     learner: str  # the learner's public key
 

@@ -23,7 +23,7 @@ from protocol.process import seek_user_modules_last
 SUCCESS, FAILURE, USER_ERROR, ENVIRONMENT_ERROR = 0, 1, 2, 3
 EXECUTION, KEY, STOP, LOST, ACTORS = "execution", "key", "stop", "lost", "actors"
 
-exit_at_once = os._exit  # for this project's own use
+exit_at_once = os._exit  # Kept, since an environment may replace os._exit.
 
 
 def await_line(word: str) -> str:

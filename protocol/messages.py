@@ -23,11 +23,11 @@ class Hello:
     replacement has said hello. Life and connection say which of the two is newer.
     """
 
-    actor: str  # its name, a number if the launcher started it; a newer process of that name replaces the older one
+    actor: str  # A newer process of the same name replaces an older one. The launcher's actors are numbered.
     life: int  # rises with every process that the launcher starts, and is 0 for one that was started by hand
     fingerprint: dict[str, str]  # library versions, and a digest of a fixed forward pass: equal where results are
     connection: int = 0  # rises with every connection of this life, as far as it can tell
-    pid: int = 0  # of its process, for people
+    pid: int = 0  # Shown to people.
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Grant:
     rollout_index: int
     policy_version: int
     fencing_token: int  # rises each time the lane changes hands; a trajectory with an older one is refused
-    state: LaneState | None  # for an actor that does not hold the lane yet; None for a lane that has not begun
+    state: LaneState | None  # None if the actor holds the lane already, or nothing has happened in it.
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SecondGrant:
 class SecondCollection:
     """Actor to learner: what the second collection of a rollout gave. It is compared, and never trained on."""
 
-    fencing_token: int  # of the grant
+    fencing_token: int  # Copied from the grant.
     trajectory: Trajectory | None  # None where the environments could not be made
 
 
@@ -87,7 +87,7 @@ class Release:
     """Learner to actor: this lane has another host now; forget it, and what of it was granted and has not begun."""
 
     lane: int
-    fencing_token: int  # of the grants that are void
+    fencing_token: int  # Grants with this token or an older one are void.
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _start_keeper() -> None:
             cwd="/",
             # Without what marks an environment's processes, here or for anybody else: the keeper is none of them.
             env={name: os.environ[name] for name in KEEPERS_VARIABLES if name in os.environ},
-            start_new_session=True,  # what kills this process's group must not kill the keeper
+            start_new_session=True,  # A signal to this process's group must not kill the keeper.
         )
         os.close(hears)
         _to_keeper = tells

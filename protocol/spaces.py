@@ -51,7 +51,7 @@ class ObservationPart:
     # `numbers`: as float32, normalised. `binary`: as float32. `choices`: one-hot. `image`: by a convolutional network.
     kind: Literal["numbers", "binary", "choices", "image"]
     box: BoxSpace
-    choices: tuple[int, ...]  # for each number of a `choices` part, how many values it may take, counted from 0
+    choices: tuple[int, ...]  # Of a `choices` part: the number of values of each entry, counted from 0.
 
 
 def stored_as(parts: tuple[ObservationPart, ...]) -> BoxSpace:
@@ -63,11 +63,11 @@ def stored_as(parts: tuple[ObservationPart, ...]) -> BoxSpace:
 class Spaces:
     """An environment's two spaces. The first actor to join defines them; later ones must match."""
 
-    observation: BoxSpace  # as stored, see `stored_as`
+    observation: BoxSpace  # As it is stored, see `stored_as`.
     parts: tuple[ObservationPart, ...]
-    action: BoxSpace  # as stored
+    action: BoxSpace  # As it is stored.
     distribution: Distribution
-    choices: tuple[int, ...]  # of a categorical distribution: for each number of an action, how many it chooses from
+    choices: tuple[int, ...]  # Of a categorical distribution: the number of values of each entry.
 
     @property
     def distribution_size(self) -> int:

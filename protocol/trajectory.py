@@ -19,13 +19,13 @@ MAX_FAILED_BEGINNINGS = 100  # After so many failed resets and constructions in 
 class Fault:
     """An environment raised, or returned nonsense."""
 
-    environment: int  # its index among those of the run
+    environment: int  # Its index in the run.
     episode: int  # index
-    seed: int  # of the episode
+    seed: int  # The episode's seed.
     phase: str  # `constructor`, `reset` or `step`
     step: int  # steps of the episode before it
     time: int  # the step of the rollout in which it happened; -1 before the first
-    text: str  # what happened, on one line
+    text: str  # What happened, in one line.
 
     def __str__(self) -> str:
         return f"environment {self.environment} (episode seed {self.seed}, step {self.step}): {self.text}"

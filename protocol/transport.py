@@ -87,9 +87,9 @@ def _events(monitor: zmq.Socket) -> Iterator[ConnectionEvent]:
 class Received:
     """A message, and who sent it."""
 
-    identity: bytes  # of the connection
+    identity: bytes  # Names the connection.
     user: str | None  # the public key that the connection was opened with; None where none is asked for
-    message: Message | ProtocolError  # or what is wrong with it
+    message: Message | ProtocolError  # The error, where it is no message.
     local: bool = True  # whether it came over the learner's own address, which only its own actors are told
 
 
@@ -157,7 +157,7 @@ class LearnerSocket:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
         socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an authenticator nobody gets in, not everybody
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # If the authenticator is missing, refuse everybody.
 
     def _authenticate(self, domain: str, allowed: Container[str]) -> None:
         from zmq.auth.thread import ThreadAuthenticator  # here: few runs need it, and it brings asyncio
@@ -243,7 +243,7 @@ class LearnerSocket:
     def close(self) -> None:
         """Close; what was sent last (the word to stop) has 200 ms to leave."""
         for prefix, monitor in self._monitors.items():
-            self._sockets[prefix].disable_monitor()  # before its other end is gone: ZeroMQ's thread would wait for one
+            self._sockets[prefix].disable_monitor()  # ZeroMQ's thread would wait for the other end.
             monitor.close()
         for socket in self._sockets.values():
             socket.close(linger=200)
@@ -255,12 +255,12 @@ class ActorSocket:
     """An actor's end. ZeroMQ connects, and connects again, by itself."""
 
     def __init__(self, address: str, key: ActorKey | None = None) -> None:
-        self.connected = True  # as far as one can tell: only of TCP it is known
+        self.connected = True  # Only TCP tells whether it is.
         self._address = address
         self._key = key
         self._newly_connected = False
         self._ever_connected = False
-        self._failures = 0  # of handshakes, in a row
+        self._failures = 0  # Handshakes that failed one after the other.
         self._monitor: zmq.Socket | None = None
         self._socket = _socket(zmq.DEALER)
         self._poller = zmq.Poller()

@@ -36,7 +36,7 @@ class Checkpoint:
 
     policy_version: int
     arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]  # what is not an array, as JSON
+    facts: dict[str, Any]  # Everything that is not an array, as JSON.
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -124,7 +124,7 @@ def understood(checkpoint: Checkpoint) -> Iterator[None]:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints below `directory`, oldest version first."""
-    if directory.is_symlink():  # what is removed as old must lie in the run's own directory
+    if directory.is_symlink():  # Old checkpoints are removed: never elsewhere.
         raise UserError(f"{directory} is a link; a run's checkpoints must lie in its own directory")
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir() and not path.is_symlink())
 

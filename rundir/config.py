@@ -206,7 +206,7 @@ def load_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise UserError(f"{path} cannot be read as a file of settings: {reason}") from None
-    settings.pop(VERSIONS, None)  # for people: what a run was computed with
+    settings.pop(VERSIONS, None)  # Versions are there for people to read.
     return settings
 
 

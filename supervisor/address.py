@@ -134,7 +134,7 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
             with suppress(FileNotFoundError):  # another launcher tidies up, too
-                if time.time() - folder.stat().st_mtime > 60:  # not one that is just being made
+                if time.time() - folder.stat().st_mtime > 60:  # A younger one may be in the making.
                     shutil.rmtree(folder, ignore_errors=True)
         except OSError:
-            pass  # in use, or not ours
+            pass  # It is in use, or somebody else's.

@@ -44,12 +44,12 @@ class Evaluation:
         self._events = events
         self._log = run_dir / LOGS / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
-        self._log_start = 0  # where the child's part of it begins
+        self._log_start = 0  # What the child writes begins here.
         self._crashes = Crashes()
         self._given_up = False
         self._due = 0.0  # time.monotonic() of the next look
         self._reported = len(read_results(run_dir))
-        self._size = 0  # of the file of results when it was last read
+        self._size = 0  # Bytes of the results when they were last read.
 
     def poll(self) -> None:
         """Report what is new, and have a child evaluate whatever waits; to be called often."""

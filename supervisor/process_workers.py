@@ -43,7 +43,7 @@ class ProcessWorkers:
         self._keys = RunKeys.fresh() if open_to_all else None
         self._learner: subprocess.Popen[bytes] | None = None
         self._actors: dict[str, subprocess.Popen[bytes]] = {}
-        self._lives: dict[str, int] = {}  # of those actors
+        self._lives: dict[str, int] = {}  # The life of each of those actors.
         self._watchers: list[threading.Thread] = []
         (execution.run_dir / LOGS).mkdir(exist_ok=True)
 
@@ -112,7 +112,7 @@ class ProcessWorkers:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
             close_stdin(process)
-        deadline = time.monotonic() + seconds  # for all of them together
+        deadline = time.monotonic() + seconds  # Shared by all of them.
         for process in processes:
             end_child(process, max(0.0, deadline - time.monotonic()))
         for watcher in self._watchers:

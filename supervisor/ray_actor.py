@@ -34,7 +34,7 @@ class ActorHost:
             return USER_ERROR, f"actor {name}: Ray's processes have random hash seeds: {seed} ray start"
         os.environ |= ONE_THREAD
         sys.path += [part for part in path if part not in sys.path]  # the user's modules, too
-        with suppress(OSError):  # where a relative path of the user's means what it does there
+        with suppress(OSError):  # A user's relative paths begin there.
             os.chdir(folder)
         try:
             from actors.actor import Actor

@@ -52,12 +52,12 @@ class Driver:
         self._logs = logs
         self._words = words
         self._events = events
-        self._placed: dict[int, Placed] = {}  # by number
+        self._placed: dict[int, Placed] = {}  # By the actor's number.
         self._avoided: dict[str, float] = {}  # nodes that cannot be reached, and since when that is known
         # Without a `runtime_env`, for which Ray cannot use the workers it has ready, and starts each twice.
         self._options = {
             "num_cpus": 1,
-            "max_restarts": 0,  # what to do about an actor that ends, the supervisor decides
+            "max_restarts": 0,  # The supervisor restarts actors.
             "scheduling_strategy": "SPREAD",
         }
         self._host = ray.remote(ActorHost)
@@ -124,7 +124,7 @@ class Driver:
         node = placed.node
         if node is not None and not answered and node not in self._unreachable_nodes() and not self._answers(node):
             self._avoided[node] = time.monotonic()
-        self._ray.kill(placed.handle)  # its process, which is still there if it has only lost touch
+        self._ray.kill(placed.handle)  # Its process may live on without a connection.
         if said:
             with open(self._logs / f"actor-{placed.name}.log", "a") as log:
                 log.write(f"{said}\n")

@@ -81,7 +81,7 @@ class RayWorkers(ProcessWorkers):
             self._events.put(event)
         code = driver.wait()
         close_stdin(driver)
-        with self._lock:  # from here on, the next actor has a new driver started, and none is added to these
+        with self._lock:  # The next actor starts a new driver.
             self._driver = None
         reason = last_line(self._log("ray")).removeprefix("ray: ")
         for life, name in list(placed.items()):  # a cluster's actors end with their driver

@@ -37,11 +37,11 @@ class Report:
         self._run_dir = run_dir
         self._terminal = terminal
         self._next_status = 0.0  # time.monotonic()
-        self._waiting_since: float | None = None  # for the first iteration
+        self._waiting_since: float | None = None  # Since when the first iteration is awaited.
         self._begun = False  # whether a learner was at work before
         self._unwritten: set[str] = set()  # files that the disk does not take
         with suppress(OSError):  # a disk that does not take it will be noticed
-            keep_rows(run_dir / EVENTS, lambda _: True)  # but for a line that a killed launcher left half written
+            keep_rows(run_dir / EVENTS, lambda _: True)  # A killed launcher may leave half a line.
 
     def tell(self, event: str, text: str, aloud: bool = True, **facts: Any) -> None:
         """A thing happened: `text` says it to people (not `aloud`: only to those who look), `facts` to programs."""

@@ -33,7 +33,7 @@ def supervise(config: RunConfig, execution: Execution) -> int:
     """Run one learner and its actors to the end; returns the exit code. Raises `UserError`."""
     run_dir = execution.run_dir
     summary_path = run_dir / SUMMARY
-    earlier = read_object(summary_path) or {}  # of the run's earlier part
+    earlier = read_object(summary_path) or {}  # The summary of the run's earlier part.
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, execution.step_timeout)
     if earlier.get("status") == "finished" and not evaluation.pending():

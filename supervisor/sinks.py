@@ -170,7 +170,7 @@ def _has_wandb_key() -> bool:
         hosts = netrc.netrc(os.environ.get("NETRC") or None).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    return any(login == "user" for login, _, _ in hosts.values())  # what `wandb login` enters, for any host
+    return any(login == "user" for login, _, _ in hosts.values())  # `wandb login` writes this for any host.
 
 
 Rows = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]  # each with its kind; None is the end

@@ -31,7 +31,7 @@ class History:
         self._capacity = capacity
         self._stride = 1  # values in a point
         self._points: list[float] = []  # means, the oldest first
-        self._pending: list[float] = []  # of the next point
+        self._pending: list[float] = []  # Values that the next point averages.
 
     def append(self, value: float) -> None:
         self._pending.append(value)
@@ -58,7 +58,7 @@ class ActorStatus:
 
     name: str
     pid: int | None = None  # None for a thread, and while it is lost
-    state: str = "starting"  # or ready, working, idle (it has no lanes), lost
+    state: str = "starting"  # Others: ready, working, idle (it has no lanes), lost.
     lanes: list[int] = field(default_factory=list)
     env_steps: int = 0  # accepted from it since the launcher started
     env_steps_per_second: float | None = None
@@ -78,7 +78,7 @@ class _Trace:
 
     def __init__(self, now: float) -> None:
         self.since = now  # when its state became `starting` or `lost`
-        self.life = 0  # of its process, as the learner calls it, too
+        self.life = 0  # The number of its process.
         self.before = 0  # env-steps of its earlier processes, or to earlier learners
         self.reported = 0  # env-steps since
         self.speeds: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW)  # (time, env-steps)
@@ -104,7 +104,7 @@ class RunStatus:
         self.title = title
         self.total_steps = total_steps
         self.state = "starting"  # then training, stopping, and finished, stopped or failed
-        self.row: dict[str, Any] = {}  # of the last iteration, as in metrics.jsonl
+        self.row: dict[str, Any] = {}  # The last row of metrics.jsonl.
         self.seconds_left: float | None = None
         self.returns = History()
         self.happenings: deque[Happening] = deque(maxlen=HAPPENED)
@@ -248,7 +248,7 @@ class RunStatus:
         actor.state, actor.pid, actor.lanes, actor.memory = "lost", None, [], None
         actor.env_steps_per_second = actor.acting = None
         self._traces[name].since = self._clock()
-        self._traces[name].speeds.clear()  # its next process begins anew
+        self._traces[name].speeds.clear()  # Its next process has a curve of its own.
 
     def _actor(self, name: str) -> ActorStatus:
         if name not in self._actors:

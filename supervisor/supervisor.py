@@ -77,18 +77,18 @@ class Supervisor:
         self._witness = Crashes() if execution.witness else None  # None once it is given up, too
         self._learner_crashes = Crashes()
         self._learning = False  # whether an iteration was completed: from then on every end has a summary
-        self._started_lives = 0  # of actors: each process has the next number
-        self._lives: dict[str, int] = {}  # of each actor's present process
-        self._pids: dict[str, int] = {}  # of the same
+        self._started_lives = 0  # Each actor process gets the next number.
+        self._lives: dict[str, int] = {}  # The number of each actor's present process.
+        self._pids: dict[str, int] = {}  # The process ids of the same.
         self._hung: dict[int, str] = {}  # lives that the learner had killed, and why
         self._awake, self._looked = 0.0, time.monotonic()  # seconds spent listening, and until when they are counted
-        self._heard = 0.0  # on that clock, when the learner last gave a sign of life, or was started
-        self._silent_after = math.inf  # on that clock, when the learner will have been silent for too long
+        self._heard = 0.0  # When the learner last gave a sign of life.
+        self._silent_after = math.inf  # Later than this, the learner hangs.
         self._lost_at: dict[str, float] = {}  # actors that do not deliver again yet, and since when they are lost
         self._joining: dict[str, float] = {}  # actors that have not joined yet, and since when
         self._due: dict[str, float] = {}  # actors to start again, and when
         self._learner_due: float | None = None  # when a learner is to be started again
-        self._deadline: float | None = None  # on that clock, for the learner's summary, once it was asked to stop
+        self._deadline: float | None = None  # By then the learner's summary must be there.
         self._hurried = False  # whether that was asked twice
         self._failure: str | None = None  # why it was asked to stop, unless by a signal
 

@@ -29,7 +29,7 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in (self.file.fileno(), STANDARD_OUTPUT):  # which environments in this process may print to
+        for descriptor in (self.file.fileno(), STANDARD_OUTPUT):  # Environments in this process may print to both.
             os.dup2(nowhere, descriptor)
 
     def _check_buffer(self) -> None:

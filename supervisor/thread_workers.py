@@ -69,7 +69,7 @@ class ThreadWorkers:
 
     def end(self, seconds: float) -> None:
         self._launcher.stop.set()
-        deadline = time.monotonic() + seconds  # for all of them together
+        deadline = time.monotonic() + seconds  # Shared by all of them.
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -84,7 +84,7 @@ class ThreadWorkers:
                 code, last = ENVIRONMENT_ERROR, str(fault)
             except BaseException as error:
                 code, last = FAILURE, error_line(error)
-                with suppress(OSError):  # as a process leaves it
+                with suppress(OSError):  # A process leaves it there, too.
                     append_line(self._execution.run_dir / LOGS / f"{name}.log", traceback.format_exc().rstrip())
             self._events.put(exit_event(code, last))
 

@@ -38,12 +38,12 @@ COLORS = {
 class Glyphs:
     """What lines and curves are made of."""
 
-    spark: str  # from low to high; as many steps as there are in a row
+    spark: str  # Bars from low to high.
     bar: str  # full and empty
-    corners: str  # of a box, from the top left on
+    corners: str  # Corners of a box, clockwise from the top left.
     edges: str  # horizontal and vertical
-    dash: str  # for what is not known
-    cut: str  # for what does not fit
+    dash: str  # Stands for an unknown number.
+    cut: str  # Ends a text that does not fit.
 
 
 UNICODE = Glyphs("▁▂▃▄▅▆▇█", "━─", "╭╮╰╯", "─│", DASH, "…")
@@ -115,7 +115,7 @@ class Page:
         lines += _beside([box(width + (i < rest), rows) for i, box in enumerate(figures)])
         if not wide and height >= 32:
             lines += self._learning_box(self._width, 3)
-        room = height - len(lines) - 4  # for two more boxes
+        room = height - len(lines) - 4  # Lines left for two more boxes.
         happened = 3 if room >= 8 else 1
         piles = max(1, self._width // ACTOR_COLUMNS)
         wanted = 1 + max(1, -(-len(self._status.actors) // piles))
@@ -227,7 +227,7 @@ class Page:
 
     def _actor_cells(self, name: str, state: Text, lanes: str, numbers: Sequence[str], width: int) -> Text:
         tail = "".join(f" {number:>{columns}}" for number, columns in zip(numbers, NUMBER_COLUMNS, strict=True))
-        room = width - len(tail) - 9  # for the name and the lanes
+        room = width - len(tail) - 9  # Columns left for name and lanes.
         lanes_width = min(room // 2, 16)
         name = self._middle_cut(name, room - lanes_width - 1)
         line = Text(set_cell_size(name, room - lanes_width))

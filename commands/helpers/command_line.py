@@ -86,7 +86,7 @@ def _tuples(kind: type) -> dict[str, type]:
 
 def _one_line(text: str) -> str:
     """What is wrong, and what may have been meant, from tyro's box of several paragraphs."""
-    _, _, box = text.partition("\n")  # its first line is the title
+    _, _, box = text.partition("\n")  # The first line is the title.
     what, *more = (" ".join(_BOX.sub(" ", part).split()) for part in _RULE.split(box))
     what = what.partition(" Got errors:")[0].replace(" (required)", "")
     meant = next((part for part in more if part.startswith("Perhaps you meant:")), "")

@@ -114,7 +114,7 @@ class _Probe:
         command = [sys.executable, "-c", "from commands.helpers.environment_check import main; main()", self._task]
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # whose end tells it that this process is gone
+            stdin=subprocess.PIPE,  # It closes when this process is gone.
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=self._environ,
@@ -232,12 +232,12 @@ class _Check:
     def __init__(self, experiment: Experiment, doing: Callable[[str], None], step_timeout: float) -> None:
         self._experiment, self._doing, self._step_timeout = experiment, doing, step_timeout
         self._begun = time.monotonic()
-        self._steps = STEPS  # that the first play made
+        self._steps = STEPS  # Steps of the first play.
         self.played: list[str] = []  # first: a digest of each reset and step
         self._faults: dict[str, int] = {}
         self._episodes = 0
         self._play_seconds = 0.0
-        self._draws: dict[str, None] = {}  # what draws from the global generators
+        self._draws: dict[str, None] = {}  # Functions that draw from the global generators.
         self._longest = {"constructor": 0.0, "reset": 0.0, "step": 0.0}  # seconds
         self.differs = False
 

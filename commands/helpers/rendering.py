@@ -80,7 +80,7 @@ class Video:
         assert self._mode is not None
         env = _rendered(experiment, self._mode)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that older videos of the same name are replaced
+            warnings.simplefilter("ignore")  # gymnasium warns when it replaces a video.
             try:
                 recorder = RecordVideo(env, str(self._directory), lambda _: True, name_prefix=self._name)
             except OSError as error:

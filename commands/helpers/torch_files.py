@@ -158,7 +158,7 @@ class _Reader:
                 case "SETITEM" | "SETITEMS":
                     items = self._since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
                     for name in items[::2]:
-                        _as(str, name)  # of others, such as tuples in tuples, a hash may take for ever
+                        _as(str, name)  # Hashing nested tuples may never end.
                     _as(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
                 case "BUILD":  # the attributes of an OrderedDict: PyTorch keeps the versions of modules there
                     stack.pop()
