@@ -1,4 +1,4 @@
-"""What a command line says of an environment and its wrappers: names and values, as text."""
+"""Read the arguments of environments and wrappers, which a command line gives as text."""
 
 import ast
 import importlib

@@ -52,7 +52,7 @@ def check_registered(env_id: str) -> None:
 
 
 def _nearest(name: str, error: BaseException) -> str:
-    """Which ids there are instead of one that is not registered, after a semicolon; nothing where none is near."""
+    """Similar ids that are registered, after a semicolon; empty if there are none."""
     if not isinstance(error, gymnasium.error.Error):
         return ""
     for package in set(REGISTERED_BY_IMPORT.values()):
@@ -134,7 +134,7 @@ def _first_observation(result: Any) -> Any:
 
 
 def kind_of(value: object) -> str:
-    """What something is that should be something else, in a few words."""
+    """Describe a value of the wrong type in a few words."""
     match value:
         case np.ndarray():
             return f"an array of shape {value.shape}"

@@ -19,7 +19,7 @@ from protocol.spaces import Spaces
 
 
 class Score(NamedTuple):
-    """What an episode came to."""
+    """The result of an episode."""
 
     episode_return: float
     length: int  # steps
@@ -80,7 +80,7 @@ def _policy(snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) ->
 
 
 class Results(NamedTuple):
-    """What a policy's episodes came to: those that an environment's fault ended are counted apart."""
+    """The results of a policy's episodes. Episodes that an environment's fault ended are counted apart."""
 
     returns: list[float]
     lengths: list[int]

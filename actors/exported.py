@@ -32,7 +32,7 @@ WEIGHTS, MEAN, SCALE = "weights.", "observation_mean", "observation_scale"
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported policy was made for, besides its arrays."""
+    """The environment and settings of an exported policy, without its arrays."""
 
     policy_version: int
     experiment: Experiment

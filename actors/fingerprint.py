@@ -1,4 +1,4 @@
-"""What two machines must share to compute the same bits."""
+"""A fingerprint of this machine's arithmetic. Machines with equal fingerprints compute equal bits."""
 
 import hashlib
 import platform

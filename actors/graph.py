@@ -39,7 +39,7 @@ def input_names(policy: ExportedPolicy) -> list[str]:
 
 
 def inputs_of(policy: ExportedPolicy, observation: Any, hidden_state: np.ndarray) -> dict[str, np.ndarray]:
-    """What the graph is to be fed for an observation as the environment shows it, and the hidden state before it."""
+    """The graph's inputs for an environment's observation and the hidden state before it."""
     feed = {}
     form = policy.description.observation
     for name, path, part in zip(input_names(policy), form.paths, policy.description.spaces.parts, strict=True):

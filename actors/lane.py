@@ -18,7 +18,7 @@ from protocol.trajectory import DIGEST_SIZE, MAX_FAILED_BEGINNINGS, MAX_FAULTS_T
 
 
 class Notes:
-    """What happened in a lane since it was last asked."""
+    """Events in a lane since the last rollout was sent."""
 
     def __init__(self, size: int) -> None:
         self.restarted = np.zeros(size, bool)  # environments that began a fresh episode because replay failed

@@ -94,7 +94,7 @@ class CNN:
         raise NotImplementedError
 
     def _climb(self, tower: list, x: np.ndarray) -> np.ndarray:
-        """What comes out of a tower."""
+        """The output of a tower."""
         raise NotImplementedError
 
 

@@ -199,7 +199,7 @@ def global_random_state() -> tuple:
 
 
 def _said(error: BaseException) -> str:
-    """What was wrong with something returned: our own words, or what was raised on looking at it."""
+    """Describe why a returned value cannot be used. Looking at it may have raised an error, too."""
     return one_line(error) if isinstance(error, ValueError) else f"what it returned raised {error_line(error)}"
 
 

@@ -1,4 +1,4 @@
-"""What the learner knows of an actor."""
+"""The learner's record of one actor."""
 
 import math
 from collections import deque
@@ -48,7 +48,7 @@ class ActorRecord:
         )
 
     def state(self, hosts: bool) -> str:
-        """What it is about, in a word; `hosts` says whether it has lanes."""
+        """The actor's state in one word; `hosts` tells whether it has lanes."""
         if not self.ready:
             return "starting"
         if not hosts:

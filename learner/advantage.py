@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Steps(NamedTuple):
-    """What advantages are made of, all [T, N]."""
+    """The inputs of advantage estimation, all [T, N]."""
 
     rewards: np.ndarray
     values: np.ndarray  # Those of the states that the steps began in.

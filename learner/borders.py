@@ -22,7 +22,7 @@ def to_bits(numbers: np.ndarray) -> np.ndarray:
 
 
 def from_bits(bits: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """What `to_bits` was given; raises `ValueError` unless that had this shape."""
+    """The inverse of `to_bits`. Raises `ValueError` if the shape does not fit."""
     size = math.prod(shape)
     if bits.ndim != 2 or bits.shape[1] != -(-size // 8):
         raise ValueError(f"bits {list(bits.shape)} are not those of {size} numbers")
@@ -109,7 +109,7 @@ class LaneBorder:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], experiment: Experiment, spaces: Spaces) -> "LaneBorder":
-        """What `arrays` returned; raises `KeyError` or `ValueError` where that was something else."""
+        """The inverse of `arrays`. Raises `KeyError` or `ValueError` if the arrays are others."""
         if not arrays:  # A lane of `async` may have no border yet.
             return cls.first(experiment)
         if ACTION_BITS in arrays:

@@ -1,4 +1,4 @@
-"""What the learner computes with, which decides the low bits of all weights: a part of the run."""
+"""Device, libraries and settings of the learner. They decide the low bits of all weights, so a run keeps them."""
 
 import ctypes
 import hashlib
@@ -51,7 +51,7 @@ def computation(device: str, threads: int, tf32: bool) -> dict[str, str]:
 
 
 class Conditions:
-    """What the learner computes with and the settings of the run, and whether the run began with the same."""
+    """The learner's device, libraries and settings, and whether the run began with the same."""
 
     def __init__(self, device: str, settings: dict[str, Any], warn: Callable[[str], None]) -> None:
         """`device` may be `auto`, until `use` or `choose` decides. `settings` are all of the run."""
@@ -111,7 +111,7 @@ class Conditions:
 
 
 def _changes(ours: dict[str, str], theirs: dict[str, str]) -> str:
-    """What differs between two records, in words; empty where nothing does."""
+    """The differences of two records in words; empty if they are equal."""
     return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in differences(ours, theirs))
 
 

@@ -134,7 +134,7 @@ class Coordinator:
         return not (self.repeatability.is_broken or self.witness.differences)
 
     def account(self) -> dict[str, Any]:
-        """What became of all that actors sent, for people."""
+        """Counts of everything that actors sent, for summary and metrics."""
         return {
             "samples": self.ledger.as_dict(),
             "witness": self.witness.state_dict(),
@@ -142,7 +142,7 @@ class Coordinator:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a successor should know, as of the trained borders, but for these themselves."""
+        """The state after the last trained rollout, for a checkpoint. The lanes' borders are not part of it."""
         return {
             "samples": self.ledger.settled(),
             **self.repeatability.state_dict(),

@@ -16,7 +16,7 @@ from rundir.config import PPOConfig
 
 
 class Differentiated:
-    """What a model computes, for parameters that are one vector in the order of `layout`."""
+    """The computation of any model. Its parameters are one vector in the order of `layout`."""
 
     is_small = False
 
@@ -76,6 +76,6 @@ def ppo_loss(
 
 
 def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:
-    """What `model` says of samples."""
+    """The outputs of `model` for samples."""
     unused = samples["actions"]
     return model(samples["inputs"], samples.get("hidden_state", unused), samples.get("starts", unused))

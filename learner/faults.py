@@ -1,4 +1,4 @@
-"""What environments did wrong: told once, counted, and kept as files that can be replayed.
+"""Faults of environments. Each is reported once, counted, and kept as a file that `replay` reads.
 
 A file is JSON: the fields of `Fault`, and `actions` [step + 1, *action]: its episode's, the one that failed included.
 """

@@ -41,7 +41,7 @@ class LaneRecord:
         return self.owner is not None and self.granted > self.newest.rollout_index
 
     def forget(self, rollout_index: int) -> None:
-        """What was accepted of the lane's oldest rollout is needed no more."""
+        """Forget the lane's oldest accepted rollout."""
         del self.accepted[rollout_index], self.borders[rollout_index]
 
     def hand_over(self, owner: bytes | None) -> None:
@@ -196,7 +196,7 @@ class LaneTable:
 
     @property
     def busy(self) -> Collection[bytes | None]:
-        """Who has something to deliver."""
+        """The actors that have rollouts to deliver."""
         return {lane.owner for lane in self.lanes if lane.outstanding}
 
     @property

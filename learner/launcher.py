@@ -1,4 +1,4 @@
-"""What passes between a learner and its supervisor."""
+"""The learner's side of the talk with its supervisor."""
 
 import threading
 import time

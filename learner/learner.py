@@ -110,7 +110,7 @@ class Learner:
         return self._summary(status) | ({"error": error} if error else {})
 
     def _summary(self, status: str) -> dict[str, Any]:
-        """What `summary.json` says, but for what only the supervisor knows."""
+        """The learner's part of `summary.json`."""
         state = self._state.checkpoint if self._state else None
         steps = (state.policy_version if state else 0) * self._config.experiment.env_steps_per_iteration
         seconds = self._pace.seconds
@@ -222,14 +222,14 @@ class Learner:
         self._agreement.look_at(self._version, difference, batch.behaviour_log_probs)
 
     def _inputs_as(self, snapshot: PolicySnapshot) -> ToInputs:
-        """What makes a network's inputs of observations as actors with `snapshot` make them."""
+        """The function that makes network inputs of observations, as actors with `snapshot` do."""
         normalization = None
         if self._config.experiment.normalize_observations:
             normalization = snapshot.observation_mean, snapshot.observation_scale
         return partial(network_inputs, spaces=self._spaces, normalization=normalization)
 
     def _begin_update(self) -> Callable[[], None]:
-        """What is to be done between the steps of an update: serve actors, and say that the learner is at work."""
+        """A function to call between the steps of an update: it serves actors, and reports that the learner works."""
         asynchronous = self._config.experiment.schedule == "async"
         serve = self._coordinator.serve_waiting if asynchronous else self._coordinator.serve_meanwhile
         self._patience.begin_update()
@@ -309,7 +309,7 @@ class Learner:
         return RunState(Checkpoint(self._version, arrays, facts), self._coordinator.table.trained_borders())
 
     def _restore_facts(self, checkpoint: Checkpoint) -> None:
-        """What a summary needs, before there is an actor: the run may be stopped again at once."""
+        """Restore what a summary needs, before there is an actor: the run may be stopped at once."""
         self._version = self._saving.saved_version = checkpoint.policy_version
         self._state = RunState(checkpoint, lanes=[])
         for part in (self._window, self._coordinator, self._conditions, self._pace):

@@ -1,4 +1,4 @@
-"""Where every env-step went that reached the learner."""
+"""Counts what became of every environment step that reached the learner."""
 
 from collections import Counter
 from typing import Any
@@ -18,12 +18,12 @@ class SampleLedger:
         self.in_flight += steps
 
     def drop(self, steps: int, reason: str) -> None:
-        """What reached the learner and was not accepted."""
+        """Environment steps that arrived and were not accepted."""
         self.produced += steps
         self.dropped[reason] += steps
 
     def expire(self, steps: int, reason: str) -> None:
-        """What was accepted, and will not be trained on."""
+        """Environment steps that were accepted and will not be trained on."""
         self.in_flight -= steps
         self.dropped[reason] += steps
 

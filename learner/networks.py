@@ -64,7 +64,7 @@ class CNN(nn.Module):
         raise NotImplementedError
 
     def _climb(self, tower: list, x: mx.array) -> mx.array:
-        """What comes out of a tower."""
+        """The output of a tower."""
         raise NotImplementedError
 
 

@@ -39,7 +39,7 @@ class Prepared:
 
 
 def computation_of(model: ActorCritic, config: PPOConfig) -> StackedMLP | Differentiated:
-    """What computes values and gradients of `model`, as fast as it can be done."""
+    """The fastest computation of values and gradients of `model`."""
     return StackedMLP(model, config) if StackedMLP.fits(model) else Differentiated(model, config)
 
 
@@ -198,7 +198,7 @@ class PPO:
         return Prepared(samples, values, value_targets, ratios)
 
     def _samples(self, batch: Batch, to_inputs: ToInputs) -> dict[str, Any]:
-        """What a forward pass needs, with the samples first."""
+        """The arrays that a forward pass needs, with the samples first."""
         inputs = [mx.array(self._arranged(x)) for x in self._inputs(batch.observations, to_inputs)]
         samples: dict[str, Any] = {
             "inputs": self._computation.prepare(inputs),

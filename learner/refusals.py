@@ -1,4 +1,4 @@
-"""What the learner refused: all of it counted, and as much of it talked about as can be read."""
+"""Messages that the learner refused. All are counted, and a few are reported."""
 
 import time
 from collections import Counter

@@ -70,7 +70,7 @@ class Roster:
 
     @property
     def ready(self) -> list[bytes]:
-        """Who can be given lanes, in the order of joining."""
+        """The actors that can host lanes, in the order in which they joined."""
         return [identity for identity, record in self.actors.items() if record.ready and not record.is_witness]
 
     @property

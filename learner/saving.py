@@ -1,4 +1,4 @@
-"""What a learner leaves on the disk of its versions: checkpoints, and those that wait to be evaluated."""
+"""A learner's checkpoints on the disk, and those of them that wait for their evaluation."""
 
 import threading
 from pathlib import Path

@@ -12,7 +12,7 @@ from protocol import trace
 
 
 class Update(NamedTuple):
-    """What an update was made of."""
+    """Everything that is needed to do an update again."""
 
     iteration: int
     before: dict[str, np.ndarray]  # Has what `PPO.state_dict` returned.

@@ -35,7 +35,7 @@ class Blocks(NamedTuple):
 
 
 class StackedMLP:
-    """What `fits` this is trained by it."""
+    """The computation of models for which `fits` is true."""
 
     is_small = True  # The features of a whole batch fit in memory.
 

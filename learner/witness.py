@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 
 class Witness:
-    """Which rollouts are collected twice, and what came of it."""
+    """Chooses rollouts to be collected twice, and compares the two collections."""
 
     def __init__(self, experiment: Experiment, total_iterations: int) -> None:
         self.rollouts = 0  # Rollouts that were collected twice.

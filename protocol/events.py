@@ -69,7 +69,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class ActorFacts:
-    """What the learner knows of an actor."""
+    """The learner's record of one actor."""
 
     name: str
     life: int

@@ -17,13 +17,13 @@ def is_launched(name: str) -> bool:
 
 
 def title_of(name: str) -> str:
-    """What an actor that the launcher starts is called in full: `actor 3`, or `witness`."""
+    """The full name of an actor that the launcher starts: `actor 3`, or `witness`."""
     return name if name == WITNESS else f"actor {name}"
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What the launcher was told about processes and connections, as it reaches every process that needs it."""
+    """The settings of processes and connections. The launcher passes them on to every process that needs them."""
 
     run_dir: Path  # absolute
     num_actors: int  # Actors that the launcher starts.

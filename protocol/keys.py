@@ -37,7 +37,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class ActorKey:
-    """What an actor needs to connect."""
+    """The keys that an actor needs to connect."""
 
     path: Path | None  # The key file; a run's own key has none.
     pair: KeyPair
@@ -49,7 +49,7 @@ class ActorKey:
 
 @dataclass(frozen=True)
 class LearnerKey:
-    """What the learner needs to let in whom its launcher starts."""
+    """The keys with which the learner knows its launcher's actors."""
 
     pair: KeyPair
     actor: str  # the actors' public key, the same for all

@@ -27,12 +27,12 @@ def _handle(stream: TextIO | None) -> TextIO:
 
 
 def output() -> TextIO:
-    """Where results go."""
+    """The stream for results."""
     return _own[0] if _own else sys.stdout
 
 
 def errors() -> TextIO:
-    """Where warnings and mistakes go."""
+    """The stream for warnings and errors."""
     return _own[1] if _own else sys.stderr
 
 

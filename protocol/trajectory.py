@@ -79,7 +79,7 @@ def element_types(experiment: Experiment, spaces: Spaces) -> dict[str, tuple[tup
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What one lane did in one rollout. T is the rollout length, N the lane size, arrays are time-major.
+    """The experience of one lane in one rollout. T is the rollout length, N the lane size, arrays are time-major.
 
     What is new in some experiments only is an extra: name it in `AXES`, `EXTRAS` and `element_types`, and fill it in
     actors/rollout.py. It is then checked, sent, compared by the witness, and stacked in the batch's extras.

@@ -61,7 +61,7 @@ def _prepare_for_tcp(socket: zmq.Socket, address: str) -> None:
 
 
 class ConnectionEvent(NamedTuple):
-    """What has happened to one of a socket's connections."""
+    """An event of one of a socket's connections."""
 
     kind: int
     value: int
@@ -77,7 +77,7 @@ def _monitor_of(socket: zmq.Socket, kinds: int) -> zmq.Socket:
 
 
 def _events(monitor: zmq.Socket) -> Iterator[ConnectionEvent]:
-    """What has happened since the last call."""
+    """The events since the last call."""
     while monitor.poll(0):
         event = recv_monitor_message(monitor)
         yield ConnectionEvent(int(event["event"]), int(event["value"]))
@@ -95,7 +95,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Disturbances:
-    """What has happened to a learner's connections."""
+    """The events of a learner's connections."""
 
     failed_handshakes: int = 0
     disconnections: int = 0
@@ -235,7 +235,7 @@ class LearnerSocket:
         return True
 
     def disturbances(self) -> Disturbances:
-        """What has happened since the last call to connections of remote actors, and of whoever needs the run's key."""
+        """The events since the last call, for remote actors and for actors that need the run's key."""
         events = [event for monitor in self._monitors.values() for event in _events(monitor)]
         failures = sum(bool(event.kind & _FAILURES) for event in events)
         return Disturbances(failures, len(events) - failures)

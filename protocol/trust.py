@@ -1,4 +1,4 @@
-"""Whose code may run here.
+"""Decides whose code may run here.
 
 A run directory, a file of settings or a learner names modules: of an environment, of wrappers, of a network. To import
 one is to run its code. So a name is imported only if this user has typed it, has said --trust, or has started the run

@@ -1,4 +1,4 @@
-"""What the files and folders in a run directory are named."""
+"""The names of files and folders in a run directory."""
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"

@@ -1,10 +1,10 @@
-"""What the witness of a run has found, in words."""
+"""The findings of a run's witness in words."""
 
 from typing import Any
 
 
 def in_words(counts: dict[str, Any]) -> str:
-    """What a summary's `witness` says, in a line."""
+    """The `witness` of a summary as one line."""
     rollouts, elsewhere, updates = (counts.get(name, 0) for name in ("rollouts", "in_other_processes", "updates"))
     different = counts.get("differences", 0) + counts.get("update_differences", 0)
     return (

@@ -1,4 +1,4 @@
-"""What ended a process, when one that keeps ending is started again, and when no more."""
+"""Why processes end, and when one that keeps ending is started again."""
 
 import signal
 
@@ -27,7 +27,7 @@ def when(backoff: float) -> str:
 
 
 def killed_by(code: int) -> str:
-    """Which signal ended a process, from its negative exit code."""
+    """The name of the signal that ended a process, from its negative exit code."""
     try:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:  # a real-time signal

@@ -24,7 +24,7 @@ END_SECONDS = 2.0
 
 
 def _outcome(result: dict[str, Any]) -> str:
-    """What an evaluation found, in a few words."""
+    """The result of an evaluation in a few words."""
     said = []
     if result["return_mean"] is not None:
         mean, deviation = result["return_mean"], result["return_std"]

@@ -62,7 +62,7 @@ class Watch:
         self._last = time.monotonic()
 
     def rest(self) -> None:
-        """What follows is not the environment's."""
+        """From here on, the environment is not at work."""
         self._last = None
 
     def _look(self) -> None:

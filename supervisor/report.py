@@ -53,7 +53,7 @@ class Report:
             self._show(happening, aloud)
 
     def take(self, event: Event) -> None:
-        """What others do nothing about but tell it."""
+        """Report an event that needs no other action."""
         match event:
             case Iteration(row):
                 self._waiting_since = None
@@ -130,7 +130,7 @@ class Report:
 
 
 def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
-    """What is said of a run that has ended."""
+    """The last lines about a run that has ended."""
     evaluations = ", ".join(
         f"{which} {one['return_mean']:.2f} ± {one['return_std']:.2f} (version {one['policy_version']})"
         for which, one in summary.get("evaluations", {}).items()
@@ -147,7 +147,7 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
 
 
 def _launch() -> str:
-    """What to type here for another command of the same Python."""
+    """The command line for another command with the same Python."""
     found, python = shutil.which("python"), Path(sys.executable)
     if found is not None and Path(found).parent == python.parent:
         python = "python"

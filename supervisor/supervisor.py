@@ -246,7 +246,7 @@ class Supervisor:
 
     @property
     def _wanted(self) -> list[str]:
-        """Which actors there are, or will be again."""
+        """The names of the actors that run or will be started again."""
         return [*self._slots, *([WITNESS] if self._witness else [])]
 
     def _start_actor(self, name: str, again: bool = False) -> None:
@@ -343,7 +343,7 @@ class Supervisor:
             wish.unlink(missing_ok=True)
 
     def _wishes(self) -> list[Path]:
-        """What `launch.py actors` wrote and nobody has read, the oldest first. Each has a file of its own."""
+        """Unread requests of `launch.py actors`, oldest first. Each has a file of its own."""
         wishes = []
         for path in self._execution.run_dir.glob(f"{WANTED_ACTORS}*"):
             with suppress(FileNotFoundError):  # whoever wrote it has lost patience

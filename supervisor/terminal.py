@@ -1,4 +1,4 @@
-"""What the user sees of a run: a live view in a terminal, plain lines anywhere else, and little when `--quiet`."""
+"""Shows a run: a live view in a terminal, plain lines anywhere else, and little with `--quiet`."""
 
 import io
 import os
