@@ -22,7 +22,7 @@ _patience = CLOSE_SECONDS
 
 
 class _Late(BaseException):
-    """Raised in a close() that takes too long; no Exception, lest it be caught there."""
+    """Raised in a close() that takes too long; no Exception, so that it is not caught there."""
 
 
 def close_environment(env: gymnasium.Env) -> None:

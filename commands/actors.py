@@ -1,7 +1,6 @@
 """`actors RUN_DIR --count N`: how many actors a run has from now on. The numbers stay the same."""
 
 import fcntl
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 from rundir.run import Run
-from supervisor.supervisor import WANTED_ACTORS
+from supervisor.requests import request_path
 
 ANSWER_SECONDS = 60.0
 
@@ -34,17 +33,17 @@ class ActorsCommand:
 
 
 def main(arguments: list[str]) -> int:
-    """Leave the wish where the run's supervisor finds it, and wait until it has followed; returns the exit code."""
+    """Leave the request where the run's supervisor finds it, and wait until it has followed; returns the exit code."""
     command = parse(ActorsCommand, "launch.py actors", arguments)
     if not _is_running(command.run_dir):
         raise UserError(f"actors {command.run_dir}: no run is under way here")
     Run.open(command.run_dir).config.experiment.check_actors("--count", command.count)
-    wish = command.run_dir / f"{WANTED_ACTORS}{os.getpid()}"
-    replace_file(wish, str(command.count))
+    request = request_path(command.run_dir)
+    replace_file(request, str(command.count))
     deadline = time.monotonic() + ANSWER_SECONDS
-    while wish.exists():
+    while request.exists():
         if time.monotonic() > deadline or not _is_running(command.run_dir):
-            wish.unlink(missing_ok=True)
+            request.unlink(missing_ok=True)
             raise UserError(f"actors {command.run_dir}: the run does not answer (one --in-process cannot)")
         time.sleep(0.05)
     print(f"{command.run_dir} now has {command.count} actors")

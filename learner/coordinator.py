@@ -96,7 +96,7 @@ class Coordinator:
     def serve_waiting(self) -> None:
         """Handle what has arrived, without waiting: in `async`, lanes go on while the learner learns."""
         until = self._clock() + SERVING_SECONDS
-        for _ in self.table.lanes:  # no more than that at once, lest a flood keep the learner from learning
+        for _ in self.table.lanes:  # no more at once: a flood must not keep the learner from its work
             if not self.serve(0) or self._clock() > until:
                 return
 

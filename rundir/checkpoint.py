@@ -137,7 +137,7 @@ def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
 
 
 def discard_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, if it is there: under a leftover's name first, lest a kill leave a part of it listed."""
+    """Remove a checkpoint, if it is there: renamed first, so that a kill leaves no part of it listed."""
     doomed = path.with_name(f".{path.name}.discarded")
     shutil.rmtree(doomed, ignore_errors=True)
     if path.exists():

@@ -7,7 +7,6 @@ import math
 import queue
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
@@ -33,6 +32,7 @@ from supervisor.address import SocketFolder
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
+from supervisor.requests import requests
 from supervisor.sinks import Sinks
 from supervisor.workers import Events, Workers
 
@@ -42,7 +42,6 @@ LEARNER_START_SECONDS = 600.0  # A learner has so long for its first sign of lif
 STOPPED_SECONDS = 10.0  # A learner that a signal has stopped is replaced after so long.
 DISMISSED_SECONDS = 2.0  # If a run goes on for so long after an actor ended with 0, the learner did not dismiss it.
 LONGEST_LOOK = 1.0  # A longer time between two looks does not count as listening: Ctrl-Z may have stopped us.
-WANTED_ACTORS = "wanted-actors-"  # Files in the run directory that begin so say how many actors to run from now on.
 
 
 class RunFailed(Exception):
@@ -93,8 +92,8 @@ class Supervisor:
         self._failure: str | None = None  # why it was asked to stop, unless by a signal
 
     def start(self) -> None:
-        for wish in self._wishes():
-            wish.unlink(missing_ok=True)
+        for _ in requests(self._execution.run_dir):
+            pass  # They were for a run that has ended.
         self._slots = {str(index): Crashes() for index in range(self._execution.num_actors)}
         self._start_learner()
         for name in self._wanted:
@@ -333,22 +332,8 @@ class Supervisor:
 
     def _adjust_actors(self) -> None:
         """Follow what `launch.py actors` wrote; threads cannot."""
-        for wish in self._wishes() if self._execution.can_restart else []:
-            try:
-                wanted = int(wish.read_text())
-            except (OSError, ValueError):  # removed meanwhile, or not written by `launch.py actors`
-                wanted = 0
-            if wanted > 0:
-                self._have_actors(wanted)
-            wish.unlink(missing_ok=True)
-
-    def _wishes(self) -> list[Path]:
-        """Unread requests of `launch.py actors`, oldest first. Each has a file of its own."""
-        wishes = []
-        for path in self._execution.run_dir.glob(f"{WANTED_ACTORS}*"):
-            with suppress(FileNotFoundError):  # whoever wrote it has lost patience
-                wishes.append((path.stat().st_mtime_ns, path))
-        return [path for _, path in sorted(wishes)]
+        for count in requests(self._execution.run_dir) if self._execution.can_restart else ():
+            self._have_actors(count)
 
     def _have_actors(self, number: int) -> None:
         had = self._slots
