@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from actors.environment import make_environment, reset_environment
+from benchmarks.workers import acting
 from commands.helpers.presets import preset_for
 from protocol.experiment import Experiment
 
@@ -74,3 +75,8 @@ def test_a_game_with_sticky_actions_is_loaded_anew_for_each_seed() -> None:
     env = make_environment(Experiment("ALE/Pong-v5", env_kwargs=kwargs))
     reset_environment(env, 1)
     assert "load_game" not in vars(env.unwrapped)
+
+
+def test_the_actor_benchmark_steps_a_game_with_its_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["acting", "--env", "ALE/Pong-v5", "--lane-size", "1"])
+    assert acting.prepare()(contender="lane", seconds=0.0)["rate"] > 0

@@ -75,9 +75,10 @@ def prepare() -> Callable[..., dict[str, Any]]:
     parser.add_argument("--env-kwargs", nargs="+", default=[])
     parser.add_argument("--lane-size", type=int, default=8)
     arguments = parser.parse_args()
+    preset = preset_for(arguments.env).experiment
     experiment = dataclasses.replace(
-        preset_for(arguments.env).experiment,
-        env_kwargs=tuple(arguments.env_kwargs),
+        preset,
+        env_kwargs=tuple(arguments.env_kwargs) or preset.env_kwargs,
         num_envs=arguments.lane_size,
         lane_size=arguments.lane_size,
         rollout_length=128,
