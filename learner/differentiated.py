@@ -12,15 +12,15 @@ from learner.distributions import Distribution
 from learner.layout import Layout
 from learner.model import ActorCritic
 from learner.objective import Outcome, objective
+from protocol.observations import InputShapes
 from rundir.config import PPOConfig
 
 
 class Differentiated:
     """The computation of any model. Its parameters are one vector in the order of `layout`."""
 
-    is_small = False
-
     def __init__(self, model: ActorCritic, config: PPOConfig) -> None:
+        self.is_small = not InputShapes.of(model.spaces).images  # Then the features of a whole batch fit in memory.
         self.layout = Layout.of(model)
         self._model, self._config = model, config
         self._loss_and_gradients = nn.value_and_grad(model, self._loss)

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from learner.activations import tanh_for
 from learner.convolution import Convolution, max_pool
+from learner.recurrence import recurrence
 from protocol.experiment import Experiment
 from protocol.networks import IMPALA_CHANNELS, IMPALA_RESIDUALS, NATURE_LAYERS, hidden_sizes
 from protocol.observations import InputShapes
@@ -112,7 +113,7 @@ class GRU(nn.Module):
         self.inputs = nn.Linear(inputs, 3 * size)
         self.recurrent = nn.Linear(size, 3 * size)
         self.size = size
-        self._tanh = tanh_for(mx.default_device())
+        self._recurrence = recurrence()
 
     def __call__(self, x: mx.array, hidden_state: mx.array, starts: mx.array) -> mx.array:
         """The hidden state [B, T, size] after each of T steps.
@@ -120,21 +121,10 @@ class GRU(nn.Module):
         For features x [B, T, n], the hidden state [B, size] before them, and starts float32 [B, T], which is 1 where a
         step begins an episode, and so forgets what was before.
         """
-        from_input = self.inputs(x)
-        hidden_states = []
-        for t in range(x.shape[1]):
-            hidden_state = self._step(from_input[:, t], hidden_state * (1 - starts[:, t, None]))
-            hidden_states.append(hidden_state)
-        return mx.stack(hidden_states, axis=1)
-
-    def _step(self, from_input: mx.array, hidden_state: mx.array) -> mx.array:
-        size = self.size
-        from_hidden_state = self.recurrent(hidden_state)
-        gates = from_input[:, : 2 * size] + from_hidden_state[:, : 2 * size]
-        gates = 0.5 * self._tanh(0.5 * gates) + 0.5  # the sigmoid
-        reset, update = gates[:, :size], gates[:, size:]
-        candidate = self._tanh(from_input[:, 2 * size :] + reset * from_hidden_state[:, 2 * size :])
-        return candidate + update * (hidden_state - candidate)
+        from_inputs = self.inputs(x.swapaxes(0, 1))
+        keep = 1 - starts.T[..., None]
+        weight, bias = self.recurrent.weight, self.recurrent.bias
+        return self._recurrence(from_inputs, hidden_state, keep, weight, bias).swapaxes(0, 1)
 
 
 def activation(name: str) -> Callable[[mx.array], mx.array]:

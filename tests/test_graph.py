@@ -24,9 +24,9 @@ IMAGE = discrete(ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ()), 3
 NETWORKS = {
     "mlp, discrete": (discrete(numbers(3), 2), Experiment(), 30),
     "mlp, continuous": (continuous(numbers(3), 2), Experiment(), 30),
-    "nature_cnn": (IMAGE, Experiment(network="nature_cnn"), 120),
-    "impala_cnn": (IMAGE, Experiment(network="impala_cnn"), 450),
-    "gru": (discrete(numbers(3), 2), Experiment(recurrent_size=8), 210),
+    "nature_cnn": (IMAGE, Experiment(network="nature_cnn"), 95),
+    "impala_cnn": (IMAGE, Experiment(network="impala_cnn"), 420),
+    "gru": (discrete(numbers(3), 2), Experiment(recurrent_size=8), 110),
 }
 VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten"}
 ON_CPUS_ALONE = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}  # of MLX's operations

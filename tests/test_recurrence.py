@@ -1,0 +1,55 @@
+"""The GRU's gradient by hand is what differentiation makes of its steps."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from learner.recurrence import recurrence
+
+SIZE = 5
+
+
+def literal(
+    from_inputs: mx.array, hidden_state: mx.array, keep: mx.array, weight: mx.array, bias: mx.array
+) -> mx.array:
+    """As Cho et al. write it, step by step, to be differentiated."""
+    hidden_states = []
+    for from_input, kept in zip(from_inputs, keep, strict=True):
+        hidden_state = hidden_state * kept
+        from_hidden_state = hidden_state @ weight.T + bias
+        reset, update = (
+            mx.sigmoid(from_input[:, i * SIZE : (i + 1) * SIZE] + from_hidden_state[:, i * SIZE : (i + 1) * SIZE])
+            for i in range(2)
+        )
+        candidate = mx.tanh(from_input[:, 2 * SIZE :] + reset * from_hidden_state[:, 2 * SIZE :])
+        hidden_state = (1 - update) * candidate + update * hidden_state
+        hidden_states.append(hidden_state)
+    return mx.stack(hidden_states)
+
+
+@pytest.mark.parametrize(("length", "batch"), [(1, 1), (1, 3), (7, 1), (12, 4)])
+@pytest.mark.parametrize("starts", [0.0, 0.3, 1.0], ids=["no episode begins", "some", "all"])
+def test_hidden_states_and_gradients_are_those_of_differentiation(length: int, batch: int, starts: float) -> None:
+    random = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> mx.array:
+        return mx.array(random.standard_normal(shape).astype(np.float32))
+
+    keep = mx.array((random.random((length, batch, 1)) >= starts).astype(np.float32))
+    given = drawn(length, batch, 3 * SIZE), drawn(batch, SIZE), keep, drawn(3 * SIZE, SIZE), drawn(3 * SIZE)
+    weights = drawn(length, batch, SIZE)
+    ours = recurrence()
+
+    def gradients_of(function: Any) -> list[np.ndarray]:
+        def loss(*args: mx.array) -> mx.array:
+            return (mx.sin(function(*args)) * weights).sum()
+
+        found = mx.compile(mx.grad(loss, argnums=(0, 1, 3, 4)))(*given)
+        return [np.array(gradient) for gradient in found]
+
+    np.testing.assert_allclose(np.array(ours(*given)), np.array(literal(*given)), atol=2e-6)
+    for one, other in zip(gradients_of(ours), gradients_of(literal), strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
