@@ -19,7 +19,7 @@ def recurrence() -> Callable[..., mx.array]:
     """
 
     def thirds(x: mx.array) -> list[mx.array]:
-        return mx.split(x, 3, axis=-1)
+        return [*mx.split(x, 3, axis=-1)]
 
     def gates(from_input: list[mx.array], from_hidden_state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """(reset, update, candidate), each [..., size]. Each is made apart, so that a step's end is one kernel."""
