@@ -17,7 +17,7 @@ import numpy as np
 
 from learner.activations import tanh_for
 from learner.distributions import LOG_2PI
-from learner.layout import Layout, Part
+from learner.layout import Layout, Part, joined, padding
 from learner.model import ActorCritic
 from learner.networks import MLP
 from learner.objective import Outcome, objective_gradients
@@ -87,7 +87,7 @@ class StackedMLP:
                 of_h = of_z @ blocks.weights[index].swapaxes(1, 2)
             else:  # The bias is the weight of the one behind each input.
                 pieces = [before @ of_z, *pieces]
-        return mx.concatenate([piece.reshape(-1) for piece in pieces]), outcome
+        return joined(pieces), outcome
 
     def evaluate(self, vector: mx.array, samples: dict[str, Any]) -> list[mx.array]:
         """[values, log-probabilities of the actions], both [B]."""
@@ -103,29 +103,32 @@ class StackedMLP:
         return self._forward(vector, inputs)[1][1:, :1].reshape(-1)
 
     def _lay_out(self) -> Layout:
-        towers, parts = ("encoder", "value_encoder"), []
+        towers = ("encoder", "value_encoder")
+        first = []
         for tower in towers:  # A one behind each input has the first bias as its weight.
-            parts.append(Part(f"{tower}.layers.0.weight", (self._sizes[0], self._inputs), transposed=True))
-            parts.append(Part(f"{tower}.layers.0.bias", (self._sizes[0],)))
+            first.append(Part(f"{tower}.layers.0.weight", (self._sizes[0], self._inputs), transposed=True))
+            first.append(Part(f"{tower}.layers.0.bias", (self._sizes[0],)))
+        blocks = [first]
         for index in range(1, len(self._sizes)):
             shape = self._sizes[index], self._sizes[index - 1]
-            parts += [Part(f"{tower}.layers.{index}.weight", shape, transposed=True) for tower in towers]
-            parts += [Part(f"{tower}.layers.{index}.bias", shape[:1]) for tower in towers]
-        size, rest = self._sizes[-1], self._outputs - 1
-        parts += [Part("policy_head.weight", (self._outputs, size)), Part("value_head.weight", (1, size))]
-        parts += [Part(None, (rest, size)), Part("policy_head.bias", (self._outputs,)), Part("value_head.bias", (1,))]
-        parts += [Part(None, (rest,))]
+            blocks.append([Part(f"{tower}.layers.{index}.weight", shape, transposed=True) for tower in towers])
+            blocks.append([Part(f"{tower}.layers.{index}.bias", shape[:1]) for tower in towers])
+        size, outputs = self._sizes[-1], self._outputs
+        weights = Part("policy_head.weight", (outputs, size)), Part("value_head.weight", (1, size))
+        biases = Part("policy_head.bias", (outputs,)), Part("value_head.bias", (1,))
+        blocks += [[*weights, Part(None, (outputs - 1, size))], [*biases, Part(None, (outputs - 1,))]]
         if self._is_gaussian:
-            parts.append(Part("log_std", (self._outputs,)))
-        return Layout(parts)
+            blocks.append([Part("log_std", (outputs,))])
+        return Layout(blocks)
 
     def _blocks(self, vector: mx.array) -> "Blocks":
         start = 0
 
         def block(*shape: int) -> mx.array:
             nonlocal start
-            start += math.prod(shape)
-            return vector[start - math.prod(shape) : start].reshape(shape)
+            begin, end = start, start + math.prod(shape)
+            start = end + padding(math.prod(shape))
+            return vector[begin:end].reshape(shape)
 
         weights, biases = [block(2, self._inputs + 1, self._sizes[0])], []
         for before, size in itertools.pairwise(self._sizes):

@@ -160,3 +160,16 @@ def test_so_is_a_network_of_a_users_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert type(computation_of(ActorCritic(SPACES["two choices"], Experiment()), PPOConfig())) is StackedMLP
     monkeypatch.setattr("learner.model.network_class", lambda *_: Own)
     assert type(computation_of(ActorCritic(SPACES["two choices"], Experiment()), PPOConfig())) is Differentiated
+
+
+@pytest.mark.parametrize("kind", [StackedMLP, Differentiated])
+@pytest.mark.parametrize("spaces", [SPACES["seven choices"], SPACES["four numbers"]], ids=["choices", "numbers"])
+def test_what_is_multiplied_lies_at_a_multiple_of_64_bytes(spaces: Spaces, kind: Any) -> None:
+    model = ActorCritic(spaces, Experiment(hidden_sizes=(32, 16)))
+    layout = kind(model, PPOConfig()).layout
+    places = layout.split(np.arange(layout.size))
+    assert places.keys() == model.state_dict().keys()
+    for name, place in places.items():
+        aligned = place.flat[0] % 16 == 0
+        # Of two towers or heads side by side, the first one's place is what matters.
+        assert aligned or (kind is StackedMLP and (name.startswith("value_") or name == "encoder.layers.0.bias")), name
