@@ -1,5 +1,6 @@
 """The MLP's gradient by hand is what differentiation makes of it, and costs fewer operations."""
 
+import itertools
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from making import continuous, discrete, numbers, trained_model
+from marks import slow
 
 from learner.differentiated import Differentiated
 from learner.model import ActorCritic
@@ -49,14 +51,18 @@ def assert_near(ours: mx.array, theirs: mx.array, name: str = "") -> None:
     np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=3e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
-@pytest.mark.parametrize("hidden_sizes", [(16, 16), (8,), (8, 16, 4)])
-@pytest.mark.parametrize("value_clip_range", [None, 0.2])
+FIRST = ("two choices", "tanh", (16, 16), None)
+CASES = [  # Those that differ from the first in more than one way are slow.
+    case if sum(one != other for one, other in zip(case, FIRST, strict=True)) < 2 else slow(*case)
+    for case in itertools.product(SPACES, ("tanh", "relu", "silu"), ((16, 16), (8,), (8, 16, 4)), (None, 0.2))
+]
+
+
+@pytest.mark.parametrize(("name", "activation", "hidden_sizes", "value_clip_range"), CASES)
 def test_values_and_gradients_are_those_of_differentiation(
-    spaces: Spaces, activation: Any, hidden_sizes: tuple[int, ...], value_clip_range: float | None
+    name: str, activation: Any, hidden_sizes: tuple[int, ...], value_clip_range: float | None
 ) -> None:
-    random = np.random.default_rng(0)
+    spaces, random = SPACES[name], np.random.default_rng(0)
     model = trained_model(spaces, Experiment(activation=activation, hidden_sizes=hidden_sizes), random)
     config = PPOConfig(value_clip_range=value_clip_range)
     ours, theirs = StackedMLP(model, config), Differentiated(model, config)
@@ -77,10 +83,10 @@ def test_values_and_gradients_are_those_of_differentiation(
         assert_near(one, other)
     gradients = {c: c.layout.split(found[c][0]) for c in vectors}
     assert gradients[ours].keys() == gradients[theirs].keys()
-    for name, gradient in gradients[theirs].items():
-        assert_near(gradients[ours][name], gradient, name)
+    for parameter, gradient in gradients[theirs].items():
+        assert_near(gradients[ours][parameter], gradient, parameter)
         # A policy of one choice learns nothing, and its value does.
-        assert np.array(gradient).any() or (spaces is SPACES["one choice"] and not name.startswith("value"))
+        assert np.array(gradient).any() or (spaces is SPACES["one choice"] and not parameter.startswith("value"))
 
 
 def test_zeros_that_fill_the_head_of_the_value_up_stay_zeros() -> None:
