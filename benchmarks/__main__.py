@@ -11,7 +11,7 @@ from protocol.errors import UserError
 from protocol.lifeline import SUCCESS, USER_ERROR
 
 NAMES = ("compare", "update", "actor", "wire", "curve", "scale", "model", "stragglers", "device", "startup")
-INTERRUPTED = 130  # as a shell says of SIGINT
+INTERRUPTED = 130  # The exit code that a shell reports for SIGINT.
 
 
 def main(words: list[str]) -> int:

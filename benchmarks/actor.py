@@ -12,10 +12,10 @@ from benchmarks.processes import Launched, Worker, running
 from benchmarks.report import Report
 
 OURS, RIVAL = "actor: policy and lane", "SyncVectorEnv, random actions"
-TARGETS = {"CartPole-v1": (at_least(0.9), at_most(60))}  # share of the rival's speed, MB of the process
+TARGETS = {"CartPole-v1": (at_least(0.9), at_most(60))}  # (share of the rival's speed, MB of the process)
 MEGABYTE = 1e6
-SETTLED_ITERATIONS = 5  # after which an actor has everything it needs
-PAUSE = 0.2  # seconds between two looks at its memory
+SETTLED_ITERATIONS = 5  # Iterations after which an actor has allocated everything that it needs.
+PAUSE = 0.2  # Seconds between two measurements of an actor's memory.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def actor_megabytes(launched: Launched) -> float:
-    """Resident memory of the run's actor, a moment later."""
+    """Resident memory in MB of the run's actor, after a pause."""
     time.sleep(PAUSE)
     children = psutil.Process(launched.process.pid).children()
     (actor,) = (child for child in children if "actors" in child.cmdline())

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: a mistake is one line, and numbers are above 0."""
+"""Command-line parsing for the benchmarks: a mistake gives one line of text, and numbers must be above 0."""
 
 import argparse
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from protocol.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Leaves what is wrong to whoever called it."""
+    """An argument parser that raises `UserError` for a mistake, which the caller handles."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """What reads a number above 0."""
+    """A function that parses a number above 0."""
 
     def read(text: str) -> float:
         try:

@@ -18,12 +18,12 @@ CARD_TARGETS = {"pipelined": at_least(1.5), "sync": at_least(1)}
 HALFCHEETAH = Card("HalfCheetah-v5", 8, 256, 32, 10, 3e-4, 40_960, learning_rate_schedule="linear")
 HALFCHEETAH_TARGETS = {"pipelined": at_least(1.25)}
 
-GOAL = 475.0  # mean return of the last 100 episodes of CartPole
+GOAL = 475.0  # Mean return of the last 100 episodes of CartPole.
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of Stable-Baselines3 to reach the goal with, and the share of its time that is the target here."""
+    """Settings with which Stable-Baselines3 reaches the goal, and the share of its time that is the target here."""
 
     name: str
     card: Card
@@ -31,7 +31,7 @@ class Settings:
 
 
 _WIDE = Card("CartPole-v1", 64, 32, 8, 10, 1e-3, 500_000, discount=0.98, gae_lambda=0.8, stop_return=GOAL)
-_ZOO = dataclasses.replace(  # RL Baselines3 Zoo's for CartPole-v1
+_ZOO = dataclasses.replace(  # The settings of RL Baselines3 Zoo for CartPole-v1.
     _WIDE,
     num_envs=8,
     minibatches=1,
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", nargs="+", default=["8x1", "4x2", "2x4"], help="LANE_SIZExACTORS to choose from")
     parser.add_argument("--iterations", type=positive(int), help="of `card` and `halfcheetah`, instead of 100 and 20")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="of the learner here; peers compute on the CPU"
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="device of the learner here; peers compute on the CPU"
     )
 
 
@@ -62,18 +62,18 @@ def run(arguments: argparse.Namespace) -> Report:
         except UserError as error:
             if len(arguments.work) == 1:
                 raise
-            report.note(f"{work} could not be compared: {error}")  # what the others took so long to find out is kept
+            report.note(f"{work} could not be compared: {error}")  # The other results took long, so they are kept.
     return report
 
 
 def compare_card(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
-    """Speed where steps are cheap and updates small; everyone takes part."""
+    """Compare speed where steps are cheap and updates small, with all peers."""
     everyone = [peers[peer.name] for peer in PEERS if peer.name in peers]
     compare_speeds("CartPole-v1, 8 × 128 steps", CARD, CARD_TARGETS, everyone, arguments, report)
 
 
 def compare_halfcheetah(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
-    """Speed where steps are dearer and updates many."""
+    """Compare speed where steps are more expensive and updates are many."""
     rivals = [peers[peer.name] for peer in (JAX, SB3) if peer.name in peers]
     compare_speeds("HalfCheetah-v5, 8 × 256 steps", HALFCHEETAH, HALFCHEETAH_TARGETS, rivals, arguments, report)
 
@@ -86,7 +86,7 @@ def compare_speeds(
     arguments: argparse.Namespace,
     report: Report,
 ) -> None:
-    """Rows of env-steps per second: with each schedule here, compared with the fastest rival."""
+    """Add rows of env-steps per second. Each schedule of this project is compared with the fastest rival."""
     if arguments.iterations is not None:
         card = dataclasses.replace(card, total_steps=arguments.iterations * card.batch)
     everyone = [*(ours(schedule, arguments.shapes, arguments.device) for schedule in targets), *peers]
@@ -103,7 +103,7 @@ def compare_speeds(
 
 
 def compare_returns(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
-    """Time to the goal: from nothing but the preset here, and from two sets of settings there."""
+    """Compare the time to the goal: with the preset of this project, and with two settings of Stable-Baselines3."""
     flags = ["--stop-return", str(GOAL), "--device", arguments.device]
     runs: dict[str, Callable[[int], Outcome]] = {"MLX": lambda number: train([*flags, "--seed", str(number)])}
     targets = []
@@ -122,7 +122,7 @@ def compare_returns(arguments: argparse.Namespace, peers: dict[str, Contender], 
 
 
 def with_seed(run: Run, card: Card) -> Callable[[int], Outcome]:
-    """Another seed for each round."""
+    """A function that runs the card with the number of the round as the seed."""
     return lambda number: run(dataclasses.replace(card, seed=number))
 
 
@@ -134,7 +134,7 @@ def rows_of(
 
 
 def compare_row(rows: dict[str, Row], name: str, rivals: list[str], targets: list[Target]) -> None:
-    """Let the row called `name` say how it compares with its rivals."""
+    """Add comparisons with `rivals` to the row called `name`."""
     pairs = zip(rivals, targets, strict=True)
     comparisons = tuple(rows[name].against(rows[rival], target) for rival, target in pairs)
     rows[name] = dataclasses.replace(rows[name], comparisons=comparisons)

@@ -1,4 +1,4 @@
-"""Who can train what a card says: this project, and other projects that are installed, each in its fastest way here."""
+"""The contenders that can train as a card says: this project and other installed projects, each in its fastest way."""
 
 import dataclasses
 import sys
@@ -14,21 +14,21 @@ from protocol.errors import UserError
 
 Run = Callable[[Card], Outcome]
 
-NOT_NORMALIZED = ("--no-normalize-observations", "--no-normalize-rewards")  # since the peers do neither
+NOT_NORMALIZED = ("--no-normalize-observations", "--no-normalize-rewards")  # The peers normalize neither.
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those, and the ways to run it that are worth a try."""
+    """One project, and the ways to run it that are worth trying."""
 
     name: str
     ways: Mapping[str, Run]
     trial_iterations: int = 2
     trials: int = 1
-    optional: bool = True  # whether the comparison goes on without it
+    optional: bool = True  # Whether the comparison continues if this contender does not run.
 
     def fastest(self, card: Card, note: Callable[[str], None]) -> Run | None:
-        """The way with the highest speed in short runs, which is noted; None, with a note, if it does not run here."""
+        """The way that is fastest in short runs; None if the contender does not run here. Notes either result."""
         trial = dataclasses.replace(card, total_steps=self.trial_iterations * card.batch, stop_return=None)
         try:
             speeds = {way: max(run(trial).rate for _ in range(self.trials)) for way, run in self.ways.items()}
@@ -46,7 +46,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Shape:
-    """How the work here is divided."""
+    """How this project divides the work."""
 
     lane_size: int
     actors: int
@@ -56,7 +56,7 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """From `8x1`: lanes of 8 environments, 1 actor."""
+        """Parse `8x1`: lanes of 8 environments, 1 actor. Raises `UserError`."""
         lane_size, _, actors = text.partition("x")
         if not (lane_size.isdecimal() and actors.isdecimal()):
             raise UserError(f"--shapes {text} is not LANE_SIZExACTORS, such as 8x1")
@@ -64,28 +64,28 @@ class Shape:
 
 
 def ours(schedule: str, shapes: Sequence[str], device: str) -> Contender:
-    """This project with a schedule, in one of some shapes."""
+    """This project with a schedule; each of `shapes` is a way to run it."""
 
     def run(shape: Shape, card: Card) -> Outcome:
         flags = ["--schedule", schedule, "--lane-size", str(shape.lane_size), "--actors", str(shape.actors)]
         return train([*card.flags(), *flags, *NOT_NORMALIZED, "--device", device])
 
     ways = {f"lanes x actors {shape}": partial(run, shape) for shape in map(Shape.parse, shapes)}
-    # Twice and for longer, since speed comes with the overlap, and the very first run compiles.
+    # Two longer trials, because acting and learning overlap only after a while, and the first run compiles.
     return Contender(f"MLX {schedule}", ways, trial_iterations=8, trials=2, optional=False)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another project, and its script in `benchmarks.peers`."""
+    """Another project, with its script in `benchmarks.peers`."""
 
     name: str
     script: str
-    package: str  # that the script needs, besides gymnasium
-    environs: Mapping[str, Mapping[str, str]]  # environment variables of each way to run it
+    package: str  # The package that the script needs, besides gymnasium.
+    environs: Mapping[str, Mapping[str, str]]  # Environment variables of each way to run the script.
 
 
-ALONE = {"threads of its own choice": {}, "one thread": {"OMP_NUM_THREADS": "1"}}  # PyTorch in a single process
+ALONE = {"threads of its own choice": {}, "one thread": {"OMP_NUM_THREADS": "1"}}  # For PyTorch in a single process.
 CLEANRL = Peer("CleanRL-style", "cleanrl_card", "torch", ALONE)
 SB3 = Peer("Stable-Baselines3", "stable_baselines3_card", "stable_baselines3", ALONE)
 SAMPLE_FACTORY = Peer("Sample Factory", "sample_factory_card", "sample_factory", {"its defaults": {}})
@@ -96,7 +96,7 @@ PEERS = (JAX, CLEANRL, SB3, SAMPLE_FACTORY, RLLIB)
 
 
 def find_peers(pythons: Sequence[str], note: Callable[[str], None]) -> dict[str, Contender]:
-    """The peers, by name, that one of the interpreters or this one has; notes their versions, and what is missing."""
+    """The peers, by name, that are installed in one of `pythons` or here. Notes versions and missing packages."""
     interpreters = [*(str(Path(path).absolute()) for path in pythons), sys.executable]
     installed = {python: installed_in(python, [peer.package for peer in PEERS]) for python in interpreters}
     found = {}

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    prepare_device("cpu", threads=1)  # as the learner does, which among other things lets malloc keep its memory
+    prepare_device("cpu", threads=1)  # The learner calls this, too; among other things it lets malloc keep its memory.
     report = Report("curve")
     report.note(f"one sender, over tcp on 127.0.0.1; {LANES} trajectories make a batch, {WINDOW} are under way")
     with tempfile.TemporaryDirectory() as folder, Worker("sending") as sender:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def measure(load: Load, sender: Worker, key: Path, repeats: int) -> list[Row]:
-    """A row with keys, and one without, for messages of one size."""
+    """Two rows for messages of one size: with keys, and without."""
     contenders = {
         ENCRYPTED: lambda _: receive_batches(load, sender, key),
         PLAIN: lambda _: receive_batches(load, sender, None),
@@ -49,7 +49,7 @@ def measure(load: Load, sender: Worker, key: Path, repeats: int) -> list[Row]:
 
 
 def receive_batches(load: Load, sender: Worker, key: Path | None) -> float:
-    """Seconds that it takes over tcp, from a sender with that key to a learner that asks for one, or without."""
+    """Seconds to receive the load over tcp. With `key`, the sender uses this key and the learner requires one."""
     with listening("inproc") as local, listening("tcp") as place:
         remote = RemoteAccess(place.address, key.parent if key else None)
         with closing(LearnerSocket(local.address, remote)) as socket:

@@ -1,4 +1,4 @@
-"""Environments whose every step takes a time of its own: `--env benchmarks.environments:NAME-v0`."""
+"""Environments whose steps take a chosen time: `--env benchmarks.environments:NAME-v0`."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ EPISODE_LENGTH = 200
 
 
 class Sleep(gymnasium.Env):
-    """Sleeps in every step, as an environment does that waits for a simulator; rewards the action 1."""
+    """Sleeps in every step, like an environment that waits for a simulator. Action 1 gives the reward 1."""
 
     def __init__(self, seconds: float = 0.005) -> None:
         self.observation_space = spaces.Box(-1, 1, (4,), np.float32)
@@ -38,9 +38,9 @@ class Sleep(gymnasium.Env):
 
 
 class Uneven(CartPoleEnv):
-    """CartPole that also sleeps in every step: from the slowest to a tenth of that, the same in all of a process.
+    """CartPole that also sleeps in every step, from `slowest` seconds to a tenth of that, equally long in one process.
 
-    Processes find out who is slow in `folder`, an empty one at first: each takes the next place.
+    The time depends on the process's place. Each process takes the next place in `folder`, which is empty at first.
     """
 
     def __init__(self, folder: str, slowest: float, places: int) -> None:
@@ -55,7 +55,7 @@ class Uneven(CartPoleEnv):
 
 @cache
 def take_place(folder: str) -> int:
-    """The number of this process among those that asked with this folder."""
+    """The number of this process among the processes that called this function with this folder."""
     for place in itertools.count():
         try:
             (Path(folder) / str(place)).touch(exist_ok=False)

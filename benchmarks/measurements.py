@@ -1,4 +1,4 @@
-"""Repeated runs as numbers: median and spread, the ratio of two medians, and the target for it."""
+"""Numbers from repeated runs: median and spread, the ratio of two medians, and targets."""
 
 import statistics
 import sys
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Samples:
-    """What the counted runs of one contender gave; at least one."""
+    """The results of the counted runs of one contender; at least one result."""
 
     values: tuple[float, ...]
 
@@ -37,7 +37,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Target:
-    """What a number should reach, or stay below."""
+    """A bound that a number should reach, or not exceed."""
 
     bound: float
     at_least: bool
@@ -59,7 +59,7 @@ def at_most(bound: float) -> Target:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A contender's median divided by a rival's, both of the same unit."""
+    """A contender's median divided by a rival's median of the same unit."""
 
     rival: str
     ratio: float
@@ -68,26 +68,26 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one case."""
+    """The results of one contender in one case."""
 
-    panel: str  # of the table and the plot: rows that share an axis
-    unit: str  # of that axis
-    case: str  # the place on it
+    panel: str  # Part of the table and the plot; rows with the same panel share an axis.
+    unit: str  # Unit of the panel's axis.
+    case: str  # Place in the panel.
     contender: str
     samples: Samples
-    target: Target | None = None  # for the median itself
+    target: Target | None = None  # Target of the median itself.
     comparisons: tuple[Comparison, ...] = ()
 
     def against(self, rival: "Row", target: Target | None = None) -> Comparison:
-        """This row compared with another."""
+        """The comparison of this row with `rival`."""
         return Comparison(rival.contender, self.samples.median / rival.samples.median, target)
 
 
 def interleave(contenders: Mapping[str, Callable[[int], T]], repeats: int, title: str) -> dict[str, list[T]]:
-    """What each contender gives in `repeats` rounds of A B A B …, after a round that is not counted.
+    """The results of each contender in `repeats` rounds of A B A B …, after a warm-up round that is not counted.
 
-    Contenders take turns so that a machine that grows slow or busy does so for all of them. Each is called with the
-    number of the round, which is 0 for the warm-up.
+    Contenders take turns so that a machine that becomes slow or busy slows all of them. Each contender is called with
+    the number of the round, which is 0 for the warm-up.
     """
     results: dict[str, list[T]] = {name: [] for name in contenders}
     for number in range(repeats + 1):

@@ -10,12 +10,12 @@ from benchmarks.report import Report, number
 from benchmarks.scaling import Inputs, Prediction, best, predict, saturation, worth_starting
 from protocol.errors import UserError
 
-WORTH = 0.9  # share of the highest speed for which actors are worth starting
+WORTH = 0.9  # Actors are worth starting up to this share of the highest speed.
 MEGABYTE = 1e6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # The defaults are those of CartPole's network, and of a learner on one thread.
+    # The defaults are for CartPole's network and a learner with one thread.
     counts = [2**i for i in range(3, 13)]
     parser.add_argument("--actors", nargs="+", type=positive(int), default=counts, help="numbers to predict for")
     parser.add_argument("--step-seconds", type=positive(float), default=0.005, help="of a step of one environment")
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parameters", type=positive(int), default=4610, help="of the policy, without its critic")
     parser.add_argument("--gigabits", type=positive(float), default=1.0, help="a second, of the network, each way")
     parser.add_argument("--learner-rate", type=positive(float), default=60_000, help="env-steps/s it can learn from")
-    parser.add_argument("--forward-seconds", type=positive(float), default=50e-6, help="of the policy, a lane's step")
-    parser.add_argument("--message-seconds", type=positive(float), default=150e-6, help="of the learner, each message")
-    parser.add_argument("--schedule", choices=("sync", "pipelined"), default="pipelined", help="of acting and learning")
+    parser.add_argument("--forward-seconds", type=positive(float), default=50e-6, help="seconds of the policy for a lane's step")
+    parser.add_argument("--message-seconds", type=positive(float), default=150e-6, help="seconds of the learner for each message")
+    parser.add_argument("--schedule", choices=("sync", "pipelined"), default="pipelined", help="schedule of acting and learning")
     parser.add_argument(
         "--check", action="store_true", help="instead, measure an experiment's inputs and speeds here, and compare"
     )
@@ -68,7 +68,7 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
 
 
 def rows_of(inputs: Inputs, predictions: Iterable[Prediction]) -> list[Row]:
-    """For every number of actors the speed and its three limits, and what travels."""
+    """Rows for each number of actors: the speed, its three limits, and the traffic."""
 
     def row(panel: str, unit: str, p: Prediction, contender: str, value: float) -> Row:
         return Row(panel, unit, str(p.actors), contender, Samples.of([value]))
@@ -88,7 +88,7 @@ def rows_of(inputs: Inputs, predictions: Iterable[Prediction]) -> list[Row]:
 
 
 def answers(inputs: Inputs) -> Iterable[str]:
-    """What one wants to know before starting anything, in sentences."""
+    """The answers to a user's questions before a run, as sentences."""
     top, worth, saturated = best(inputs), worth_starting(inputs, WORTH), saturation(inputs)
     if saturated is not None:
         learner = f"The learner is saturated by {saturated.actors:,} actors"
@@ -113,7 +113,7 @@ def answers(inputs: Inputs) -> Iterable[str]:
 
 
 def limit_of(prediction: Prediction) -> str:
-    """The part that works all the time, if there is one."""
+    """Describe what limits the speed: the part that works all the time, if there is one."""
     name = min(prediction.limits, key=prediction.limits.__getitem__)
     works_always = prediction.rate > 0.999 * prediction.limits[name]
     return {"acting": name}.get(name, f"the {name}") if works_always else "that each waits for the others"

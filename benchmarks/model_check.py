@@ -1,8 +1,8 @@
-"""The scaling model against this machine: its inputs measured one by one, and then the runs that it predicts.
+"""Compare the scaling model with this machine: measure the model's inputs one by one, and the runs that it predicts.
 
-Environments sleep, so that many actors share few cores, and the learner has much to compute, so that it is saturated by
-few of them. Nothing is fitted: no input is taken from the runs. The machine should have nothing else to do: what others
-take of it falls on sleeps that end late and on updates, and on no two of them alike.
+Environments sleep, so that many actors can share few cores. The learner has much to compute, so that few actors
+saturate it. Nothing is fitted: no input is taken from the runs. The machine should have nothing else to do, because
+other load delays sleeps and updates, and not all of them equally.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ LANES, LANE_SIZE, ROLLOUT_LENGTH = 16, 2, 4
 WORKLOAD = Workload("mlp", 256, LANES * LANE_SIZE * ROLLOUT_LENGTH // MINIBATCHES)
 EPOCHS = 50
 ACTORS = (1, 2, 4, 8, 12, 16, 24)
-LOCAL_BANDWIDTH = 1e9  # bytes per second over ipc, or more (`python -m benchmarks wire`): nothing to wait for
+LOCAL_BANDWIDTH = 1e9  # Bytes per second over ipc, at least (`python -m benchmarks wire`), so nothing waits for it.
 MEASURE_SECONDS = 1.0
 LANE_STEP, FORWARD, UPDATE, MESSAGE = "a lane's step", "the same without sleep", "an update", "a message"
 
 
 def run(schedule: Literal["sync", "pipelined"], repeats: int, report: Report) -> None:
-    """Add the measured and the predicted speed for each number of actors."""
+    """Add rows with the measured and the predicted speed for each number of actors."""
     report.note(f"load of the machine before: {os.getloadavg()[0]:.1f} on {cores()} cores")
     runs = {n: partial(measured_rate, schedule, n) for n in ACTORS}
-    with parts() as measure_parts:  # in turns with the runs, so that the machine is as busy for both
+    with parts() as measure_parts:  # Parts and runs take turns, so that the machine is equally busy for both.
         contenders = {**measure_parts, **{_actors(n): rate for n, rate in runs.items()}}
         found = {
             name: Samples.of(values) for name, values in interleave(contenders, repeats, f"model, {schedule}").items()
@@ -68,7 +68,7 @@ def _actors(count: int) -> str:
 
 @contextmanager
 def parts() -> Iterator[dict[str, Callable[[int], float]]]:
-    """What measures the seconds that each part takes by itself."""
+    """Functions that measure the seconds that each part takes by itself."""
     lane_size = ["--lane-size", str(LANE_SIZE)]
     with (
         Worker("acting", "--env", ENV, "--env-kwargs", f"seconds={STEP_SECONDS}", *lane_size) as sleeping,
@@ -110,7 +110,7 @@ def inputs_of(seconds: dict[str, float], schedule: Literal["sync", "pipelined"])
 
 
 def snapshot() -> PolicySnapshot:
-    """A policy of the size that is trained."""
+    """A policy of the same size as the trained one."""
     widths = (4, WORKLOAD.hidden, WORKLOAD.hidden, 2)
     arrays = {f"{i}.weight": np.zeros((widths[i + 1], widths[i]), np.float32) for i in range(3)}
     arrays |= {f"{i}.bias": np.zeros(widths[i + 1], np.float32) for i in range(3)}
@@ -118,7 +118,7 @@ def snapshot() -> PolicySnapshot:
 
 
 def message_seconds() -> float:
-    """Seconds that a message costs the learner: on average of a trajectory, with its grant, and a snapshot."""
+    """Seconds that a message costs the learner: the average of a trajectory, including its grant, and a snapshot."""
     experiment = dataclasses.replace(WORKLOAD.experiment, lane_size=LANE_SIZE, rollout_length=ROLLOUT_LENGTH)
     received = [bytes(frame) for frame in to_frames(trajectory(WORKLOAD.spaces, experiment, lane=0, rollout_index=0))]
     weights, grant, count = snapshot(), Grant("benchmark", 0, 0, 0, 0, None), 0
@@ -134,8 +134,8 @@ def message_seconds() -> float:
 
 
 def measured_rate(schedule: str, actors: int, _: int) -> float:
-    """Env-steps per second of a run, once they are steady."""
-    iterations = FIRST_ITERATIONS + 3 + min(actors, LANES)  # fast runs are longer, slow ones shorter
+    """Env-steps per second of a run, once its speed is steady."""
+    iterations = FIRST_ITERATIONS + 3 + min(actors, LANES)  # Fast runs get more iterations than slow runs.
     flags = f"--env {ENV} --env-kwargs seconds={STEP_SECONDS} --schedule {schedule} --num-envs {LANES * LANE_SIZE}"
     flags += f" --lane-size {LANE_SIZE} --rollout-length {ROLLOUT_LENGTH} --minibatches {MINIBATCHES} --epochs {EPOCHS}"
     flags += f" --hidden-sizes {WORKLOAD.hidden} {WORKLOAD.hidden} --learner-threads 1 --device cpu"

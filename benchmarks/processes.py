@@ -1,4 +1,4 @@
-"""Other processes: runs of launch.py, peers in interpreters of their own, and workers that measure on request."""
+"""Start other processes: runs of launch.py, peers in their own interpreters, and workers that measure on request."""
 
 import json
 import os
@@ -17,18 +17,18 @@ from protocol.errors import UserError
 from protocol.lifeline import USER_ERROR
 
 ROOT = Path(__file__).parent.parent
-END_SECONDS = 30.0  # that a process has to end once asked
-REST_SECONDS = 0.2  # before a measurement: threads that the last one left spinning come to rest
+END_SECONDS = 30.0  # Seconds that a process has to end after the request.
+REST_SECONDS = 0.2  # Pause before a measurement, so that spinning threads of the previous one come to rest.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training run, as its user sees it."""
+    """The result of one training run, as its user sees it."""
 
     env_steps: int
-    seconds: float  # of training, without imports
-    wall_seconds: float  # from the start of the process to its end
-    episode_return: float | None  # mean of the last 100 episodes
+    seconds: float  # Training time, without imports.
+    wall_seconds: float  # Time from the start of the process to its end.
+    episode_return: float | None  # Mean of the last 100 episodes.
 
     @property
     def rate(self) -> float:
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -45,7 +45,7 @@ def cores() -> int:
 
 @contextmanager
 def finished_run(flags: Sequence[str]) -> Iterator[Path]:
-    """`python launch.py FLAGS…` to its end; the run's directory, as long as the context lasts."""
+    """Run `python launch.py FLAGS…` to its end; yields the run's directory, which exists as long as the context."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         _finish(_launch(run_dir, flags), folder, {})
@@ -53,7 +53,7 @@ def finished_run(flags: Sequence[str]) -> Iterator[Path]:
 
 
 def train(flags: Sequence[str]) -> Outcome:
-    """What came of `python launch.py FLAGS…`."""
+    """Run `python launch.py FLAGS…` to its end; returns the result."""
     started = time.monotonic()
     with finished_run(flags) as run_dir:
         wall_seconds = time.monotonic() - started
@@ -62,8 +62,8 @@ def train(flags: Sequence[str]) -> Outcome:
 
 
 def run_peer(python: str, module: str, flags: Sequence[str], environ: Mapping[str, str]) -> Outcome:
-    """`PYTHON -m MODULE FLAGS…` to its end; the last line it prints is its answer."""
-    with tempfile.TemporaryDirectory() as folder:  # for whatever it leaves behind
+    """Run `PYTHON -m MODULE FLAGS…` to its end; the last line that it prints contains the result."""
+    with tempfile.TemporaryDirectory() as folder:  # Working directory, for files that the peer leaves behind.
         started = time.monotonic()
         lines = _finish([python, "-m", module, *flags], folder, {"PYTHONPATH": str(ROOT), **environ}).splitlines()
         wall_seconds = time.monotonic() - started
@@ -72,14 +72,14 @@ def run_peer(python: str, module: str, flags: Sequence[str], environ: Mapping[st
 
 
 def installed_in(python: str, packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those packages that the interpreter `python` has."""
+    """The versions of those `packages` that are installed for the interpreter `python`."""
     code = "import importlib.metadata as m, json, sys; names = {d.name.lower().replace('-', '_') for d in "
     code += "m.distributions()}; print(json.dumps({p: m.version(p) for p in sys.argv[1:] if p in names}))"
     return json.loads(_finish([python, "-c", code, *packages], None, {}))
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl so far, without one that is only half written."""
+    """The rows of a run's metrics.jsonl so far, without an incomplete last row."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -87,14 +87,14 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Launched:
-    """A run of launch.py under way."""
+    """A running launch.py."""
 
     process: subprocess.Popen[bytes]
     run_dir: Path
     output: Path
 
     def await_iterations(self, count: int, pause: float = 0.01) -> None:
-        """Return once that many iterations are complete."""
+        """Wait until `count` iterations are complete. Raises `UserError` if launch.py ends before."""
         while len(metrics_of(self.run_dir)) < count:
             if self.process.poll() is not None:
                 raise UserError(f"launch.py ended too soon: {_last_line(self.output)}")
@@ -103,7 +103,7 @@ class Launched:
 
 @contextmanager
 def running(flags: Sequence[str]) -> Iterator[Launched]:
-    """`python launch.py FLAGS…` under way, ended with the context."""
+    """Start `python launch.py FLAGS…`; the process is ended with the context."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir, output = Path(folder) / "run", Path(folder) / "output"
         with open(output, "wb") as file:
@@ -116,7 +116,7 @@ def running(flags: Sequence[str]) -> Iterator[Launched]:
 
 
 class Worker:
-    """A process of `benchmarks.workers` that lives as long as the context, and does nothing but what it is asked."""
+    """A process of `benchmarks.workers` that runs as long as the context, and works only on request."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._name = module
@@ -135,14 +135,14 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):  # it may have ended by itself
+        with suppress(BrokenPipeError):  # The process may have ended by itself.
             self._process.stdin.close()
         _await_end(self._process)
         self._process.stdout.close()
         self._errors.close()
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Have it measure, with the machine at rest."""
+        """Wait until the machine is at rest, send a request, and return its answer."""
         time.sleep(REST_SECONDS)
         self.tell(**request)
         return self.answer()
@@ -150,12 +150,12 @@ class Worker:
     def tell(self, **request: Any) -> None:
         """Send a request without waiting for the answer."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; `answer` says why
+        with suppress(BrokenPipeError):  # The process has ended; `answer` raises the reason.
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """The answer to the oldest request that has none. Raises `UserError` if the process has ended instead."""
+        """The answer to the oldest unanswered request. Raises `UserError` if the process has ended instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -168,7 +168,7 @@ def _launch(run_dir: Path, flags: Sequence[str]) -> list[str]:
 
 
 def _await_end(process: subprocess.Popen) -> None:
-    """Wait for a process that was asked to end, and kill it if it does not."""
+    """Wait for a process that was asked to end, and kill the process if it does not."""
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -199,7 +199,7 @@ def _finish(command: list[str], folder: str | None, environ: Mapping[str, str]) 
 
 
 def _failure(name: str, code: int, errors: Path) -> UserError:
-    """What to say of a process that has failed: its last words, which are all there is to say after a `UserError`."""
+    """The error for a failed process: its last line of text, alone if the process ended because of a `UserError`."""
     said = _last_line(errors)
     return UserError(said if code == USER_ERROR and said else f"{name} ended with code {code}: {said}")
 

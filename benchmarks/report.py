@@ -1,4 +1,4 @@
-"""What a benchmark found: a table for the terminal, a JSON file, and a plot."""
+"""Results of a benchmark: a table for the terminal, a JSON file, and a plot."""
 
 import importlib.util
 import itertools
@@ -16,26 +16,26 @@ from benchmarks.measurements import Row, Target
 from protocol.errors import UserError
 from protocol.files import replace_file
 
-PACKAGES = ("mlx", "numpy", "gymnasium", "pyzmq", "torch")  # whose versions a result depends on
+PACKAGES = ("mlx", "numpy", "gymnasium", "pyzmq", "torch")  # Results depend on the versions of these packages.
 HEADER = ("case", "contender", "median", "min–max", "ratio", "to", "target", "met")
 
 
 @dataclass
 class Report:
-    """The rows of one benchmark, and what else there is to say."""
+    """The rows of one benchmark, and notes."""
 
     name: str
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Say something at once, and again at the end."""
+        """Print `text` to stderr now, and keep it so that it is printed again with the table."""
         print(text, file=sys.stderr)
         self.notes.append(text)
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows by panel, numbers to the right."""
+    """The rows as text, grouped by panel, with right-aligned numbers."""
     blocks = []
     for (panel, unit), members in itertools.groupby(rows, key=lambda row: (row.panel, row.unit)):
         lines = [HEADER, *(line for row in members for line in _lines(row))]
@@ -46,7 +46,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or as many as stand before the point."""
+    """Format `value` with three digits, or with as many as stand before the point."""
     digits = next((d for d, limit in ((0, 100), (1, 10), (2, 1), (3, 0.1)) if abs(value) >= limit), None)
     return f"{value:.3g}" if digits is None else f"{value:,.{digits}f}"
 
@@ -89,7 +89,7 @@ def publish(report: Report, settings: dict[str, Any], out: Path) -> None:
 
 
 def as_dict(report: Report, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON file holds."""
+    """The content of the JSON file."""
     return {
         "benchmark": report.name,
         "settings": settings,
@@ -128,7 +128,7 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
 
 
 def draw(report: Report, path: Path) -> None:
-    """A plot for each panel: medians, with a line from the lowest to the highest run."""
+    """Draw a plot for each panel: medians, with a line from the lowest to the highest run."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
@@ -140,7 +140,7 @@ def draw(report: Report, path: Path) -> None:
     figure, grid = pyplot.subplots(len(panels), figsize=(8, 3.2 * len(panels)), squeeze=False, layout="constrained")
     for axes, ((panel, unit), rows) in zip(grid.flat, panels.items(), strict=True):
         cases = list(dict.fromkeys(row.case for row in rows))
-        # One case is a bar for each contender; several are a line, over a scale of powers where they are numbers.
+        # One case gives a bar for each contender. Several give lines, over a logarithmic axis if they are numbers.
         places = cases if len(cases) > 1 else [row.contender for row in rows]
         powers = len(cases) > 1 and all(case.isdecimal() for case in cases)
         at = [int(case) if powers else i for i, case in enumerate(places)]

@@ -14,8 +14,8 @@ from benchmarks.processes import finished_run, metrics_of
 from benchmarks.report import Report
 
 ROLLOUT_LENGTH = 32
-FIRST_ITERATIONS = 3  # before the speed is steady: actors build their lanes, and the learner compiles
-TARGETS = {16: at_least(0.95)}  # share of linear, by actors
+FIRST_ITERATIONS = 3  # Left out, because actors still build their lanes, and the learner compiles.
+TARGETS = {16: at_least(0.95)}  # {actors: share of linear scaling}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Of one run, once it is steady; in env-steps per second."""
+    """Speeds of one run, once they are steady, in env-steps per second."""
 
     run: float
-    learner: float  # if it never had to wait
+    learner: float  # Speed if the learner never had to wait.
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def measure(actors: int, num_envs: int, step_seconds: float, _: int) -> Speeds:
-    """One run with so many actors, a lane for each environment."""
+    """Do one run with `actors` actors and a lane for each environment."""
     steps = num_envs * ROLLOUT_LENGTH
-    iterations = FIRST_ITERATIONS + 2 + actors  # fast runs are longer, slow ones shorter
+    iterations = FIRST_ITERATIONS + 2 + actors  # Fast runs get more iterations than slow runs.
     flags = f"--env benchmarks.environments:Sleep-v0 --env-kwargs seconds={step_seconds} --schedule pipelined"
     flags += f" --num-envs {num_envs} --lane-size 1 --rollout-length {ROLLOUT_LENGTH} --minibatches 4 --epochs 4"
     flags += f" --actors {actors} --total-steps {iterations * steps}"
@@ -64,7 +64,7 @@ def measure(actors: int, num_envs: int, step_seconds: float, _: int) -> Speeds:
 
 
 def speeds_of(rows: list[dict[str, Any]], steps: int) -> Speeds:
-    """From the rows of metrics.jsonl, with so many env-steps an iteration."""
+    """Speeds computed from rows of metrics.jsonl, with `steps` env-steps per iteration."""
     seconds = [after["time/seconds"] - before["time/seconds"] for before, after in pairwise(rows)]
     busy = [s * (1 - row["time/learner_wait_share"]) for s, row in zip(seconds, rows[1:], strict=True)]
     return Speeds(run=steps * len(seconds) / sum(seconds), learner=steps / statistics.median(busy))

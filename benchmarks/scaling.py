@@ -1,29 +1,30 @@
-"""How speed follows from the parts: equations only, no measurement.
+"""Equations for a run's speed, given the cost of each part; this module measures nothing.
 
-E environments in L = E / n lanes of n, T steps a rollout, so B = E · T env-steps an iteration; N actors, each with a
-core of its own. A step of an environment takes s seconds, the policy and the records of a lane's step f. The learner
-takes B / r to learn, and m for each message that is not tiny. A link carries w bytes a second, each way at once.
+There are E environments in L = E / n lanes of n, and T steps a rollout, so an iteration has B = E · T env-steps. There
+are N actors, each with a core of its own. A step of an environment takes s seconds; the policy and the records of a
+lane's step take f seconds. The learner takes B / r seconds to learn, and m for each message that is not tiny. A link
+carries w bytes a second each way, both ways at once.
 
-    k = ⌈L / N⌉                     lanes of the busiest actor, for which all wait; with N > L some actors are idle
+    k = ⌈L / N⌉                     lanes of the busiest actor, which all wait for; with N > L some actors are idle
     acting   A = k · T · (n · s + f)
     learning G = B / r + m · (L + min(N, L))      trajectories, and a snapshot for each actor that acts
     up       U = L · trajectory_bytes / w
     down     D = min(N, L) · snapshot_bytes / w
 
-An iteration passes through all of them in turn: weights go down, lanes act, trajectories go up, the learner learns. Of
-an actor's k rollouts all but the last travel while it acts on, so that acting and travelling take, as k equal jobs do
-on two machines in a row,
+An iteration passes through these parts in turn: weights go down, lanes act, trajectories go up, the learner learns. Of
+an actor's k rollouts, all but the last travel while the actor acts on. Acting and travelling therefore take as long as
+k equal jobs that pass through two machines in a row:
 
-    A and U together   a + (k − 1) · max(a, u) + u,  with a = A / k and u = U / k
-    latency            W = D + that + G
+    A and U together   P = a + (k − 1) · max(a, u) + u,  with a = A / k and u = U / k
+    latency            W = D + P + G
 
-`sync` has one iteration under way in that loop, and `pipelined` two, of which each part serves one at a time:
+`sync` has one iteration under way in this loop. `pipelined` has two, and each part serves one of them at a time:
 
     sync       seconds an iteration = W
     pipelined  seconds an iteration = max(A, G, U, D, W / 2)
 
-and B divided by that is the speed. Left out: lanes of unequal speed (the slowest counts), actors that share a core, the
-time that a message travels however short it is, and encryption.
+The speed is B divided by these seconds. The equations leave out lanes of unequal speed (the slowest counts), actors
+that share a core, the network's latency, and encryption.
 """
 
 from collections.abc import Iterable
@@ -32,13 +33,13 @@ from typing import Literal
 
 from protocol.trajectory import DIGEST_SIZE
 
-TRAJECTORY_HEADER, SNAPSHOT_HEADER = 960, 550  # bytes: names, shapes and types, and what is small
+TRAJECTORY_HEADER, SNAPSHOT_HEADER = 960, 550  # Bytes of names, shapes, types and small fields.
 STEP_BYTES = 4 + 4 + 1 + 1  # log-probability, reward, terminated, truncated
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is known of environments, learner and network before anything is run."""
+    """The properties of environments, learner and network that are known before a run."""
 
     step_seconds: float
     """Seconds of a step of one environment."""
@@ -76,7 +77,7 @@ class Inputs:
 
     @property
     def trajectory_bytes(self) -> int:
-        """Of one lane's rollout on the wire, where no episode was truncated."""
+        """Bytes of one lane's rollout on the wire, if no episode was truncated."""
         steps = self.rollout_length * self.lane_size
         ends = self.lane_size * (
             self.observation_bytes + 8 + 1 + DIGEST_SIZE
@@ -85,13 +86,13 @@ class Inputs:
 
     @property
     def snapshot_bytes(self) -> int:
-        """Of one version of the policy, for one actor."""
+        """Bytes of one policy version, for one actor."""
         return 4 * self.parameters + SNAPSHOT_HEADER
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An iteration with so many actors, in seconds, and the speed that follows."""
+    """The seconds of each part of an iteration with `actors` actors, and the speed that follows."""
 
     actors: int
     batch: int  # env-steps
@@ -100,8 +101,8 @@ class Prediction:
     up: float
     down: float
     iteration: float
-    traffic_up: float  # bytes per second, of trajectories
-    traffic_down: float  # bytes per second, of weights
+    traffic_up: float  # Bytes per second of trajectories.
+    traffic_down: float  # Bytes per second of weights.
 
     @property
     def rate(self) -> float:
@@ -110,7 +111,7 @@ class Prediction:
 
     @property
     def limits(self) -> dict[str, float]:
-        """Env-steps per second, if there were nothing else."""
+        """For each part, the env-steps per second if only this part took time."""
         wire = max(self.up, self.down)
         return {
             name: self.batch / t for name, t in (("acting", self.acting), ("learner", self.learning), ("wire", wire))
@@ -118,7 +119,7 @@ class Prediction:
 
 
 def predict(inputs: Inputs, actors: int) -> Prediction:
-    """An iteration with that many actors; the equations are at the top of this file."""
+    """Predict an iteration with `actors` actors; the equations are at the top of this file."""
     lanes, acting_actors = inputs.lanes, min(actors, inputs.lanes)
     rounds = -(-lanes // actors)
     acting = rounds * inputs.rollout_length * (inputs.lane_size * inputs.step_seconds + inputs.forward_seconds)
@@ -133,21 +134,21 @@ def predict(inputs: Inputs, actors: int) -> Prediction:
 
 
 def different(inputs: Inputs) -> Iterable[Prediction]:
-    """Every number of actors that is worth a thought: the fewest for each ⌈L / N⌉, in rising order."""
+    """Predictions for the numbers of actors worth considering: the fewest for each ⌈L / N⌉, in rising order."""
     return (predict(inputs, n) for n in sorted({-(-inputs.lanes // k) for k in range(1, inputs.lanes + 1)}))
 
 
 def best(inputs: Inputs) -> Prediction:
-    """With the highest speed that any number of actors gives, and the fewest of them."""
+    """The prediction with the highest speed, for the fewest actors that give this speed."""
     return max(different(inputs), key=lambda prediction: prediction.rate)
 
 
 def saturation(inputs: Inputs) -> Prediction | None:
-    """With the fewest actors that act as fast as the learner learns; None where lanes run out before."""
+    """The prediction for the fewest actors that act as fast as the learner learns; None if lanes run out before."""
     return next((p for p in different(inputs) if p.acting <= p.learning), None)
 
 
 def worth_starting(inputs: Inputs, share: float) -> Prediction:
-    """With the fewest actors that give that share of the highest speed."""
+    """The prediction for the fewest actors that give this share of the highest speed."""
     enough = share * best(inputs).rate
     return next(p for p in different(inputs) if p.rate >= enough)

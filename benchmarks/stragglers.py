@@ -23,20 +23,20 @@ LANES = 8
 ASYNC, PIPELINED = "async", "pipelined"
 SPEED, RETURN, SOONER, SAMPLES = at_least(2), at_least(0.95), at_most(1), at_most(1.1)
 SEEDS_PER_REPEAT = (
-    3  # where lanes are equal: samples to the goal vary by 5 % from seed to seed, which hides a few percent
+    3  # For equal lanes: samples to the goal vary by 5 % from seed to seed, which hides smaller differences.
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slowest-ms", type=positive(float), default=2.0, help="of a step; the fastest takes a tenth")
+    parser.add_argument("--slowest-ms", type=positive(float), default=2.0, help="milliseconds of the slowest step; the fastest takes a tenth")
     parser.add_argument("--iterations", type=positive(int), help="of each run, instead of 48")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, and its first iteration after which the last 100 episodes had the return that is the goal."""
+    """The metrics of one training run."""
 
-    rows: list[dict[str, Any]]  # of metrics.jsonl
+    rows: list[dict[str, Any]]  # The rows of metrics.jsonl.
 
     @property
     def rate(self) -> float:
@@ -50,13 +50,13 @@ class Run:
 
     @property
     def goal(self) -> dict[str, Any] | None:
-        """The row of that iteration; None if there was none."""
+        """The row of the first iteration after which the last 100 episodes had the goal's return; None without one."""
         return next(
             (r for r in self.rows if r["rollout/episodes"] == WINDOW and r["rollout/episode_return_mean"] >= GOAL), None
         )
 
     def until_goal(self, name: str) -> float:
-        """A number from that row, or from the last."""
+        """The number `name` from the row `goal`, or from the last row if the goal was not reached."""
         return (self.goal or self.rows[-1])[name]
 
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def in_turns(run: Callable[[str, int], Run], repeats: int, title: str) -> dict[str, list[Run]]:
-    """What comes of each schedule, with another seed in each round."""
+    """Run each schedule in turn, with another seed in each round; returns the results by schedule."""
     return interleave({schedule: partial(run, schedule) for schedule in (ASYNC, PIPELINED)}, repeats, title)
 
 
@@ -103,7 +103,7 @@ def add_rows(
 
 
 def unequal(card: Card, slowest: float, schedule: str, seed: int) -> Run:
-    """One run in which each lane has an actor, and each actor a speed, of its own; `slowest` in seconds a step."""
+    """Do one run in which each lane has its own actor, and each actor its own speed; `slowest` in seconds a step."""
     with tempfile.TemporaryDirectory() as folder:
         kwargs = [f"folder='{folder}'", f"slowest={slowest}", f"places={LANES}"]
         env = dataclasses.replace(card, env="benchmarks.environments:Uneven-v0", seed=seed)
@@ -111,7 +111,7 @@ def unequal(card: Card, slowest: float, schedule: str, seed: int) -> Run:
 
 
 def equal(card: Card, schedule: str, seed: int) -> Run:
-    """One run to the goal with CartPole as it is."""
+    """Do one run of unchanged CartPole to the goal."""
     return whole_run([*flags_of(dataclasses.replace(card, stop_return=GOAL, seed=seed), schedule), "--actors", "2"])
 
 

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def measure(workload: Workload, ours: Worker, rival: Worker | None, repeats: int, seconds: float) -> list[Row]:
-    """Both sides' rows for one network and minibatch: how long a step of Adam takes."""
+    """Rows of both sides for one network and minibatch: the time of one Adam step."""
     wanted = dataclasses.asdict(workload)
 
     def ask_ours(_: int) -> float:

@@ -26,9 +26,9 @@ from supervisor.address import listening
 
 STACKED, CHECKED, RIVAL = "receive and stack", "receive, check and stack", "bare pyzmq"
 ROLLOUT_LENGTH, LANES = 128, 8
-WINDOW = 2 * LANES  # trajectories under way: two rollouts of each lane, as the schedule `pipelined` grants them
-TARGET_SIZE = 4 * 2**20  # bytes of a trajectory, roughly
-WAIT_SECONDS = 60.0  # for what must arrive
+WINDOW = 2 * LANES  # Trajectories under way: two rollouts of each lane, as the schedule `pipelined` grants them.
+TARGET_SIZE = 4 * 2**20  # Approximate bytes of a trajectory.
+WAIT_SECONDS = 60.0  # Timeout for each expected message.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +42,16 @@ def experiment_of() -> Experiment:
 
 
 def spaces_for(nbytes: int) -> Spaces:
-    """Spaces in which a rollout's observations have about so many bytes."""
+    """Spaces in which a rollout's observations have about `nbytes` bytes."""
     steps = ROLLOUT_LENGTH * experiment_of().lane_size
     return spaces_of((max(1, nbytes // (4 * steps)),), "float32")
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to travel in one measurement."""
+    """The trajectories sent in one measurement."""
 
-    nbytes: int  # of the observations of one trajectory
+    nbytes: int  # Bytes of the observations of one trajectory.
     batches: int
 
     @property
@@ -65,16 +65,16 @@ class Load:
 
     @property
     def size(self) -> str:
-        """A trajectory's, as it is shown."""
+        """The size of a trajectory, formatted for display."""
         return f"{self.nbytes / 2**20:g} MB" if self.nbytes >= 2**20 else f"{self.nbytes / 2**10:g} KB"
 
     @classmethod
     def of(cls, nbytes: int, megabytes: float) -> "Load":
-        """So many megabytes of trajectories, and two batches at least."""
+        """A load of about `megabytes` MB of trajectories, but at least two batches."""
         return cls(nbytes, max(2, round(megabytes * 1e6 / (nbytes * LANES))))
 
     def rows(self, results: dict[str, list[float]]) -> dict[str, Row]:
-        """A row for each contender, whose runs took so many seconds."""
+        """A row for each contender; `results` are the seconds of its runs."""
         megabytes = self.messages * self.message_bytes / 1e6
         return {
             name: Row(
@@ -85,7 +85,7 @@ class Load:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    prepare_device("cpu", threads=1)  # as the learner does, which among other things lets malloc keep its memory
+    prepare_device("cpu", threads=1)  # The learner calls this, too; among other things it lets malloc keep its memory.
     report = Report("wire")
     report.note(f"one sender, over ipc; {LANES} trajectories make a batch, {WINDOW} are under way")
     with Worker("sending") as sender:
@@ -108,14 +108,14 @@ def measure(load: Load, sender: Worker, repeats: int) -> list[Row]:
 
 
 def receive_batches(load: Load, sender: Worker, check: bool) -> float:
-    """Seconds that it takes over ipc."""
+    """Seconds to receive the load over ipc."""
     with listening("ipc") as place, closing(LearnerSocket(place.address)) as socket:
         sender.tell(bare=False, address=place.address, nbytes=load.nbytes)
         return receive_over(socket, load, sender, check)
 
 
 def receive_over(socket: LearnerSocket, load: Load, sender: Worker, check: bool) -> float:
-    """Seconds from the first grants until the last batch is stacked, each lane granted a rollout for each received."""
+    """Seconds from the first grants until the last batch is stacked; each received rollout is followed by a grant."""
     experiment, spaces = experiment_of(), spaces_for(load.nbytes)
     identity = _received(socket, Hello).identity
     time.sleep(REST_SECONDS)
@@ -147,7 +147,7 @@ def receive_over(socket: LearnerSocket, load: Load, sender: Worker, check: bool)
 
 
 def receive_bytes(load: Load, sender: Worker) -> float:
-    """Seconds from the word to begin until the last frame has arrived, where nobody looks into it."""
+    """Seconds from the message `begin` until the last frame has arrived; no frame is decoded."""
     with listening("ipc") as place, closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
         socket.setsockopt(zmq.LINGER, round(1000 * WAIT_SECONDS))
         socket.setsockopt(zmq.RCVHWM, WINDOW)
@@ -166,7 +166,7 @@ def receive_bytes(load: Load, sender: Worker) -> float:
 
 
 def _received(socket: LearnerSocket, kind: type) -> Any:
-    """The next message as it was `Received`, which must be of this kind."""
+    """Wait for the next message, as `Received`. Raises `UserError` if none of this kind arrives."""
     received = socket.receive(WAIT_SECONDS)
     if received is None or not isinstance(received.message, kind):
         raise UserError(f"the sender sent {received and received.message!r:.80} instead of a {kind.__name__}")

@@ -1,4 +1,4 @@
-"""Synthetic experience, as much as wanted: what the learner is given where no environment is to be measured."""
+"""Synthetic experience, which replaces environments in measurements of the learner."""
 
 import math
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ EPISODE_LENGTH = 200
 
 @dataclass(frozen=True)
 class Workload:
-    """One iteration of PPO: a network, and a batch of four minibatches."""
+    """The work of one iteration of PPO: a network, and a batch of four minibatches."""
 
     network: str  # mlp or nature_cnn
-    hidden: int  # units of each of the MLP's two layers, or of the CNN's one
-    minibatch: int  # samples
+    hidden: int  # Units of each of the MLP's two hidden layers, or of the CNN's hidden layer.
+    minibatch: int  # Samples in a minibatch.
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class Workload:
 
     @property
     def experiment(self) -> Experiment:
-        """A single lane, as wide as makes a batch of it."""
+        """An experiment with a single lane, whose rollout is the whole batch."""
         num_envs = math.gcd(self.batch, 64)
         return Experiment(
             num_envs=num_envs,
@@ -51,13 +51,13 @@ class Workload:
 
 
 def spaces_of(shape: tuple[int, ...], dtype: str) -> Spaces:
-    """One observation of this shape, an image if it is of bytes, and two actions to choose from."""
+    """Spaces with one observation of this shape, which is an image if `dtype` is uint8, and two discrete actions."""
     part = ObservationPart("image" if dtype == "uint8" else "numbers", BoxSpace(shape, dtype), ())
     return Spaces(part.box, (part,), BoxSpace((), "int64"), "categorical", (ACTIONS,))
 
 
 def trajectory(spaces: Spaces, experiment: Experiment, lane: int, rollout_index: int) -> Trajectory:
-    """A lane's rollout, acted at random, that passes the learner's checks."""
+    """A rollout of a lane with random contents that passes the learner's checks."""
     random = np.random.default_rng(lane)
     t, n = experiment.rollout_length, experiment.lane_size
     shape, dtype = spaces.observation.shape, np.dtype(spaces.observation.dtype)

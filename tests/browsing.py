@@ -1,4 +1,4 @@
-"""A headless Chromium, told what to do over the two pipes of its DevTools protocol: no driver, no open port."""
+"""Control a headless Chromium over the two pipes of its DevTools protocol, without a driver or an open port."""
 
 import base64
 import json
@@ -23,16 +23,16 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """The browser's program; None where there is none."""
+    """The path of the browser's program; None if no browser is installed."""
     return next(filter(None, map(shutil.which, NAMES)), str(ON_MACOS) if ON_MACOS.exists() else None)
 
 
 class Page:
-    """One tab."""
+    """One browser tab."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
-        self.requests: list[str] = []  # the address of everything that it asked for
-        self.complaints: list[str] = []  # errors, warnings, and what the content security policy stopped
+        self.requests: list[str] = []  # Addresses that the page requested.
+        self.complaints: list[str] = []  # Errors, warnings, and violations of the content security policy.
         self._to, self._from = to_browser, os.fdopen(from_browser, "rb")
         self._session: str | None = None
         self._sent = 0
@@ -42,7 +42,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command; what happens meanwhile is noted."""
+        """Send one command and return its answer; events that arrive before the answer are recorded."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -78,17 +78,17 @@ class Page:
         self.call("Page.navigate", url=address)
 
     def colors(self, scheme: str) -> None:
-        """What the user prefers: light or dark."""
+        """Set the color scheme that the user prefers: light or dark."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, through JSON."""
+        """The value of a JavaScript expression, passed as JSON."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def wait_for(self, expression: str) -> Any:
-        """The first true value of a JavaScript expression."""
+        """Evaluate a JavaScript expression until its value is true; returns that value."""
         deadline = time.monotonic() + TIMEOUT
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < deadline, f"waited in vain for {expression}; {self.complaints}"
@@ -102,12 +102,12 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A browser of its own, with an empty profile."""
+    """Start a browser of its own, with an empty profile; the browser ends with the context."""
     program = chromium()
     assert program is not None
     commands_in, to_browser = os.pipe()
     from_browser, answers_out = os.pipe()
-    # Chromium reads commands from descriptor 3 and writes to 4, whatever they are here.
+    # Chromium reads commands from descriptor 3 and writes answers to 4, so bash moves the pipes to these numbers.
     script = f'exec "$0" "$@" 3<&{commands_in} 4>&{answers_out}'
     process = subprocess.Popen(
         ["bash", "-c", script, program, *FLAGS, f"--user-data-dir={profile}"],
@@ -121,9 +121,9 @@ def browser(profile: Path) -> Iterator[Page]:
     page = Page(to_browser, from_browser)
     try:
         yield page
-        page.call("Target.getTargets")  # it is still there
+        page.call("Target.getTargets")  # This call fails if the browser has ended.
     finally:
-        os.close(to_browser)  # which ends it
+        os.close(to_browser)  # Chromium ends when this pipe is closed.
         page._from.close()
         try:
             process.wait(TIMEOUT)

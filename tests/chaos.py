@@ -22,8 +22,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import LAUNCH, children, launch, running, summary_of, train
 
-FIRST_MOMENTS = 0.3  # seconds of an actor's life
-WORLDS = {  # what is trained: tiny updates, and such as take longer than an actor's restart
+FIRST_MOMENTS = 0.3  # Seconds after an actor's start.
+WORLDS = {  # Flags of what is trained. Some updates are tiny, some take longer than an actor's restart.
     "small": ["--total-steps", 100_000],
     "wide": ["--hidden-sizes", 768, 768, "--total-steps", 12_288],
     "recurrent": ["--recurrent-size", 64, "--minibatches", 4, "--total-steps", 20_480],
@@ -37,7 +37,7 @@ CAMPAIGN = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --ep
 
 @dataclass
 class Chaos:
-    """One disturbed run. Its faults are methods; each acts on the run as it finds it."""
+    """One disturbed run. Each fault is a method that acts on the run in its current state."""
 
     run_dir: Path
     flags: list[object]
@@ -65,15 +65,15 @@ class Chaos:
         self._signal(self.actors(), signal.SIGSTOP)
 
     def kill_young_actor(self) -> None:
-        """One in the first moments of its life: before it says hello, while it waits for an answer, or just after."""
+        """Kill an actor just after its start: before it says hello, while it waits for an answer, or just after."""
         self._kill_a_replacement(self.random.uniform(0, FIRST_MOMENTS))
 
     def kill_rebuilding_actor(self) -> None:
-        """One that has joined in another's place, about when it rebuilds its lanes."""
+        """Kill an actor that has replaced another one, about when it rebuilds its lanes."""
         self._kill_a_replacement(FIRST_MOMENTS + self.random.uniform(0, 3 * FIRST_MOMENTS))
 
     def kill_actor_in_update(self) -> None:
-        """Just after an iteration was completed: the learner is at the next update, or soon will be."""
+        """Kill an actor just after an iteration was completed: the learner is in the next update, or soon will be."""
         before, deadline = self.iterations(), time.monotonic() + 10
         while self.iterations() == before and self._alive() and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -103,7 +103,7 @@ class Chaos:
         self._signal(self.learner(), signal.SIGKILL)
 
     def kill_learner_while_saving(self) -> None:
-        """As soon as a checkpoint is being written, or after a second without one."""
+        """Kill the learner as soon as it writes a checkpoint, or after a second without one."""
         checkpoints = self.run_dir / "checkpoints"
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline and not list(checkpoints.glob(".[0-9]*")):
@@ -111,13 +111,13 @@ class Chaos:
         self._signal(self.learner(), signal.SIGKILL)
 
     def kill_learner_and_actor(self) -> None:
-        """The actor while there is no learner to be told."""
+        """Kill the learner, then an actor while there is no learner that could be told of it."""
         self.kill_learner()
         time.sleep(0.2)
         self.kill_actor()
 
     def kill_everything(self) -> None:
-        """SIGKILL to the launcher and all its children, then `--resume`."""
+        """Send SIGKILL to the launcher and all its children, then `--resume`."""
         assert self.process is not None
         for process in [*self.learner(), *self.actors(), *self.witness(), psutil.Process(self.process.pid)]:
             self._signal([process], signal.SIGKILL)
@@ -125,14 +125,14 @@ class Chaos:
         self.resume()
 
     def kill_launcher(self) -> None:
-        """SIGKILL to the launcher alone, then `--resume` while its orphans may still be ending."""
+        """Send SIGKILL to the launcher alone, then `--resume` while its orphans may still be ending."""
         assert self.process is not None
         self.process.kill()
         self.process.communicate()
         self.resume()
 
     def kill_launcher_of_a_stopped_learner(self) -> None:
-        """The learner cannot end by itself then, and has the run's lock."""
+        """Stop the learner, then kill the launcher. The learner cannot end by itself then, and holds the run's lock."""
         self.stop_learner()
         self.kill_launcher()
 
@@ -146,7 +146,7 @@ class Chaos:
         self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self, faults: list[str], due: Callable[[int], bool]) -> dict[str, Any]:
-        """Start the run, let fault i happen once `due(i)`, and see the run to its end; returns the summary."""
+        """Start the run, cause fault i once `due(i)` is true, and wait for the run's end; returns the summary."""
         with running(self.run_dir, *self.flags) as self.process:
             output = self._disturb(faults, due)
         assert self.process is not None
@@ -155,7 +155,7 @@ class Chaos:
         return summary_of(self.run_dir)
 
     def _disturb(self, faults: list[str], due: Callable[[int], bool]) -> str:
-        begun = self.run_dir / "config.toml"  # before it, there is no run to disturb
+        begun = self.run_dir / "config.toml"  # Until this file exists, there is no run to disturb.
         for i, fault in enumerate(faults):
             while not (due(i) and begun.exists()) and self._alive():
                 time.sleep(0.01)
@@ -203,7 +203,7 @@ FAULTS = [
 
 
 def main() -> int:
-    """One run with `--times` of one fault, or a random campaign; returns the exit code."""
+    """Do one run with one fault `--times` times, or a random campaign; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="length of a random campaign")
     parser.add_argument("--fault", choices=FAULTS, help="instead of a campaign, one run with this fault alone")
@@ -231,10 +231,10 @@ def main() -> int:
             actors = arguments.actors if arguments.fault else chance.randint(1, arguments.actors)
             execution = ["--actors", actors, "--transport", chance.choice(["ipc", "tcp"])]
             if chance.random() < 0.5 or any(fault.startswith("stop") for fault in faults):
-                execution += ["--step-timeout", 3]  # else the default, where a lane may wait for long
+                execution += ["--step-timeout", 3]  # Otherwise the default timeout, with which a lane may wait long.
             chaos = Chaos(Path(name) / str(number), [*flags, *execution], chance)
             iterations = len((Path(name) / calm / "metrics.jsonl").read_text().splitlines())
-            moments = sorted(chance.randrange(iterations + 1) for _ in faults)  # none is spared, not the last either
+            moments = sorted(chance.randrange(iterations + 1) for _ in faults)  # Any iteration, also the last.
             began = time.monotonic()
             try:
                 summary = chaos.run(faults, due=lambda i: chaos.iterations() >= moments[i])  # noqa: B023
@@ -253,7 +253,7 @@ def main() -> int:
 
 
 def plan(arguments: argparse.Namespace, chance: random.Random) -> Iterator[tuple[str, list[str]]]:
-    """(schedule, faults) of each run to do."""
+    """Yield (schedule, faults) of each run to do."""
     if arguments.fault:
         for schedule in ("sync", "pipelined"):
             yield schedule, [arguments.fault] * arguments.times

@@ -25,7 +25,7 @@ from launching import TIMEOUT, running, summary_of, train, wait_for
 from protocol.files import read_rows
 from protocol.process import HASH_SEED
 
-CARTPOLE = "benchmarks.environments:Uneven-v0"  # which can sleep in every step, so that a run lasts
+CARTPOLE = "benchmarks.environments:Uneven-v0"  # It can sleep in every step, so that a run takes long enough.
 SHAPE = "--lane-size 2 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 AGAIN = re.compile(r"actor (\d+) delivers again, ([\d.]+) s after it was lost")
 LOST = re.compile(r"warning: actor (\d+) (ended with exit code|was killed)")
@@ -35,27 +35,27 @@ OBJECT_STORE = 80 * 2**20  # bytes
 
 @dataclass
 class Nodes:
-    """The cluster; its first node, the head, is the machine of the learner."""
+    """The cluster. Its first node, the head, stands for the learner's machine."""
 
-    cluster: Any  # Ray's
+    cluster: Any  # Ray's `Cluster`.
 
     @property
     def address(self) -> str:
         return self.cluster.address
 
     def lose_last(self) -> None:
-        """As when its machine is gone: nothing there ends in order."""
+        """Remove the last node abruptly, as when its machine is gone: no process there shuts down in order."""
         self.cluster.remove_node(max(self.cluster.worker_nodes, key=lambda node: node.unique_id), allow_graceful=False)
 
 
 @contextmanager
 def cluster_of(nodes: int, cpus: int) -> Iterator[Nodes]:
-    """A cluster of so many nodes that claim `cpus` CPUs each."""
+    """Start a cluster of `nodes` nodes that claim `cpus` CPUs each; it ends with the context."""
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in HASH_SEED.items():  # as docs/more-machines.md says of `ray start`
+        for name, value in HASH_SEED.items():  # docs/more-machines.md asks for the same with `ray start`.
             patch.setenv(name, value)
         cluster = Cluster(initialize_head=True, head_node_args=node)
         try:
@@ -68,7 +68,7 @@ def cluster_of(nodes: int, cpus: int) -> Iterator[Nodes]:
 
 @dataclass
 class Output:
-    """What launch.py prints, with the time of each line."""
+    """The lines that launch.py prints, each with the time at which it was read."""
 
     process: subprocess.Popen[str]
     lines: list[tuple[float, str]] = field(default_factory=list)
@@ -102,21 +102,21 @@ class Output:
 
 @dataclass(frozen=True)
 class Loss:
-    """What the loss of a node meant for a run."""
+    """How the loss of a node affected a run."""
 
-    lost: int  # actors
-    noticed: float  # seconds until the first of them was known to be lost
-    learning: float  # seconds until an iteration was done without them
-    replaced: float  # seconds until the last of them delivered again
-    longest: float  # seconds of the launcher's own count, from the notice to the delivery
-    equal: bool  # whether the weights are those of the undisturbed run
+    lost: int  # Actors lost.
+    noticed: float  # Seconds until the first actor was known to be lost.
+    learning: float  # Seconds until an iteration was completed without the lost actors.
+    replaced: float  # Seconds until the last of the lost actors delivered again.
+    longest: float  # Seconds, as the launcher counts them, from the notice of a loss to the next delivery.
+    equal: bool  # Whether the weights equal those of the undisturbed run.
     summary: dict[str, Any]
     output: str
 
 
 def lose_a_node(folder: Path, nodes: int, actors: int, seconds: float, num_envs: int, iterations: int) -> Loss:
-    """Train on a cluster whose last node is lost once training is under way; each step of a lane takes `seconds`."""
-    cpus = -(-actors // (nodes - 1))  # enough on those that stay
+    """Train on a cluster and remove its last node during training; each step of a lane takes `seconds`."""
+    cpus = -(-actors // (nodes - 1))  # The nodes that stay have CPUs for all actors.
     steps = num_envs * 32 * iterations
 
     def flags(step_seconds: float) -> list[object]:
@@ -133,7 +133,7 @@ def lose_a_node(folder: Path, nodes: int, actors: int, seconds: float, num_envs:
             began = time.monotonic()
             cluster.lose_last()
             output.wait_for(LOST, began)
-            # Those that are started again have joined before the run goes on, so that they deliver before it ends.
+            # The restarted actors have to join before the run goes on, so that they deliver before it ends.
             wait_for(lambda: joins(folder / "run") >= actors + len(output.found(LOST, began)), process)
             gate.open()
             code = output.end()
@@ -156,18 +156,18 @@ def lose_a_node(folder: Path, nodes: int, actors: int, seconds: float, num_envs:
 
 
 def joins(run_dir: Path) -> int:
-    """How often an actor has joined the run."""
+    """How often actors have joined the run."""
     return sum(row["event"] == "actor_joined" for row in read_rows(run_dir / "events.jsonl"))
 
 
 def main() -> int:
-    """Lose a node, and print what that meant; returns the exit code."""
+    """Lose a node, and print how this affected the run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--actors", type=int, default=32)
     parser.add_argument("--num-envs", type=int, default=128)
     parser.add_argument("--iterations", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=0.02, help="that each step of a lane takes")
+    parser.add_argument("--seconds", type=float, default=0.02, help="seconds that each step of a lane takes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         loss = lose_a_node(

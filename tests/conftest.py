@@ -1,4 +1,4 @@
-"""What holds for all tests, set before any of them imports NumPy."""
+"""Settings and fixtures of all tests; the environment variables are set before any test imports NumPy."""
 
 import os
 import sys
@@ -12,19 +12,19 @@ from hypothesis import HealthCheck, settings
 
 from protocol.process import ONE_THREAD
 
-os.environ.update(ONE_THREAD)  # as in every process of a run
-os.environ["MLX_ENABLE_TF32"] = "0"  # likewise
-_state = tempfile.TemporaryDirectory()  # for the secret with which runs are signed: the user's is not for tests
+os.environ.update(ONE_THREAD)  # Every process of a run sets this.
+os.environ["MLX_ENABLE_TF32"] = "0"  # Every process of a run sets this, too.
+_state = tempfile.TemporaryDirectory()  # Tests sign runs with a secret in this folder, not with the user's secret.
 os.environ["XDG_STATE_HOME"] = _state.name
-os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # what every process that a test starts inherits
+os.environ["STARTED_BY_TESTS"] = str(os.getpid())  # Every process that a test starts inherits this.
 
-# No test depends on how fast the machine is: neither an example nor their making has a time to be done in.
+# Tests must not depend on how fast the machine is, so no time limit holds for an example or for making examples.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
-    """Let tests that use MLX in this process use its CPU, also where there is a GPU."""
+    """Select the CPU for tests that use MLX in this process, even on a machine with a GPU."""
     if "mlx.core" in sys.modules:
         from learner.device import use_device
 
@@ -40,13 +40,13 @@ def no_process_outlives_the_tests() -> Iterator[None]:
         return [p for p in processes if (p.info["environ"] or {}).get("STARTED_BY_TESTS") == str(os.getpid())]
 
     yield
-    wait_for(lambda: not left())  # what was orphaned may need a moment
+    wait_for(lambda: not left())  # Orphaned processes may need a moment to end.
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of `SMALL`, for tests that leave it as it is."""
-    from launching import SMALL, train  # NumPy comes with it
+    """A finished run of `SMALL`, for tests that do not change it."""
+    from launching import SMALL, train  # Imported here because it imports NumPy.
 
     run_dir = tmp_path_factory.mktemp("small") / "run"
     train(run_dir, "--in-process", *SMALL)

@@ -1,6 +1,7 @@
 """Environments that misbehave, for the tests: `--env tests.environments:NAME-v0`.
 
-What goes wrong only a few times leaves marks in the directory that `MARKS` names, so that other processes know.
+A fault that happens only a few times leaves files in the directory that the environment variable `MARKS` names, so that
+other processes know how often it has happened.
 """
 
 import os
@@ -17,7 +18,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 
 def first_times(name: str, count: int) -> bool:
-    """Whether this is among the first `count` times, over all processes, that `name` happens."""
+    """Whether this call is among the first `count` calls with `name`, counted over all processes."""
     for i in range(count):
         try:
             (Path(os.environ["MARKS"]) / f"{name}-{i}").touch(exist_ok=False)
@@ -28,7 +29,7 @@ def first_times(name: str, count: int) -> bool:
 
 
 class Misbehaving(CartPoleEnv):
-    """CartPole that does `fault` at the 20th step of every episode whose seed is a multiple of `every`."""
+    """CartPole with a `fault` at the 20th step of every episode whose seed is a multiple of `every`."""
 
     def __init__(self, fault: str, every: int = 5) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class Misbehaving(CartPoleEnv):
 
 
 class Forgetful(CartPoleEnv):
-    """CartPole whose noise survives a reset, so that replay leads elsewhere."""
+    """CartPole whose noise generator is not reset, so that a replay gives other observations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Forgetful(CartPoleEnv):
 
 
 class GlobalRandom(CartPoleEnv):
-    """CartPole that draws from the generator all share."""
+    """CartPole that draws from Python's global random generator."""
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = super().step(action)
@@ -87,14 +88,14 @@ class GlobalRandom(CartPoleEnv):
 
 
 class RememberingReward(gymnasium.Wrapper):
-    """CartPole under gymnasium's NormalizeReward, whose statistics survive a reset."""
+    """CartPole in gymnasium's NormalizeReward, whose statistics are not reset with the environment."""
 
     def __init__(self) -> None:
         super().__init__(gymnasium.wrappers.NormalizeReward(CartPoleEnv()))
 
 
 class EverySpace(gymnasium.Env):
-    """Walks at random; what it shows and takes has the spaces asked for, and rewards what the actions say."""
+    """Random observations and actions of the named spaces; the reward is the action's sum divided by 10."""
 
     OBSERVATIONS = {  # noqa: RUF012
         "matrix": spaces.Box(-5, 5, (2, 3), np.float64),
@@ -123,7 +124,7 @@ class EverySpace(gymnasium.Env):
     }
 
     def __init__(self, observation: str = "matrix", action: str = "discrete") -> None:
-        # Copies, since drawing from a space changes it, and actors may be threads of one process.
+        # Copies, because drawing from a space changes it, and actors may be threads of one process.
         self.observation_space = deepcopy(self.OBSERVATIONS[observation])
         self.action_space = deepcopy(self.ACTIONS[action])
 
@@ -150,14 +151,15 @@ class EverySpace(gymnasium.Env):
 
 
 class TMaze(gymnasium.Env):
-    """A corridor whose first cell shows on which side the goal lies at its far end: 0 goes on, 1 and 2 turn.
+    """A corridor whose first cell shows on which side of its far end the goal lies: 0 goes on, 1 and 2 turn.
 
-    Turning the right way at the end is worth 1, turning the other way −1, and turning before −0.1 a step.
+    Turning to the goal at the end gives 1, and turning the other way −1. A turn before the end and action 0 at the end
+    give −0.1.
     """
 
     LENGTH = 6
 
-    observation_space = spaces.Box(-1, 1, (2,), np.float32)  # the sign in the first cell, whether this is the end
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)  # (goal's side; 0 after the first cell), at the end
     action_space = spaces.Discrete(3)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:

@@ -1,4 +1,4 @@
-"""Environments whose course depends on what it should not: `doctor tests.environments_doctor:NAME-v0`."""
+"""Environments that depend on state outside of them, or exit, or hang: `doctor tests.environments_doctor:NAME-v0`."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 
 class Odd(CartPoleEnv):
-    """CartPole with an oddity in its reward."""
+    """CartPole whose reward contains the value of `oddity`."""
 
     def oddity(self) -> float:
         return 0.0
@@ -31,7 +31,7 @@ class Numbered(Odd):
 
 
 class Shared(Odd):
-    """The last to be reset decides for all."""
+    """The environment that was reset last changes the reward of all."""
 
     last: ClassVar[Any] = None
 

@@ -1,4 +1,4 @@
-"""Environments for the tests of what steps them: `--env tests.environments_faulty:NAME-v0`."""
+"""Faulty environments for tests of the code that steps environments: `--env tests.environments_faulty:NAME-v0`."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from tests.environments import EverySpace
 
 
 class Scribbler(EverySpace):
-    """Writes over everything that it was handed and that it returned, in every later call."""
+    """Overwrites, in every later call, the arrays that it received and returned before."""
 
     def __init__(self, observation: str = "matrix", action: str = "discrete", scribbles: bool = True) -> None:
         super().__init__(observation, action)
@@ -56,7 +56,7 @@ class Scribbler(EverySpace):
 
 
 class Ill(gymnasium.Env):
-    """Episodes of ten steps that end in `how` in every `every`th reset or step, by the episode's seed."""
+    """Episodes of ten steps; if the seed is a multiple of `every`, the reset or the fifth step fails as `how` says."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -136,7 +136,7 @@ class Ill(gymnasium.Env):
 
 
 class Untold(Exception):
-    """Has no text."""
+    """An exception whose `str` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("not even this")

@@ -1,6 +1,6 @@
-"""A gate in a run's way, so that no run ends before a test has done to it what it has to do, however slow the test is.
+"""A gate holds a run back, so that the run cannot end before a test has done its work, however slow the test is.
 
-It is a wrapper of the run's environments, and a file that says how far they may go.
+The gate is a wrapper of the run's environments, and a file that contains how many iterations the run may do.
 """
 
 import os
@@ -12,19 +12,19 @@ import gymnasium
 
 from protocol.files import replace_file
 
-STEPS = 8  # of an environment, after which it looks anew how far it may go
-PASSES = "PASSES_GATES"  # an environment variable of processes that no gate holds
-HELD_SECONDS = 0.5  # that a step takes at a closed gate: hardly anything moves, and no actor seems to hang
+STEPS = 8  # An environment reads the file again after so many steps.
+PASSES = "PASSES_GATES"  # Environment variable of processes that no gate holds.
+HELD_SECONDS = 0.5  # Duration of a step at a closed gate: the run hardly moves, but no actor seems to hang.
 
 
 def iterations(run_dir: Path) -> int:
-    """How many a run has done so far."""
+    """The number of iterations that a run has completed so far."""
     path = run_dir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 class Gate:
-    """The test's side. A run with `flags` goes `count` iterations far, and two more at most, until more is allowed."""
+    """The test's side. A run with `flags` does `count` iterations, and two more at most, until the test allows more."""
 
     def __init__(self, run_dir: Path, count: int) -> None:
         self._path = run_dir.with_name(f"{run_dir.name}.gate")
@@ -33,7 +33,7 @@ class Gate:
         self.close_after(count)
 
     def close_after(self, count: int) -> None:
-        """Let the run go so many iterations far, counted from its beginning."""
+        """Allow the run `count` iterations, counted from its beginning."""
         replace_file(self._path, f"{count}\n{self._run_dir}", durable=False)
 
     def open(self) -> None:
@@ -41,7 +41,7 @@ class Gate:
 
 
 class Gated(gymnasium.Wrapper):
-    """The run's side: steps take long as soon as the run has come as far as it may."""
+    """The run's side. Steps take long as soon as the run has done as many iterations as the file allows."""
 
     def __init__(self, env: gymnasium.Env, gate: str) -> None:
         super().__init__(env)
@@ -62,6 +62,6 @@ class Gated(gymnasium.Wrapper):
         try:
             count, run_dir = self._gate.read_text().split("\n")
             self._held = iterations(Path(run_dir)) >= int(count)
-        except FileNotFoundError:  # it is open
+        except FileNotFoundError:  # The gate is open.
             self._held = False
         return self._held

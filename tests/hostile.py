@@ -35,34 +35,34 @@ from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
 from protocol.trajectory import DIGEST_SIZE, Trajectory
 
-ENV = "benchmarks.environments:Sleep-v0"  # a learner that waits has time for strangers
+ENV = "benchmarks.environments:Sleep-v0"  # Steps that sleep leave the learner time to handle strangers' messages.
 EXPERIMENT = "--num-envs 16 --lane-size 4 --rollout-length 32 --minibatches 2 --epochs 1 --checkpoint-every 50".split()  # noqa: SIM905
-STEADY = ["--learning-rate-schedule", "constant"]  # so that a run's length does not change its beginning
+STEADY = ["--learning-rate-schedule", "constant"]  # With this, the length of a run does not change its beginning.
 FLAGS = ["--env", ENV, "--env-kwargs", "seconds=0.001", *EXPERIMENT, *STEADY]
-SOCKETS = 16  # that send messages at the same time
-CONNECTIONS = 200  # that are open at the same time
-GROWTH = 50  # MB of the learner's memory that an attack may cost
+SOCKETS = 16  # Sockets that send messages at the same time.
+CONNECTIONS = 200  # Connections that are open at the same time.
+GROWTH = 50  # MB by which the learner's memory may grow during an attack.
 
 Frames = list[bytes]
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)  # of ZMTP 3.0
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)  # ZMTP 3.0
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What a stranger sees that joins and is granted a lane, and what it might answer."""
+    """The messages that a stranger receives when it joins and is granted a lane, and those that it might send."""
 
     welcome: Welcome
     ready: Ready
     grant: Grant
-    messages: list[Frames]  # all of these, whole
+    messages: list[Frames]  # All of these messages, and some others, encoded.
 
 
 class Stranger:
-    """One connection that says what it likes."""
+    """One connection that can send any message."""
 
     def __init__(self, address: str, seconds: float = TIMEOUT) -> None:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, round(1000 * TIMEOUT))  # what was sent is to arrive
+        self._socket.setsockopt(zmq.LINGER, round(1000 * TIMEOUT))  # Messages sent before `close` are still delivered.
         self._socket.setsockopt(zmq.SNDHWM, 100)
         self._socket.setsockopt(zmq.SNDTIMEO, round(1000 * seconds))
         self._socket.connect(address)
@@ -74,7 +74,7 @@ class Stranger:
         self.send(plain(message))
 
     def hear(self, kind: type) -> Any:
-        """The next message of that kind."""
+        """Wait for the next message of this kind. Raises `TimeoutError` if none arrives."""
         deadline = time.monotonic() + TIMEOUT
         while self._socket.poll(round(1000 * max(0.0, deadline - time.monotonic()))):
             frames = self._socket.recv_multipart()
@@ -83,7 +83,7 @@ class Stranger:
         raise TimeoutError(f"no {kind.__name__} came")
 
     def hush(self) -> None:
-        """Forget what has come."""
+        """Discard all messages that have arrived."""
         with suppress(zmq.Again):
             while True:
                 self._socket.recv_multipart(zmq.NOBLOCK)
@@ -97,9 +97,9 @@ def plain(message: Message) -> Frames:
 
 
 def join(address: str, name: str, fingerprint: dict[str, str], ready: Ready) -> tuple[Stranger, Welcome]:
-    """A stranger that has joined as an honest actor does."""
+    """Create a stranger that has joined the run as an honest actor does."""
     stranger = Stranger(address)
-    for _ in range(100):  # until this machine's own actors have said what is right
+    for _ in range(100):  # Repeated until the run's own actors have told the learner the right fingerprint.
         stranger.say(Hello(name, 1, fingerprint))
         if stranger._socket.poll(200):
             break
@@ -109,7 +109,7 @@ def join(address: str, name: str, fingerprint: dict[str, str], ready: Ready) -> 
 
 
 def delivered(grant: Grant, welcome: Welcome, ready: Ready, **changes: Any) -> Trajectory:
-    """What `grant` asks for, of the right shapes; all of it made up."""
+    """A trajectory for `grant`, with the right shapes and made-up values; `changes` replace some of its fields."""
     t, n = welcome.experiment.rollout_length, welcome.experiment.lane_size
     observation, action = ready.spaces.observation, ready.spaces.action
     trajectory = Trajectory(
@@ -141,7 +141,7 @@ def delivered(grant: Grant, welcome: Welcome, ready: Ready, **changes: Any) -> T
 
 
 def capture(address: str, fingerprint: dict[str, str], ready: Ready) -> Captured:
-    """Join, take a lane, and leave."""
+    """Join, receive a grant for a lane, and leave; returns the messages seen."""
     stranger, welcome = join(address, "spy", fingerprint, ready)
     with closing(stranger):
         snapshot = stranger.hear(PolicySnapshot)
@@ -167,7 +167,7 @@ def packed(value: Any) -> bytes:
 
 
 def mutated(chance: random.Random, seen: Captured) -> Frames:
-    """A valid message with bits flipped, cut, frames lost, exchanged or repeated."""
+    """A valid message with flipped bits, cut or overwritten frames, and frames in another order or repeated."""
     frames = list(chance.choice(seen.messages))
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(frames))
@@ -190,7 +190,7 @@ def mutated(chance: random.Random, seen: Captured) -> Frames:
 
 
 def renamed(chance: random.Random, seen: Captured) -> Frames:
-    """A hello that may well be let in: as one of this machine's, as somebody, or with other arithmetic."""
+    """A hello that may be accepted: with a local actor's name, a new or an invalid name, or another fingerprint."""
     name = chance.choice(["0", "1", "stranger", f"s{chance.randrange(10_000)}", "", "a b", "x" * 65, "٣"])
     fingerprint = received(seen.messages[0]).fingerprint  # pyright: ignore[reportAttributeAccessIssue]
     if chance.random() < 0.5:
@@ -204,7 +204,7 @@ def another_version(chance: random.Random, seen: Captured) -> Frames:
 
 
 def wrong_lane(chance: random.Random, seen: Captured) -> Frames:
-    """Experience for lanes, rollouts, fencing tokens and runs that this sender was never granted."""
+    """A trajectory for a lane, rollout, fencing token or run that this sender was never granted."""
     changes = {
         "lane": chance.choice([-1, 0, 1, 3, 99, 2**62]),
         "fencing_token": chance.randrange(5),
@@ -222,7 +222,7 @@ def not_finite(chance: random.Random, seen: Captured) -> Frames:
 
 
 def array_of(chance: random.Random, seen: Captured) -> Frames:
-    """Arrays of objects, of huge shapes, and of frames that are not there."""
+    """Arrays of objects, with huge shapes, or with references to frames that do not exist."""
     array = {b"nd": True, b"type": "<f8", b"kind": b"", b"shape": [1], b"data": bytes(8)}
     array |= chance.choice(
         [
@@ -239,13 +239,16 @@ def array_of(chance: random.Random, seen: Captured) -> Frames:
 
 
 def bomb(chance: random.Random, seen: Captured) -> Frames:
-    """Lists and maps within each other, and lengths that nothing follows."""
+    """Deeply nested lists and maps, and lengths without the items that should follow."""
     opening = chance.choice([b"\x91", b"\x81\xa1x", b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
     return [b"\x81\xa1x" + opening * chance.choice([1, 10, 500, 1000, 1030])]
 
 
 def heavy(chance: random.Random, seen: Captured) -> Frames:
-    """The most that a header may hold, or a little more, of what takes the most memory."""
+    """A header with as many empty maps, empty lists or nulls as a header may contain, or more.
+
+    These items take the most memory for their size.
+    """
     items = chance.choice([65_000, 65_535, 65_536, 2**20])
     return [b"\x81\xa1x\xdd" + items.to_bytes(4, "big") + chance.choice([b"\x80", b"\x90", b"\xc0"]) * items]
 
@@ -259,7 +262,7 @@ def many_frames(chance: random.Random, seen: Captured) -> Frames:
 
 
 def replayed(chance: random.Random, seen: Captured) -> Frames:
-    return chance.choice(seen.messages[2:])  # neither a hello nor a ready, which would be in order
+    return chance.choice(seen.messages[2:])  # Without the hello and the ready, which would be valid messages.
 
 
 KINDS: dict[Callable[[random.Random, Captured], Frames], float] = {
@@ -280,7 +283,7 @@ KINDS: dict[Callable[[random.Random, Captured], Frames], float] = {
 def send_messages(
     strangers: list[Stranger], address: str, seen: Captured, count: int, chance: random.Random
 ) -> Counter[str]:
-    """Send so many, over the connections in turn, some of which are replaced; returns how many of each kind."""
+    """Send `count` messages over random connections, some of which are replaced; returns the number of each kind."""
     sent = Counter()
     for _ in range(count):
         (make,) = chance.choices(list(KINDS), list(KINDS.values()))
@@ -295,7 +298,7 @@ def send_messages(
 
 
 def hold_lanes(address: str, seen: Captured, times: int, chance: random.Random) -> Counter[str]:
-    """Join as an honest actor, take lanes, and answer with nonsense in the right place; or not at all, and leave."""
+    """Join as an honest actor, take a lane, and answer with an invalid trajectory for it or not at all, then leave."""
     fingerprint = received(seen.messages[0]).fingerprint  # pyright: ignore[reportAttributeAccessIssue]
     t, n = seen.welcome.experiment.rollout_length, seen.welcome.experiment.lane_size
     wrongs: list[dict[str, np.ndarray]] = [
@@ -313,17 +316,20 @@ def hold_lanes(address: str, seen: Captured, times: int, chance: random.Random) 
             try:
                 grant = stranger.hear(Grant)
             except TimeoutError:
-                break  # the run is nearly over
+                break  # The run is nearly over.
             wrong = chance.choice([*wrongs, None])
             if wrong is not None:
                 stranger.say(delivered(grant, welcome, seen.ready, **wrong))
-                time.sleep(0.2)  # it is still its lane when that arrives
+                time.sleep(0.2)  # The lane still belongs to this stranger when the trajectory arrives.
             done["left with a lane" if wrong is None else "nonsense for a lane"] += 1
     return done
 
 
 def connect_raw(port: int, count: int, chance: random.Random) -> Counter[str]:
-    """Connections that speak no ZMTP, or half of it, or nothing, or slowly; a bounded number at a time."""
+    """Open connections that send other protocols, half of ZMTP, nothing, or single bytes slowly.
+
+    At most `CONNECTIONS` of them are open at a time. Returns the number of each kind.
+    """
     held: list[socket.socket] = []
     done = Counter()
     for _ in range(count):
@@ -346,12 +352,12 @@ def connect_raw(port: int, count: int, chance: random.Random) -> Counter[str]:
             ]
         )
         done[kind] += 1
-        with suppress(OSError):  # the other end may have had enough already
+        with suppress(OSError):  # The learner may have closed the connection already.
             send_raw(connection, data)
         while len(held) > CONNECTIONS:
             one = held.pop(chance.randrange(len(held)))
             with suppress(OSError):
-                one.send(b"\0")  # slowly
+                one.send(b"\0")  # One more byte, long after the others.
             one.close()
     for one in held:
         one.close()
@@ -359,19 +365,19 @@ def connect_raw(port: int, count: int, chance: random.Random) -> Counter[str]:
 
 
 def send_raw(connection: socket.socket, data: bytes) -> None:
-    """Send it as a peer would: ZeroMQ loses what comes in one piece with a greeting. Raises `OSError`."""
+    """Send `data` as a peer would: data that arrives together with the greeting is lost by ZeroMQ. Raises `OSError`."""
     if len(data) <= len(GREETING) or not data.startswith(GREETING):
         connection.sendall(data)
         return
     connection.sendall(GREETING)
-    for _ in range(len(GREETING)):  # the other end's
+    for _ in range(len(GREETING)):  # Read the learner's greeting.
         if not connection.recv(1):
             return
     connection.sendall(data[len(GREETING) :])
 
 
 def raw_dealer(identity: bytes = b"") -> bytes:
-    """What a DEALER says first, by hand."""
+    """The first bytes that a DEALER socket sends: greeting and READY command."""
     properties = b"".join(
         bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
         for name, value in ((b"Socket-Type", b"DEALER"), (b"Identity", identity))
@@ -382,10 +388,10 @@ def raw_dealer(identity: bytes = b"") -> bytes:
 
 @dataclass
 class Memory:
-    """The learner's memory, watched from outside."""
+    """The learner's resident memory, measured from this process."""
 
     process: psutil.Process
-    first: int = 0  # bytes, before the attack
+    first: int = 0  # Bytes, before the attack.
     most: int = 0
 
     def watch(self, over: threading.Event) -> None:
@@ -396,25 +402,25 @@ class Memory:
 
     @property
     def growth(self) -> float:
-        """MB."""
+        """Growth of the memory in MB."""
         return (self.most - self.first) / 1e6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run that was attacked."""
+    """The result of a run that was attacked."""
 
     summary: dict[str, Any]
     sent: Counter[str]
     connections: Counter[str]
     held: Counter[str]
-    seconds: float  # that the messages took
-    growth: float  # of the learner's memory, MB
-    iterations: int  # completed while it lasted
+    seconds: float  # Duration of the attack.
+    growth: float  # MB by which the learner's memory grew.
+    iterations: int  # Iterations completed during the attack.
 
 
 def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: int) -> Outcome:
-    """Train in `run_dir`, let strangers do their worst from the tenth iteration on, and stop once they are done."""
+    """Train in `run_dir`, attack the run from the tenth iteration on, and stop it once the attack is over."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     listening = ["--actors", 2, "--listen", address, "--insecure", "--step-timeout", 10]
@@ -446,9 +452,9 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
         for thread in threads:
             thread.join()
         refused = -1
-        while refused < (refused := refused_so_far(run_dir)):  # until what waited in queues has come
+        while refused < (refused := refused_so_far(run_dir)):  # Until no more queued messages arrive.
             attacked_until = iterations(run_dir)
-            wait_for(lambda: iterations(run_dir) >= attacked_until + 10, process)  # noqa: B023 - and it goes on
+            wait_for(lambda: iterations(run_dir) >= attacked_until + 10, process)  # noqa: B023 - the run goes on
         seconds, during = time.monotonic() - began, iterations(run_dir) - before
         for stranger in strangers:
             stranger.close()
@@ -466,7 +472,7 @@ def attack(run_dir: Path, messages: int, connections: int, holders: int, seed: i
 def own_fingerprint() -> dict[str, str]:
     from actors.fingerprint import fingerprint
 
-    return fingerprint() | {"hashing": "fixed"}  # as an actor's is, whatever this process's is
+    return fingerprint() | {"hashing": "fixed"}  # An actor always has this value; this process may have another.
 
 
 def own_ready() -> Ready:
@@ -487,13 +493,13 @@ def learner_of(process: subprocess.Popen[str]) -> psutil.Process:
 
 
 def refused_so_far(run_dir: Path) -> int:
-    """Messages refused, with those that were dropped as not granted."""
+    """The number of messages refused so far, including trajectories dropped because they were not granted."""
     return refused_in(metrics_of(run_dir)[-1])
 
 
 def refused_in(row: dict[str, Any]) -> int:
-    """As a row of metrics, or the summary, says."""
-    steps = 4 * 32  # of a lane in a rollout
+    """The same number from a row of metrics or from the summary."""
+    steps = 4 * 32  # Env-steps of a lane in a rollout.
     return sum(row["refused"].values()) + row["samples"]["dropped"].get("stale", 0) // steps
 
 
@@ -501,8 +507,8 @@ def main() -> int:
     """Attack a run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--connections", type=int, default=10_000, help="that speak no ZMTP, or half of it")
-    parser.add_argument("--holders", type=int, default=200, help="that take lanes and bring nonsense")
+    parser.add_argument("--connections", type=int, default=10_000, help="connections that send no ZMTP, or half of it")
+    parser.add_argument("--holders", type=int, default=200, help="strangers that take a lane and send invalid trajectories")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -523,7 +529,7 @@ def main() -> int:
 
 
 def undisturbed(run_dir: Path, attacked: dict[str, Any]) -> str:
-    """Train as far as the run of that summary came, with nobody else about; returns the digest."""
+    """Train as many steps as the run with summary `attacked` did, without an attack; returns the digest."""
     return train(run_dir, *FLAGS, "--in-process", "--actors", 4, "--total-steps", attacked["env_steps"])[
         "weights_digest"
     ]

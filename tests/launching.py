@@ -1,4 +1,4 @@
-"""Running launch.py as a user does, for the end-to-end tests."""
+"""Run launch.py as a user does, for the end-to-end tests."""
 
 import json
 import os
@@ -17,24 +17,24 @@ from typing import Any, TypeVar
 import psutil
 
 ROOT = Path(__file__).parent.parent
-# Warnings are errors, but for the one of SWIG, under which Box2D crashes when it is an error.
+# Warnings are errors, except one of SWIG: if that is an error, Box2D crashes.
 WARNINGS = ["-W", "error", "-W", "ignore:builtin type:DeprecationWarning"]
 LAUNCH = [sys.executable, *WARNINGS, str(ROOT / "launch.py")]
-TIMEOUT = 300.0  # seconds, for whatever a test waits for: far more than the slowest machine takes
+TIMEOUT = 300.0  # Seconds that a test waits for anything, far more than the slowest machine takes.
 
 T = TypeVar("T")
 
-# Four small iterations of eight lanes.
+# Four small iterations with eight lanes.
 SMALL = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 2048 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 
 
 def heed_hangups() -> None:
-    """For a process that is to be ended by SIGHUP: the tests themselves may run under nohup."""
+    """Let SIGHUP end this process. Without this, a process started by tests under nohup would ignore the signal."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    """`python launch.py FLAGS…`, to its end."""
+    """Run `python launch.py FLAGS…` to its end."""
     return subprocess.run(
         [*LAUNCH, *map(str, flags)],
         capture_output=True,
@@ -46,20 +46,20 @@ def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def train(run_dir: Path, *flags: object, **environ: str) -> dict[str, Any]:
-    """Train to the end, on the CPU unless `flags` say otherwise; returns the summary."""
+    """Train to the end, on the CPU unless `flags` name a device; returns the summary."""
     done = launch("--run-dir", run_dir, *on_cpu(flags), **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return summary_of(run_dir)
 
 
 def on_cpu(flags: Sequence[object]) -> list[object]:
-    """The flags of a new run that takes the CPU, also where there is a GPU, unless they say otherwise."""
+    """`flags` with the device CPU, unless they name one: a new run would take a GPU where there is one."""
     return [*flags] if "--device" in flags else [*flags, "--device", "cpu"]
 
 
 @contextmanager
 def running(run_dir: Path, *flags: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """`python launch.py` under way; ended with the context, if it has not ended before."""
+    """Start `python launch.py`; the process is ended with the context, if it has not ended before."""
     arguments = [*LAUNCH, "--run-dir", str(run_dir), *map(str, on_cpu(flags))]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process:
         try:
@@ -71,20 +71,20 @@ def running(run_dir: Path, *flags: object, **options: Any) -> Iterator[subproces
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> str:
-    """Ask a run to save and end, which it has to do with exit code 0; returns what it said."""
+    """Ask a run to save and end, and check that its exit code is 0; returns what it printed."""
     process.send_signal(number)
     return output_of(process)
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
-    """What a run said that has to end by itself, with exit code 0."""
+    """Wait for a run to end by itself, and check that its exit code is 0; returns what it printed."""
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, output
     return output
 
 
 def wait_for(condition: Callable[[], T | None], process: subprocess.Popen[Any] | None = None) -> T:
-    """The first true value of `condition`, which has to come before `process`, if one is given, ends."""
+    """Call `condition` until its value is true; returns that value. Fails if `process`, if given, ends first."""
     deadline = time.monotonic() + TIMEOUT
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -94,13 +94,13 @@ def wait_for(condition: Callable[[], T | None], process: subprocess.Popen[Any] |
 
 
 def together(*calls: Callable[[], T], at_once: int = 2) -> list[T]:
-    """The results of `calls`, so many of which are under way at the same time."""
+    """The results of `calls`, of which at most `at_once` run at the same time."""
     with ThreadPoolExecutor(at_once) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, and that no system gives to a connection."""
+    """A port of this machine that is free, and below the ports that systems assign to outgoing connections."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
@@ -112,7 +112,7 @@ def children(process: psutil.Process, module: str) -> list[psutil.Process]:
     """The child processes of a launcher that run `module`."""
     found = []
     for child in process.children():
-        with suppress(psutil.Error):  # it has just ended
+        with suppress(psutil.Error):  # The child has just ended.
             found += [child] if module in child.cmdline() else []
     return found
 
@@ -122,6 +122,6 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows so far; of a run under way the last line may be half written, and a line over two pages is."""
+    """The metrics rows so far. While a run is under way, its last line may be incomplete and is then left out."""
     text = (run_dir / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -1,7 +1,8 @@
-"""Two machines in one, for Linux and root: network namespaces, joined by a line that loses, delays and can be cut.
+"""Simulate two machines with network namespaces, on Linux and as root, joined by a line that loses and delays packets.
 
-The line is a TUN device in each namespace and a thread that carries IP packets between the two, so TCP meets true loss
-and true delay on every kernel; `tc netem` would do the same where its module is, which minimal kernels leave out.
+The line can also be cut. It consists of a TUN device in each namespace and a thread that carries IP packets between
+the two, so TCP meets true loss and true delay on every kernel. `tc netem` would do the same, but minimal kernels lack
+its module.
 """
 
 import ctypes
@@ -19,15 +20,15 @@ from contextlib import suppress
 from pathlib import Path
 
 DEVICE = "line"
-NETWORK = "10.77.0"  # of both machines, which nobody else can see
+NETWORK = "10.77.0"  # First three parts of both machines' addresses; other machines cannot see this network.
 TUN = Path("/dev/net/tun")
-TUNSETIFF, IFF_TUN, IFF_NO_PI, CLONE_NEWNET = 0x400454CA, 0x0001, 0x1000, 0x40000000  # of Linux's headers
+TUNSETIFF, IFF_TUN, IFF_NO_PI, CLONE_NEWNET = 0x400454CA, 0x0001, 0x1000, 0x40000000  # From Linux's headers.
 LARGEST_PACKET = 2**16
 POLL_SECONDS = 0.05
 
 
 def obstacle() -> str | None:
-    """Why there can be no namespaces here; None if there can."""
+    """The reason why namespaces cannot be used here; None if they can."""
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     try:
@@ -39,7 +40,7 @@ def obstacle() -> str | None:
 
 
 class Machine:
-    """A network namespace. It lasts as long as the process in it, and that no longer than this one."""
+    """A network namespace. It lasts as long as its holder process, which ends at the latest with this process."""
 
     def __init__(self, number: int) -> None:
         self.address = f"{NETWORK}.{number}"
@@ -52,7 +53,7 @@ class Machine:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "up\n"
         self.tun = -1
-        plugger = threading.Thread(target=self._plug_in)  # a thread is in a namespace of its own as long as it lasts
+        plugger = threading.Thread(target=self._plug_in)  # A thread, because `setns` moves only the calling thread.
         plugger.start()
         plugger.join()
         assert self.tun >= 0
@@ -61,7 +62,7 @@ class Machine:
 
     @property
     def command(self) -> list[str]:
-        """What to put before a command that is to run on this machine."""
+        """The words to put before a command so that it runs on this machine."""
         return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
 
     def close(self) -> None:
@@ -79,12 +80,12 @@ class Machine:
 
 
 class Line:
-    """Carries packets both ways between two machines. A context manager, which takes the machines away, too."""
+    """Carries packets both ways between two machines. This context manager closes the machines, too."""
 
     def __init__(self, loss: float = 0.0, delay: float = 0.0) -> None:
-        """`loss` is the share of the packets that is lost, each way, and `delay` how many seconds each way takes."""
-        self.cut = False  # while it is, everything is lost, and neither end is told
-        self.carried = self.lost = 0  # packets
+        """`loss` is the share of packets lost each way; `delay` is the time in seconds that a packet takes each way."""
+        self.cut = False  # While this is true, every packet is lost, and neither end is told.
+        self.carried = self.lost = 0  # Numbers of packets.
         self._loss, self._delay = loss, delay
         self._closed = False
         self.machines = Machine(1), Machine(2)
@@ -104,7 +105,7 @@ class Line:
         one, two = (machine.tun for machine in self.machines)
         other = {one: two, two: one}
         chance = random.Random(0)
-        under_way: deque[tuple[float, int, bytes]] = deque()  # (when it arrives, where, what), the first first
+        under_way: deque[tuple[float, int, bytes]] = deque()  # (arrival time, end, packet), earliest first.
         while not self._closed:
             wait = under_way[0][0] - time.monotonic() if under_way else POLL_SECONDS
             ready, _, _ = select.select([one, two], [], [], min(max(wait, 0), POLL_SECONDS))
@@ -116,6 +117,6 @@ class Line:
                     under_way.append((time.monotonic() + self._delay, other[end], packet))
             while under_way and under_way[0][0] <= time.monotonic():
                 _, end, packet = under_way.popleft()
-                with suppress(OSError):  # no room there: lost, as on any line
+                with suppress(OSError):  # The device's queue is full; the packet is lost, as on any line.
                     os.write(end, packet)
                 self.carried += 1

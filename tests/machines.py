@@ -26,18 +26,18 @@ from protocol.keys import make_keys
 
 EXPERIMENT = "--num-envs 32 --lane-size 4 --rollout-length 32 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 PORT = 5555
-MOVED = 4  # iterations after which the lanes of an actor have moved: it has delivered two at most
+MOVED = 4  # Iterations after which a lost actor's lanes have moved: it delivered rollouts for two of them at most.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run."""
+    """The result of a run."""
 
     summary: dict[str, Any]
-    seconds: float  # from the launcher's start to its end
-    meanwhile: int  # iterations while the fault lasted
-    said: list[str]  # by each actor
-    codes: list[int]  # with which they ended
+    seconds: float  # Time from the launcher's start to its end.
+    meanwhile: int  # Iterations completed during the fault.
+    said: list[str]  # The log of each actor.
+    codes: list[int]  # The actors' exit codes.
 
     @property
     def joins(self) -> str:
@@ -47,16 +47,16 @@ class Outcome:
 
 @dataclass
 class TwoMachines:
-    """A run under way whose learner is on one machine and whose actors are on the other. Its faults are methods."""
+    """A run whose learner is on one machine and whose actors are on the other. Each fault is a method."""
 
     line: Line
     folder: Path
     flags: list[object]
-    python: str = sys.executable  # the actors' interpreter
-    local_actors: int = 0  # beside the learner
-    fault_seconds: float = 8.0  # at least; where there are local actors, until these have all the lanes
-    step_timeout: float = 3.0  # shorter than the fault
-    gate: Gate | None = None  # of a run with one actor, and local ones, whom it holds until the other is back
+    python: str = sys.executable  # The interpreter of the actors.
+    local_actors: int = 0  # Actors on the learner's machine.
+    fault_seconds: float = 8.0  # Minimum; with local actors, the fault lasts until these have all the lanes.
+    step_timeout: float = 3.0  # Shorter than the fault.
+    gate: Gate | None = None  # Holds local actors until the one remote actor is back.
     learner: subprocess.Popen[bytes] | None = None
     actors: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class TwoMachines:
         return f"tcp://{self.line.machines[0].address}:{PORT}"
 
     def run(self, actors: int, fault: str | None = None) -> Outcome:
-        """See the run to its end, with a fault once a few iterations are done."""
+        """Do the whole run, with a fault after a few iterations."""
         make_keys(self.folder / "keys", ["actor"])
         began = time.monotonic()
         with self._ending_all():
@@ -90,21 +90,21 @@ class TwoMachines:
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """The line is dead, and neither end is told."""
+        """Cut the line; neither end is told."""
         self.line.cut = True
         yield
         self.line.cut = False
 
     @contextmanager
     def kill(self) -> Iterator[None]:
-        """An actor is killed, and at last another is started."""
+        """Kill an actor, and start another after the fault."""
         self.actors[0].kill()
         yield
         self.start_actor()
 
     @contextmanager
     def stop(self) -> Iterator[None]:
-        """An actor sleeps, as a laptop does."""
+        """Stop an actor and continue it after the fault, as a laptop that sleeps."""
         self.actors[0].send_signal(signal.SIGSTOP)
         yield
         self.actors[0].send_signal(signal.SIGCONT)
@@ -129,11 +129,11 @@ class TwoMachines:
         return self.folder / f"{name}.log"
 
     def _disturb(self, fault: str) -> int:
-        """Let the fault happen; returns how many iterations were done meanwhile."""
+        """Cause the fault; returns how many iterations were completed during it."""
         before = self._await_iterations(5)
         if self.gate is not None:
             self._await_joins(1)
-            before = self._await_iterations(before + 2)  # by then it has lanes
+            before = self._await_iterations(before + 2)  # The actor has lanes by then.
         with getattr(self, fault)():
             time.sleep(self.fault_seconds)
             meanwhile = self._await_iterations(before + MOVED if self.local_actors else 0) - before
@@ -145,14 +145,14 @@ class TwoMachines:
         return meanwhile
 
     def _await_iterations(self, count: int) -> int:
-        """Wait for that many, in a run that goes on after them; returns how many there are."""
+        """Wait until `count` iterations are completed, in a run that goes on; returns their current number."""
         if self.gate is not None:
             self.gate.close_after(count)
         wait_for(lambda: iterations(self.run_dir) >= count, self.learner)
         return iterations(self.run_dir)
 
     def _await_joins(self, count: int) -> None:
-        """Wait until the actor has been welcomed so often, in a run that goes on."""
+        """Wait until the actor has been welcomed `count` times, in a run that goes on."""
         wait_for(lambda: self._log(0).read_text().count("connected to run") >= count, self.learner)
 
     @contextmanager
@@ -164,7 +164,7 @@ class TwoMachines:
                 process.kill()
                 process.wait()
             if self.learner is not None and self.learner.poll() is None:
-                self.learner.terminate()  # it ends its children
+                self.learner.terminate()  # The launcher ends its children.
                 self.learner.wait()
 
 
@@ -172,11 +172,11 @@ FAULTS = ("cut", "kill", "stop")
 
 
 def main() -> int:
-    """A run undisturbed, and one with each fault that was asked for; returns the exit code."""
+    """Do an undisturbed run, and one with each requested fault; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", type=float, default=0.0, help="percent of the packets that are lost, each way")
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds that a packet takes, each way")
-    parser.add_argument("--fault", nargs="*", choices=FAULTS, default=[], help="in a run of its own")
+    parser.add_argument("--fault", nargs="*", choices=FAULTS, default=[], help="faults to test, each in a run of its own")
     parser.add_argument("--fault-seconds", type=float, default=8.0, help="how long it lasts at least")
     parser.add_argument("--actors", type=int, default=2, help="on the other machine")
     parser.add_argument("--local-actors", type=int, default=0, help="on the learner's")

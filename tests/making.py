@@ -1,4 +1,4 @@
-"""Spaces, and models of networks, as several tests need them."""
+"""Make spaces, models, snapshots and batches for several tests."""
 
 import math
 from dataclasses import fields, replace
@@ -21,27 +21,27 @@ def numbers(*shape: int, dtype: str = "float32") -> ObservationPart:
 
 
 def discrete(part: ObservationPart, *choices: int) -> Spaces:
-    """One part to observe, and one action from so many choices, or several."""
+    """Spaces with one observation part, and one discrete action for each of `choices`, which are numbers of choices."""
     action = BoxSpace((len(choices),) if len(choices) > 1 else (), "int64")
     return Spaces(part.box, (part,), action, "categorical", choices)
 
 
 def continuous(part: ObservationPart, *shape: int) -> Spaces:
-    """One part to observe, and a Box of actions."""
+    """Spaces with one observation part, and a Box of actions."""
     return Spaces(part.box, (part,), BoxSpace(shape, "float32"), "gaussian", ())
 
 
 def binary(part: ObservationPart, *shape: int) -> Spaces:
-    """One part to observe, and bits to choose."""
+    """Spaces with one observation part, and actions of bits."""
     return Spaces(part.box, (part,), BoxSpace(shape, "int8"), "bernoulli", ())
 
 
 def trained_model(spaces: Spaces, experiment: Experiment, random: np.random.Generator) -> ActorCritic:
-    """A model with weights of the size that training gives, and biases and standard deviations that are not trivial."""
+    """A model with weights as large as after training, nonzero biases, and standard deviations other than 1."""
     model = ActorCritic(spaces, experiment)
     weights = {}
     for name, array in model.named_parameters():
-        gain = 0.8 if array.ndim == 4 else 1.5  # through many convolutions, more would grow without end
+        gain = 0.8 if array.ndim == 4 else 1.5  # Larger gains would make outputs explode over many convolutions.
         scale = gain / math.sqrt(array.size / len(array)) if name.endswith("weight") else 0.5
         weights[name] = (scale * random.standard_normal(array.shape)).astype(np.float32)
     if "log_std" in weights:
@@ -53,14 +53,14 @@ def trained_model(spaces: Spaces, experiment: Experiment, random: np.random.Gene
 def snapshot_of(
     model: ActorCritic, normalization: tuple[np.ndarray, np.ndarray] | None = None, version: int = 0
 ) -> PolicySnapshot:
-    """The policy of `model` as actors receive it; observations stay as they are unless `normalization` is given."""
+    """The policy of `model` as actors receive it; observations are not normalized unless `normalization` is given."""
     weights = {name: np.array(dict(model.named_parameters())[name]) for name in model.policy_names}
     size = normalized_size(model.spaces)
     return PolicySnapshot(version, weights, *(normalization or (np.zeros(size, np.float32), np.ones(size, np.float32))))
 
 
 def with_array(trajectory: Trajectory, name: str, array: np.ndarray) -> Trajectory:
-    """`trajectory` with another array of this name, be it an extra or not."""
+    """A copy of `trajectory` whose array `name`, an extra or not, is replaced."""
     if name in EXTRAS:
         return replace(trajectory, extras={**trajectory.extras, name: array})
     return replace(trajectory, **{name: array})
@@ -86,7 +86,7 @@ def spoken(model: ActorCritic, inputs: list[np.ndarray]) -> tuple[Distribution, 
 def batch_of(
     random: np.random.Generator, observations: np.ndarray, actions: np.ndarray, log_probs: np.ndarray, version: int
 ) -> Batch:
-    """Random experience with both kinds of ends, for observations [T + 1, N, size] and what was done."""
+    """A batch with these observations [T + 1, N, size] and actions, random rewards, and both kinds of episode ends."""
     length, num_envs, size = len(observations) - 1, *observations.shape[1:]
     ends = random.permutation(length * num_envs).reshape(length, num_envs)
     return Batch(

@@ -6,5 +6,5 @@ import pytest
 
 
 def slow(*case: Any) -> Any:
-    """A case of a parametrized test that counts among the slow ones."""
+    """A case of a parametrized test that is marked as slow."""
     return pytest.param(*case, marks=pytest.mark.slow)

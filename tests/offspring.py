@@ -24,7 +24,7 @@ from gymnasium import spaces
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import LAUNCH, ROOT, children
 
-MARK = "OFFSPRING_TEST"  # an environment variable of every process of a test
+MARK = "OFFSPRING_TEST"  # Environment variable of every process of a test.
 SLEEP = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100_000)"
 
 
@@ -39,7 +39,7 @@ def _fork() -> None:
 
 
 def _daemon() -> None:
-    """Forked twice, in a session of its own: nobody's descendant any more."""
+    """Start a process that has forked twice and has a session of its own, so that it is no process's descendant."""
     code = f"import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        {SLEEP}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[], object]] = {
 
 
 class Parent(gymnasium.Env):
-    """Starts a process of one kind when it is made, and leaves it to others to end it."""
+    """Starts a process of one kind in its constructor and never ends it."""
 
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
     action_space = spaces.Discrete(2)
@@ -89,7 +89,7 @@ ENDS += ["launcher", "launcher and actors", "all", "in-process kill"]
 
 
 def processes_of(mark: str) -> list[psutil.Process]:
-    """Those that are alive and have inherited `mark`."""
+    """The processes that are alive and have inherited `mark`."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -99,7 +99,7 @@ def processes_of(mark: str) -> list[psutil.Process]:
 
 
 def end_a_run(run_dir: Path, kind: str, end: str, seconds: float = 120.0) -> list[psutil.Process]:
-    """Train in an environment of that kind, end the run that way; returns whoever is still there `seconds` later."""
+    """Train in an environment of this kind and end the run as `end` says; returns processes alive `seconds` later."""
     mark = str(run_dir)
     steps = 64 if end in ("normal", "in-process") else 100_000_000
     flags = [*SMALL, "--env-kwargs", f"kind={kind}", "--total-steps", str(steps), "--run-dir", mark, "--quiet"]
@@ -142,11 +142,11 @@ def end_a_run(run_dir: Path, kind: str, end: str, seconds: float = 120.0) -> lis
 
 
 def main() -> int:
-    """End many runs; returns the exit code, 1 where anyone is left."""
+    """End many runs; returns the exit code, which is 1 if any process is left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=10.0, help="that may pass until nobody may be left")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds until all processes must have ended")
     arguments = parser.parse_args()
     chance, total = random.Random(arguments.seed), 0
     cases = [(kind, end) for kind in KINDS for end in ENDS]

@@ -22,13 +22,13 @@ from launching import LAUNCH, ROOT, SMALL, summary_of
 
 from learner.device import gpu_fault
 
-LIMIT = 3600  # A part may take so many seconds.
-KEPT = 40  # So many lines of what a part says are kept.
+LIMIT = 3600  # Seconds that a part may take.
+KEPT = 40  # Last lines of a part's output that are kept.
 FRAMES = ["--env", "tests.environments:EverySpace-v0", "--env-kwargs", "observation='frames'"]
 FRAMES += ["--network", "nature_cnn", "--num-envs", "16", "--lane-size", "4", "--rollout-length", "64"]
 FRAMES += ["--total-steps", "8192"]
 LONG = ["--total-steps", "2000000", "--checkpoint-every", "500"]
-LOOK_SECONDS = 5.0  # A run's memory is looked at that often.
+LOOK_SECONDS = 5.0  # Seconds between two measurements of a run's memory.
 
 AGREEMENT = """
 import sys
@@ -96,7 +96,7 @@ print(f"eight products of 2048 x 2048 with {sys.argv[1]} threads: {time.perf_cou
 
 
 def run(*command: object, **environ: str) -> tuple[bool, str]:
-    """(whether a command ended with 0, the end of what it said)."""
+    """Run a command; returns (whether its exit code was 0, the end of its output)."""
     try:
         done = subprocess.run(
             [str(word) for word in command],
@@ -122,30 +122,30 @@ def doctor() -> tuple[bool, str]:
 
 
 def suite() -> tuple[bool, str]:
-    """The quick tests, which take the CPU."""
+    """Run the quick tests, which use the CPU."""
     return python("-m", "pytest", "-q", "-m", "not slow and not gpu")
 
 
 def gpu() -> tuple[bool, str]:
-    """The tests that need a GPU."""
+    """Run the tests that need a GPU."""
     return python("-m", "pytest", "-q", "-m", "gpu", "-n", "0")
 
 
 def equality() -> tuple[bool, str]:
-    """One experiment over numbers of actors, transports and kills, on the CPU."""
+    """Run the tests that one experiment's results are equal over actor counts, transports and kills, on the CPU."""
     tests = ["tests/test_equality.py", "tests/test_recovery.py"]
     return python("-m", "pytest", "-q", "-m", "slow or not slow", *tests)
 
 
 def agreement() -> tuple[bool, str]:
-    """How far actors, in NumPy, and a learner with the same weights are apart."""
+    """Measure how far actors, which use NumPy, and a learner with the same weights differ."""
     kinds = [("cpu", "float32"), *([] if gpu_fault() else [("gpu", "float32"), ("gpu", "tf32")])]
     found = [python("-c", AGREEMENT, *kind) for kind in kinds]
     return all(well for well, _ in found), "\n".join(said for _, said in found)
 
 
 def repeats() -> tuple[bool, str]:
-    """Whether runs on the GPU repeat themselves, and whether they know it."""
+    """Check whether runs on the GPU give equal weights, and whether they claim to."""
     lines, well = [], True
     with tempfile.TemporaryDirectory() as folder:
         for name, flags in (("numbers", SMALL), ("images", FRAMES)):
@@ -165,20 +165,20 @@ def repeats() -> tuple[bool, str]:
 
 
 def device() -> tuple[bool, str]:
-    """How long an iteration takes on the CPU and on the GPU."""
+    """Measure how long an iteration takes on the CPU and on the GPU."""
     with tempfile.TemporaryDirectory() as folder:
         return python("-m", "benchmarks", "device", "--repeats", 3, "--out", folder)
 
 
 def torch() -> tuple[bool, str]:
-    """How long a step takes on the GPU, beside PyTorch's on the same."""
+    """Measure how long a step takes on the GPU, here and in PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--device", "gpu", "--repeats", 5, "--minibatch", 256, "--out", folder]
         return python("-m", "benchmarks", "update", *flags)
 
 
 def memory() -> tuple[bool, str]:
-    """A long run's learner, whose memory should not grow."""
+    """Measure the memory of the learner in a long run, which should not grow."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*LAUNCH, "--run-dir", f"{folder}/run", "--quiet", *LONG]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
@@ -195,8 +195,8 @@ def memory() -> tuple[bool, str]:
 
 
 def blas() -> tuple[bool, str]:
-    """Whether a CPU's products depend on where a matrix lies or on how many rows there are, and whether they follow
-    --learner-threads."""
+    """Check whether matrix products on the CPU depend on a matrix's address or on the number of rows, and whether they
+    use as many threads as --learner-threads says."""
     answers = [python("-c", BLAS), *(python("-c", BLAS_THREADS, count) for count in (1, os.cpu_count() or 1))]
     return all(well for well, _ in answers), "\n".join(said for _, said in answers)
 
@@ -208,13 +208,13 @@ PARTS: dict[str, Callable[[], tuple[bool, str]]] = {
 
 
 def machine() -> dict[str, Any]:
-    """What this is."""
+    """The system, Python version, cores and memory of this machine."""
     names = {"system": platform.platform(), "python": sys.version.split()[0], "cores": os.cpu_count()}
     return names | {"memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB"}
 
 
 def main() -> int:
-    """Try the parts, and write the report; returns the exit code."""
+    """Run the parts, and write the report; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.on_mac", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless some are named")
     parser.add_argument("--out", type=Path, default=Path("on_mac.md"), help="the report (default: on_mac.md)")
@@ -234,7 +234,7 @@ def main() -> int:
         print(verdict, flush=True)
         failed += [] if well else [name]
         report += ["", f"## {name}: {verdict}", "", "```", said, "```"]
-        arguments.out.write_text("\n".join(report) + "\n")  # after each part, in case one ends it all
+        arguments.out.write_text("\n".join(report) + "\n")  # Written after each part, in case a part ends this process.
     print(f"written: {arguments.out}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

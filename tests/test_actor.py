@@ -1,4 +1,4 @@
-"""What a real actor does about what the learner tells it; the test is the learner."""
+"""A real actor's reactions to the learner's messages; the test plays the learner."""
 
 import time
 import uuid
@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=64)
 
 
 class Learner:
-    """One actor's, which has joined and has a policy."""
+    """The learner of one actor, which has joined and has a policy."""
 
     def __init__(self, socket: LearnerSocket, may_act: Event) -> None:
         self._socket = socket
@@ -39,14 +39,14 @@ class Learner:
         self.say(snapshot_of(trained_model(ready.spaces, EXPERIMENT, np.random.default_rng(0))))
 
     def say(self, *messages: Message) -> None:
-        """All of it while the actor is held up by the first grant among it."""
+        """Send all `messages`; the first grant among them holds the actor until all are sent."""
         self._may_act.clear()
         for message in messages:
             assert self._socket.send(self._actor, message)
         self._may_act.set()
 
     def hear(self) -> Message | ProtocolError:
-        """The next message that says something new."""
+        """The next message that is neither a `Hello` nor a `Progress`."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             received = self._socket.receive(SECONDS)

@@ -1,4 +1,4 @@
-"""The folder of a run's socket: never another run's, and there again after it was removed."""
+"""The folder of a run's socket: it is never shared with another run, and made again after its removal."""
 
 import fcntl
 import shutil
@@ -58,7 +58,7 @@ def test_a_folder_that_was_removed_is_made_again_and_is_as_much_its_runs_as_befo
     assert folder.restore() and is_locked(folder)
     assert folder.path.stat().st_mode & 0o777 == 0o700
     assert not folder.restore()
-    SocketFolder().remove()  # which tidies up
+    SocketFolder().remove()  # A new `SocketFolder` removes abandoned folders.
     assert is_locked(folder)
     (folder.path / LOCK).unlink()
     assert folder.restore() and is_locked(folder)

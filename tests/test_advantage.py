@@ -12,7 +12,7 @@ from learner.advantage import Steps, gae, vtrace
 
 @dataclass(frozen=True)
 class Rollout:
-    rewards: np.ndarray  # [T, N], like all of them
+    rewards: np.ndarray  # [T, N], as all arrays here.
     values: np.ndarray
     next_values: np.ndarray
     terminated: np.ndarray
@@ -28,7 +28,7 @@ class Rollout:
         return vtrace(Steps(*facts), self.ratios, discount=discount, gae_lambda=gae_lambda)
 
     def end(self, t: int, n: int) -> int:
-        """The last step of the episode or of the rollout, from step t of environment n on."""
+        """The last step of the episode that contains step t of environment n, or of the rollout."""
         ends = [k for k in range(t, len(self.rewards)) if self.terminated[k, n] or self.truncated[k, n]]
         return ends[0] if ends else len(self.rewards) - 1
 

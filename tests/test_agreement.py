@@ -1,4 +1,4 @@
-"""What may differ between the log-probabilities of actors and learner, and what is said of more."""
+"""Allowed differences between the log-probabilities of actors and learner, and messages about larger ones."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ from protocol.spaces import Spaces
 
 
 def sums(terms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-probabilities added up in two orders, and those of means a little elsewhere."""
+    """Log-probabilities added up in two orders, and log-probabilities for slightly different means."""
     random = np.random.default_rng(0)
     deviations = random.standard_normal((256, terms)).astype(np.float32)
     parts = -0.5 * (deviations * deviations + np.float32(1.8378771))
-    elsewhere = deviations + random.normal(0, 0.01, terms).astype(np.float32)  # as far off as at the beginning
+    elsewhere = deviations + random.normal(0, 0.01, terms).astype(np.float32)  # As far off as before training.
     others = (-0.5 * (elsewhere * elsewhere + np.float32(1.8378771))).sum(axis=1)
     return np.add.accumulate(parts, axis=1)[:, -1], parts.sum(axis=1), others
 
@@ -54,7 +54,7 @@ def test_a_device_that_rounds_may_differ_more() -> None:
 
 @pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)
 def test_the_difference_is_that_of_the_weights_that_the_actors_had(spaces: Spaces) -> None:
-    """The learner may have newer ones, and has them still afterwards."""
+    """The learner may have newer weights, and still has them after the comparison."""
     ppo, other = make_ppo(spaces=spaces), make_ppo(spaces=spaces, seed=1)
     acted = host_weights(other.model)
     before = {name: array.copy() for name, array in ppo.state_dict().items()}
@@ -88,7 +88,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["sync", "pipelined"])
 def test_actors_and_learner_are_compared_again_and_again(tmp_path: Path, schedule: str) -> None:
-    """In `pipelined`, the actors of an iteration had the weights and the statistics of the one before."""
+    """In `pipelined`, actors use the weights and the statistics of the previous iteration."""
     flags = ["--in-process", "--schedule", schedule, "--normalize-observations", *SMALL]
     command = [sys.executable, "-c", OFF, *map(str, flags), "--run-dir", str(tmp_path / "run")]
     environ = os.environ | {"PYTHONHASHSEED": "0"}

@@ -1,4 +1,4 @@
-"""The schedule `async`, in whole runs: it finishes, learns, recovers, and never claims to be reproducible."""
+"""Whole runs with the schedule `async`: they finish, learn, recover, and never claim to be reproducible."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ ASYNC = [*SMALL, "--schedule", "async"]
 
 
 def check_books(run_dir: Path) -> None:
-    """All samples are accounted for, and those trained on are what the run says it took."""
+    """Check that all samples are accounted for, and that the trained samples equal the run's env-steps."""
     summary = summary_of(run_dir)
     samples = summary["samples"]
     assert samples["trained"] == summary["env_steps"] and samples["in_flight"] == 0

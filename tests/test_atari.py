@@ -1,5 +1,8 @@
-"""Every Atari game that ale-py ships is reset to the same place as by gymnasium: `EVERY_ATARI_GAME=1 pytest
-tests/test_atari.py`, which takes a quarter of an hour. Without it, the games that an earlier shortcut changed."""
+"""Resets of Atari games lead to the same state as gymnasium's resets.
+
+`EVERY_ATARI_GAME=1 pytest tests/test_atari.py` checks every game of ale-py, which takes a quarter of an hour. Without
+the variable, only the games that an earlier shortcut changed are checked.
+"""
 
 import os
 from collections.abc import Callable
@@ -18,11 +21,11 @@ ale_py = pytest.importorskip("ale_py", reason="Atari is an extra")
 
 HARD = ("Seaquest", "BeamRider", "Assault", "TimePilot", "Tennis", "Krull", "KungFuMaster")
 EVERY = [name[4:-3] for name in sorted(gymnasium.registry) if name.startswith("ALE/") and name.endswith("-v5")]
-PASTS = [(5, 71), (6, 3000), (7, 71), (5, 250), (6, 250)]  # (seed, steps) of episodes: abandoned, and to the end
+PASTS = [(5, 71), (6, 3000), (7, 71), (5, 250), (6, 250)]  # (seed, steps) of abandoned and complete episodes.
 
 
 def play(env: gymnasium.Env, observation: Any, seed: int, steps: int) -> list[Any]:
-    """What the machine's memory holds, and what an episode shows and rewards, with actions that follow the seed."""
+    """The machine's memory, observations and rewards of an episode whose actions follow from the seed."""
     game: Any = env.unwrapped
     actions = np.random.default_rng(seed).integers(env.action_space.n, size=steps)  # pyright: ignore
     trail: list[Any] = [(observation.tobytes(), game.ale.getRAM().tobytes())]
@@ -52,11 +55,11 @@ def test_a_game_is_reset_as_gymnasium_resets_it_whatever_was_played_before(game:
         if seed in expected:
             shared = min(len(trail), len(expected[seed]))
             assert trail[:shared] == expected[seed][:shared], f"{game}, seed {seed}"
-    assert "load_game" in vars(env.unwrapped)  # the quick way was taken
+    assert "load_game" in vars(env.unwrapped)  # The quick reset was used.
 
 
 class Seeded(gymnasium.Wrapper):
-    """A wrapper that draws from a generator of its own, seeded by the reset."""
+    """A wrapper that draws from its own generator, which each reset seeds."""
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self.number = np.random.default_rng(seed).random()

@@ -1,4 +1,4 @@
-"""The rollout buffer against a literal loop over step, lane and environment."""
+"""The batch against a literal loop over step, lane and environment."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic, their fairness and their reports. No claim is made here of how fast anything is."""
+"""The benchmarks: their arithmetic, their fairness and their reports. These tests do not check any speed."""
 
 import argparse
 import dataclasses
@@ -45,7 +45,7 @@ def known_rows() -> list[Row]:
 
 
 def benchmark(out: Path, *arguments: str) -> dict[str, Any]:
-    """`python -m benchmarks ARGUMENTS…` to its end; what it wrote."""
+    """Run `python -m benchmarks ARGUMENTS…` to its end; returns the content of its JSON file."""
     command = [sys.executable, *WARNINGS, "-m", "benchmarks", *arguments, "--repeats", "1", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -178,7 +178,7 @@ def test_every_contender_gets_the_same_card() -> None:
     goal = dataclasses.replace(CARD, stop_return=475.0, clip_range_schedule="linear", seed=3)
     assert Card.from_flags(goal.flags()) == goal
     known = {field.name for kind in (Experiment, PPOConfig, TrainingConfig) for field in dataclasses.fields(kind)}
-    assert {field.name for field in dataclasses.fields(Card)} <= known  # so that launch.py reads it too
+    assert {field.name for field in dataclasses.fields(Card)} <= known  # launch.py knows each field as a flag, too.
     assert (CARD.batch, CARD.minibatch, CARD.iterations) == (256, 128, 32)
 
 
@@ -202,7 +202,7 @@ def test_a_contender_runs_in_the_way_that_was_fastest_in_short_runs() -> None:
     notes: list[str] = []
     goal = dataclasses.replace(CARD, stop_return=475.0)
     assert Contender("Somebody", ways, trial_iterations=3).fastest(goal, notes.append) is ways["fast"]
-    assert trials == [dataclasses.replace(CARD, total_steps=3 * CARD.batch)] * 3  # and do not stop at a return
+    assert trials == [dataclasses.replace(CARD, total_steps=3 * CARD.batch)] * 3  # Trials do not stop at a return.
     assert len(notes) == 1 and "Somebody runs with fast" in notes[0] and "slow: 500/s" in notes[0]
 
 
@@ -218,7 +218,7 @@ def test_a_peer_that_does_not_run_is_skipped_but_we_are_not() -> None:
 
 
 def fake(name: str, *rates: float) -> Contender:
-    """A contender whose runs, those of rounds 0, 1, 2 and so on, have these speeds."""
+    """A contender whose runs in rounds 0, 1, 2 and so on have these speeds."""
     return Contender(name, {"as it is": lambda card: Outcome(1000, 1000 / rates[card.seed], 9.0, None)})
 
 
@@ -302,8 +302,8 @@ def test_the_rival_of_an_update_moves_every_parameter() -> None:
 @needs_torch
 def test_the_peer_in_the_manner_of_cleanrl_takes_the_steps_of_its_card_and_learns() -> None:
     outcome = run_peer(sys.executable, "benchmarks.peers.cleanrl_card", CARD.flags(), {"OMP_NUM_THREADS": "1"})
-    assert outcome.env_steps == 32 * 256  # whole iterations
-    assert outcome.episode_return is not None and outcome.episode_return > 40  # 22 at random
+    assert outcome.env_steps == 32 * 256  # Whole iterations.
+    assert outcome.episode_return is not None and outcome.episode_return > 40  # Random actions reach 22.
     assert 0 < outcome.seconds <= outcome.wall_seconds
 
 

@@ -1,4 +1,4 @@
-"""What each package may import, wherever and however it does: at the top, in a function, or by importlib."""
+"""Each package imports only what it may, at the top of a file, in a function, or by importlib."""
 
 import ast
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ USERS_MODULES = {  # These files import modules whose names a user gives.
 
 
 def imports_of(source: str) -> Iterator[str | None]:
-    """The modules that `source` imports; None for each that is not named there."""
+    """The modules that `source` imports; None for each import whose name is not a constant."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -46,7 +46,7 @@ def imports_of(source: str) -> Iterator[str | None]:
 
 
 def faults_of(file: str, source: str) -> list[str]:
-    """Each import of `source` that a file of this name, relative to the root, must not have."""
+    """The forbidden imports in `source`; `file` is its path relative to the root."""
     package = file.split("/")[0]
     forbidden = PACKAGES.keys() - PACKAGES[package] - {package}
     forbidden |= {library for library, users in LIBRARIES.items() if package not in users}

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, whatever happens while they are written, and damage never goes unnoticed."""
+"""Checkpoints are complete or absent, even if writing is interrupted, and damage is always detected."""
 
 import errno
 import fcntl
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passed over, it would be removed once others have been written."""
+    """If it were only passed over, later checkpoints would lead to its removal."""
     write_checkpoint(tmp_path, checkpoint(1))
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", 99)
@@ -299,11 +299,11 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is
 
 
 class Killed(BaseException):
-    """What no handler in the writer can do anything about."""
+    """Stands for SIGKILL: no handler in the writer catches it."""
 
 
 def write_and_die(directory: Path, saved: Checkpoint, survived: int) -> bool:
-    """Write `saved`, but let only so many operations on the file system happen; whether it was written entirely."""
+    """Write `saved`, but stop after `survived` file system operations; returns whether everything was written."""
     left = [survived]
 
     def mortal(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -377,7 +377,7 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
 
 
 def forged(path: Path, manifest: object, arrays: bytes) -> None:
-    """A checkpoint that a stranger wrote, checksums and all."""
+    """Write a checkpoint as a stranger could, with valid checksums."""
     path.mkdir(parents=True)
     (path / ARRAYS).write_bytes(arrays)
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)

@@ -1,4 +1,4 @@
-"""Actors that Ray places, on the nodes of a simulated cluster. All of this needs the extra `ray`."""
+"""Actors that Ray places on the nodes of a simulated cluster. All these tests need the extra `ray`."""
 
 import os
 import socket
@@ -40,10 +40,10 @@ def test_actors_of_a_cluster_find_the_users_modules(tmp_path: Path) -> None:
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; empty words of one that has ended, as some of Ray's do at any time."""
+    """The process's command line; [""] if the process has ended, as processes of Ray may do at any time."""
     try:
         return process.cmdline() or [""]
-    except psutil.NoSuchProcess:  # a zombie, too
+    except psutil.NoSuchProcess:  # This includes zombies.
         return [""]
 
 
@@ -72,7 +72,7 @@ def test_a_killed_actor_and_a_killed_learner_change_nothing_on_a_cluster_of_the_
 def test_a_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, and nobody listens
+        address = f"127.0.0.1:{probe.getsockname()[1]}"  # The port is bound, but nothing listens.
         done = launch("--run-dir", tmp_path / "run", "--cluster", "ray", "--address", address, "--actors", 1)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert f"no Ray cluster can be joined at --address {address}: " in done.stderr

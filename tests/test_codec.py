@@ -1,4 +1,4 @@
-"""The codec gives back what it was given, and refuses everything else with a reason."""
+"""The codec decodes what it encoded without a change, and refuses everything else with a reason."""
 
 import math
 import pickle
@@ -64,7 +64,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def array_map(**changes: Any) -> dict[bytes, Any]:
-    """An array of six zero bytes as it lies in a header, with `changes`."""
+    """An array of six zero bytes as a header contains it, with `changes`."""
     entries: dict[str, Any] = {"nd": True, "type": "|u1", "kind": b"", "shape": [2, 3], "data": bytes(6)}
     return {key.encode(): value for key, value in (entries | changes).items() if value is not ...}
 
@@ -391,10 +391,10 @@ def test_lengths_that_are_claimed_take_no_memory(opening: bytes) -> None:
 @pytest.mark.parametrize("depth", [0, 1, 900])
 def test_no_header_takes_much_more_memory_than_its_bytes(item: bytes, depth: int) -> None:
     room = (MAX_HEADER - 10 - 3 * depth) // len(item)
-    if depth == 0:  # one list after the other, of as many as one may hold
+    if depth == 0:  # Lists one after the other, each as long as allowed.
         lists, each = divmod(room - room // MAX_ITEMS * 5, MAX_ITEMS - 1)[0], MAX_ITEMS - 1
         inner = b"\xdc" + lists.to_bytes(2, "big") + (b"\xdc" + each.to_bytes(2, "big") + item * each) * lists
-    else:  # each list holds the next one last, so that none is complete before all are
+    else:  # The last item of each list is the next list, so no list is complete before all are.
         each = min(room // depth, MAX_ITEMS - 2)
         inner = (b"\xdc" + (each + 1).to_bytes(2, "big") + item * each) * depth + b"\xc0"
     header = b"\x81\xa1x" + inner
@@ -403,7 +403,7 @@ def test_no_header_takes_much_more_memory_than_its_bytes(item: bytes, depth: int
 
 
 def memory_taken(frames: list[bytes]) -> int:
-    """Bytes at the worst moment of refusing `frames`."""
+    """The peak number of bytes allocated while `frames` are refused."""
     tracemalloc.start()
     try:
         reason(frames)

@@ -1,4 +1,4 @@
-"""Configurations as files: what was saved is what is loaded, and a mistake in one is one line that names it."""
+"""Configuration files: they load as they were saved, and a mistake gives one line that names file and setting."""
 
 import dataclasses
 import math

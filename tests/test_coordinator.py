@@ -1,4 +1,4 @@
-"""Who hosts which lane, what is accepted, and whether the books balance."""
+"""The coordinator: which actor hosts which lane, which messages are accepted, and whether the ledger balances."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ from protocol.transport import Disturbances, Received
 
 EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=3)
 SPACES = discrete(numbers(4), 2)
-STEPS = 6  # of a lane in a rollout
+STEPS = 6  # Env-steps of a lane in a rollout.
 
 
 class Clock:
-    """Only what a test waits for takes time."""
+    """A clock that only tests advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -48,18 +48,18 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coordinator looks after its actors whenever it serves."""
+    """The coordinator checks its actors at every call of `serve`."""
     monkeypatch.setattr("learner.coordinator.LOOK_SECONDS", 0.0)
 
 
 class FakeSocket:
-    """A LearnerSocket whose other end is the test."""
+    """Replaces a LearnerSocket; the test plays its peers."""
 
     def __init__(self) -> None:
         self.inbox: list[Received] = []
         self.sent: list[tuple[bytes, Message]] = []
         self.gone: set[bytes] = set()
-        self.chatter: Received | None = None  # what always arrives before a wait is over
+        self.chatter: Received | None = None  # A message that always arrives before a wait is over.
         self.revoked: set[str] = set()
         self.seen = Disturbances()
 
@@ -91,14 +91,14 @@ class FakeSocket:
         pass
 
     def take(self, kind: type, identity: bytes | None = None) -> list[Any]:
-        """The messages of `kind` sent (to `identity`) since the last call, which are then forgotten."""
+        """Remove and return the messages of `kind` sent so far, only those to `identity` if it is given."""
         taken = [(i, m) for i, m in self.sent if isinstance(m, kind) and identity in (None, i)]
         self.sent = [entry for entry in self.sent if entry not in taken]
         return [message for _, message in taken]
 
 
 class Conversation:
-    """A coordinator and what its actors say."""
+    """A coordinator, and methods that send it messages as actors do."""
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ def test_a_lane_that_is_being_stepped_moves_at_its_next_border() -> None:
     grants = talk.socket.take(Grant, first)
     for grant in grants[:6]:
         talk.say(first, fulfil(grant))
-    second = talk.join(1)  # while the last lane alone has something to deliver
+    second = talk.join(1)  # Only the last lane still has both rollouts to deliver.
     assert {release.lane for release in talk.socket.take(Release, first)} == {2}
     assert not talk.socket.take(Grant, second)
     talk.say(first, fulfil(grants[6]))
@@ -331,7 +331,7 @@ def test_a_lane_that_is_being_stepped_moves_at_its_next_border() -> None:
     (moved,) = talk.socket.take(Grant, second)
     assert (moved.lane, moved.rollout_index) == (3, 1)
     assert moved.state is not None
-    talk.say(first, fulfil(grants[7]))  # which it had begun before it was told
+    talk.say(first, fulfil(grants[7]))  # The actor had begun this rollout before the release arrived.
     assert talk.coordinator.ledger.dropped == {"stale": STEPS}
 
 
@@ -356,7 +356,7 @@ def test_an_actor_that_makes_no_progress_is_to_be_killed_and_one_that_does_is_no
 
 
 def reports(talk: Conversation) -> dict[str, ActorFacts]:
-    """What is told of each actor now."""
+    """The facts about each actor that the coordinator reports now, by name."""
     talk.clock.now += REPORT_SECONDS
     talk.serve()
     return {actor.name: actor for actor in talk.told(Actors)[-1].actors}
@@ -377,7 +377,7 @@ def test_the_supervisor_is_told_what_every_actor_is_about() -> None:
     assert (told["0"].state, told["0"].env_steps, told["0"].life) == ("working", STEPS, 1000)
     assert (told["1"].state, told["1"].lanes, told["1"].env_steps) == ("ready", (2,), 0)
     assert (told["4"].state, told["4"].lanes, told["4"].env_steps) == ("idle", (), 0)
-    assert told["0"].acting is None  # it takes two messages to know
+    assert told["0"].acting is None  # The share is known only after two messages.
     talk.say(first, Progress(20, acting=5.0, waiting=2.0))
     assert reports(talk)["0"].acting == talk.roster.acting_share == 0.75
 
@@ -402,7 +402,7 @@ def test_an_actor_that_tells_nonsense_about_its_time_is_not_believed(before: flo
 def test_silence_while_the_learner_does_not_listen_is_not_an_actors() -> None:
     talk = Conversation(num_actors=1)
     actor = talk.join(0)
-    talk.clock.now += 30  # it learned for half a minute
+    talk.clock.now += 30  # The learner learned for half a minute.
     talk.roster.report({None: [], actor: []})
     assert talk.told(Actors)[-1].actors[0].seconds_silent == 0
 
@@ -471,7 +471,7 @@ def test_an_actor_whose_environment_is_of_another_version_is_refused_and_told_wh
 
 def test_an_actor_that_is_refused_for_its_versions_says_nothing_about_spaces() -> None:
     talk = Conversation(num_actors=0)
-    talk.roster.libraries = {"robots": "1.0"}  # of the checkpoint that a run goes on from
+    talk.roster.libraries = {"robots": "1.0"}  # These come from the checkpoint that the run resumes from.
     talk.say(b"other", Hello("a", 1, {"numpy": "2"}), local=False)
     talk.say(b"other", Ready(replace(SPACES, choices=(3,)), {"robots": "1.1"}), local=False)
     assert "robots 1.1 instead of 1.0" in talk.socket.take(Refusal, b"other")[0].reason
@@ -519,7 +519,7 @@ def remote_actor(talk: Conversation, name: str, user: str) -> bytes:
 
 
 def test_a_message_with_another_key_than_its_hello_is_refused_with_all_that_follows() -> None:
-    """However another came by the connection's identity."""
+    """It does not matter how the other sender obtained the connection's identity."""
     talk = Conversation(num_actors=0)
     talk.publish(0)
     actor = remote_actor(talk, "laptop", "key")
@@ -572,7 +572,7 @@ def test_a_run_that_is_over_waits_until_remote_actors_have_heard_it(monkeypatch:
 
     def reaches(identity: bytes) -> bool:
         asked.append(identity)
-        return len(asked) < 3  # then it has gone
+        return len(asked) < 3  # From the third call on, the actor is gone.
 
     monkeypatch.setattr(talk.socket, "reaches", reaches)
     talk.coordinator.dismiss("the run is over")
@@ -633,7 +633,7 @@ def test_a_lane_that_brings_its_actors_down_ends_the_run() -> None:
 
 
 def test_remote_actors_that_leave_never_end_the_run() -> None:
-    """A stranger could: by taking a lane and sending nonsense, again and again."""
+    """Otherwise a stranger could end the run by repeatedly taking a lane and sending invalid messages."""
     talk = Conversation(num_actors=0)
     talk.publish(0)
     for i in range(100):
@@ -644,7 +644,7 @@ def test_remote_actors_that_leave_never_end_the_run() -> None:
 
 
 def flood(talk: Conversation) -> None:
-    """Let a message of a stranger wait whenever the learner looks, which takes a millisecond to handle."""
+    """Make every `receive` return a stranger's message, which takes a millisecond to handle."""
 
     def receive(timeout: float) -> Received:
         talk.clock.now += 0.001
@@ -665,7 +665,7 @@ def test_a_hung_actor_is_found_in_a_flood_too() -> None:
 
 
 def test_an_actor_is_not_taken_to_hang_because_the_learner_was_busy() -> None:
-    """Long enough for what it has sent to be still in the queue."""
+    """The learner was busy for so long that the actor's messages are still in the queue."""
     talk = Conversation(num_actors=1, step_timeout=0.5)
     talk.publish(0)
     slow = talk.join(0)
@@ -732,7 +732,7 @@ def test_no_more_is_said_of_strangers_that_come_and_go_than_can_be_read() -> Non
 
 
 def test_a_lane_cannot_be_left_with_episodes_that_it_never_had() -> None:
-    """The next to host it would refuse what the learner tells it, and end the run."""
+    """Otherwise the next actor of the lane would refuse the state that the learner sends, and the run would end."""
     talk = Conversation(num_actors=1)
     talk.publish(0)
     actor = talk.join(0)
@@ -773,13 +773,13 @@ def test_gathered_trajectories_are_in_lane_order_and_forgotten_once_trained_on()
 
 
 class Talk(Conversation):
-    """One about `async`, in which `fast` fulfils whatever it is granted while the learner waits."""
+    """A conversation with schedule `async`: actor `fast` fulfils its grants while the learner waits."""
 
     fast: bytes
-    version = 0  # that it acts with
+    version = 0  # Policy version that `fast` acts with.
 
     def gather(self, version: int) -> list[tuple[int, int]]:
-        """(lane, rollout) of each trajectory gathered, while only the fast one delivers."""
+        """Gather while only `fast` delivers; returns (lane, rollout) of each trajectory."""
 
         def receive(timeout: float) -> Received | None:
             grants = self.socket.take(Grant, self.fast) if timeout else []
@@ -792,7 +792,7 @@ class Talk(Conversation):
         return [(trajectory.lane, trajectory.rollout_index) for trajectory in gathered]
 
     def learn(self, version: int) -> None:
-        """Publish the next version, and forget what it was learned from."""
+        """Publish the next version, and discard the trajectories that it was learned from."""
         self.publish(version + 1)
         self.version = version + 1
         self.coordinator.trained_on()
@@ -818,7 +818,7 @@ def test_async_lets_lanes_go_on_while_the_learner_learns_until_a_batch_is_there(
     talk.publish(0)
     talk.fast, *_ = [talk.join(i) for i in range(4)]
     talk.gather(0)
-    talk.learn(0)  # the other three have begun before: nobody counts on them
+    talk.learn(0)  # The other three rollouts began before this version, so the batch does not count on them.
     for delivered in range(4):
         (grant,) = talk.socket.take(Grant, talk.fast)
         assert grant.rollout_index == 4 + delivered
@@ -913,19 +913,19 @@ def test_a_settled_ledger_leaves_out_what_will_be_produced_again() -> None:
 
 
 LAST_WORDS: list[Message] = [
-    Hello("0", 1, {"numpy": "2"}),  # of a killed actor, which repeated it while it had nothing to do
-    Hello("0", 2, {"numpy": "2"}),  # of its replacement…
-    Hello("0", 2, {"numpy": "2"}),  # …which repeats it as well
+    Hello("0", 1, {"numpy": "2"}),  # From a killed actor, which repeated the message while it was idle.
+    Hello("0", 2, {"numpy": "2"}),  # From the actor's replacement.
+    Hello("0", 2, {"numpy": "2"}),  # The replacement repeats the message, too.
     Ready(SPACES, {}),
     Ready(SPACES, {}),
 ]
 
 
 def in_every_order(count: int) -> Iterator[tuple[int, ...]]:
-    """The orders in which the words of the dead, the word of its loss, and those of its replacement can be read."""
+    """Orders in which messages of a killed actor, the news of its loss, and its replacement's messages can be read."""
     dead, lost, alive = (0, 1), 2, (3, 4, 5, 6)
     for order in permutations(range(count)):
-        kept = [[i for i in order if i in who] for who in (dead, alive)]  # each says its words in one order
+        kept = [[i for i in order if i in who] for who in (dead, alive)]  # Each actor's own messages keep their order.
         if kept == [sorted(who) for who in kept] and lost in order:
             yield order
 
@@ -954,9 +954,9 @@ def test_the_last_words_of_a_killed_actor_change_nothing_in_whatever_order_they_
 
         for step in order:
             speak(step)
-        talk.say(b"alive", LAST_WORDS[1])  # once it has nothing to do, it says it again…
+        talk.say(b"alive", LAST_WORDS[1])  # The idle replacement repeats its hello.
         if talk.socket.take(Welcome, b"alive"):
-            talk.say(b"alive", LAST_WORDS[3])  # …and is ready once it is welcomed
+            talk.say(b"alive", LAST_WORDS[3])  # Once welcomed, it sends that it is ready.
         assert not talk.socket.take(Refusal), order
         assert talk.roster.refusals.counts.keys() <= {"past life", "unknown sender"}, order
         owners = Counter(lane.owner for lane in talk.lanes)
@@ -973,7 +973,7 @@ def test_words_over_a_connection_that_is_gone_do_not_put_out_the_actor_that_came
     talk.say(b"old", first, local=False)
     assert {lane.owner for lane in talk.lanes} == {b"new"}
     talk.socket.gone.add(b"older")
-    talk.say(b"older", replace(first, connection=2), local=False)  # it did not notice that it had connected again
+    talk.say(b"older", replace(first, connection=2), local=False)  # The actor did not notice that it had reconnected.
     assert {lane.owner for lane in talk.lanes} == {b"new"}
     assert talk.roster.refusals.counts == {"past life": 2}
 
@@ -992,7 +992,7 @@ def test_an_actor_that_was_given_up_is_not_welcomed_again() -> None:
 
 
 def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> None:
-    """As with a simulator that a process can have one of: two lanes in one process are one too many."""
+    """For example, if a process can have only one simulator, a second lane in the same process brings it down."""
     talk = Conversation(num_actors=4)
     actors = [talk.join(i, pid=i + 1) for i in range(4)]
     talk.publish(0)
@@ -1001,7 +1001,7 @@ def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> 
     talk.launcher.lost.put(1)
     talk.serve()
     second = lanes[0].owner
-    assert second in actors[1:]  # the first time it moves at once
+    assert second in actors[1:]  # After the first loss, the lane moves at once.
     talk.launcher.lost.put(actors.index(second) + 1)
     talk.serve()
     kept = [actor for actor in actors[1:] if actor != second]
@@ -1015,7 +1015,7 @@ def test_a_lane_that_brought_a_second_actor_down_waits_for_its_replacement() -> 
 
 @pytest.mark.parametrize("wanted", [{"0"}, {"1", "2"}], ids=["fewer are wanted", "some were given up"])
 def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str]) -> None:
-    """After a lane's second loss they would wait for a replacement, as long as --step-timeout."""
+    """Otherwise lanes would wait for a replacement after their second loss, as long as --step-timeout."""
     talk = Conversation(num_actors=4)
     for index in range(4):
         talk.join(index, pid=index + 1)
@@ -1033,7 +1033,7 @@ def test_lanes_do_not_wait_for_actors_that_nobody_starts_again(wanted: set[str])
         if actor.name not in wanted:
             talk.launcher.lost.put(actor.life)
     talk.serve()
-    assert lanes[0].losses == 2  # whoever is not wanted is not lost
+    assert lanes[0].losses == 2  # The end of an actor that is not wanted does not count as a loss.
     assert None not in {lane.owner for lane in lanes}
     assert {talk.roster.actors[lane.owner].name for lane in lanes if lane.owner} == wanted
 
@@ -1043,6 +1043,6 @@ def test_a_learner_tells_that_it_is_at_work_and_for_how_long_it_may_be_silent() 
     launcher = Launcher(events.append)
     for _ in range(3):
         launcher.alive(60.0)
-    launcher.alive(600.0)  # a longer time is told at once, since silence may follow
-    launcher.alive(60.0)  # a shorter one, too
+    launcher.alive(600.0)  # A longer time is sent at once, because silence may follow.
+    launcher.alive(60.0)  # A shorter time is sent at once, too.
     assert [event.patience for event in events] == [60.0, 600.0, 60.0]

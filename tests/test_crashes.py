@@ -1,4 +1,4 @@
-"""What ended a process, and when one that keeps ending is started again."""
+"""Descriptions of a process's end, and delays before a process that keeps ending is started again."""
 
 import signal
 

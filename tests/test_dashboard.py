@@ -1,4 +1,4 @@
-"""The dashboard: what it reads, whom it lets in, and what a real browser shows of it."""
+"""The dashboard: reading of run files, access control, and the page in a real browser."""
 
 import http.client
 import importlib.util
@@ -36,13 +36,13 @@ NOW = time.time()
 
 @pytest.fixture(autouse=True)
 def time_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page shows what could be read within half a second, which on a busy machine may be less than a test wrote."""
+    """Raise the reading limit of half a second, which on a busy machine may be too short for the rows of a test."""
     monkeypatch.setattr("dashboard.reading.READING_SECONDS", 60.0)
 
 
 @contextmanager
 def served(*run_dirs: Path) -> Iterator[str]:
-    """`launch.py dashboard RUN_DIRS`; its address, token included."""
+    """Run `launch.py dashboard RUN_DIRS`; yields its address, including the token."""
     arguments = [*LAUNCH, "dashboard", *map(str, run_dirs)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -57,7 +57,7 @@ def served(*run_dirs: Path) -> Iterator[str]:
 
 
 class Visitor:
-    """Sends requests as they are written, whatever a browser or a library would not let pass."""
+    """Sends requests unchanged, even requests that a browser or a library would reject."""
 
     def __init__(self, address: str) -> None:
         self.host, self.query = urlsplit(address).netloc, urlsplit(address).query
@@ -75,7 +75,7 @@ class Visitor:
         return answer
 
     def enter(self) -> None:
-        """Show the token, and keep the cookie given for it."""
+        """Send the token, and keep the cookie from the answer."""
         answer = self.ask(f"/?{self.query}")
         assert (answer.status, answer.headers["Location"]) == (303, "/")
         self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
@@ -232,7 +232,7 @@ def test_blocks_keep_their_extremes_and_skip_what_is_unknown() -> None:
     assert extremes(np.array([3.0, 1.0, 2.0, 5.0, nan, 4.0, 0.5]), 4).tolist() == [1, 3, 5, 6]
     assert extremes(np.array([1.0, nan, 2.0]), 1).tolist() == [0, 1, 2]
     assert extremes(np.array([]), 8).tolist() == []
-    assert len(extremes(np.full(8, nan), 4)) == 2  # a gap
+    assert len(extremes(np.full(8, nan), 4)) == 2  # These points make a gap in the curve.
 
 
 def test_evaluations_find_their_time_and_lags_are_summed(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_hundred_thousand_iterations_leave_a_few_thousand_points() -> None:
     assert points[RETURN]["values"][-1] == 99_999
 
 
-# Whom it lets in
+# Access control
 
 
 @needs_extra
@@ -280,7 +280,7 @@ def test_without_the_token_nothing_is_shown(visited: str) -> None:
             visitor.cookie = cookie
             assert visitor.ask(target).status == 403, (target, cookie)
             assert visitor.text == "open the address that the terminal shows, token included\n"
-    assert visitor.ask(f"/data?{visitor.query}").status == 403  # the token opens the page, and nothing else
+    assert visitor.ask(f"/data?{visitor.query}").status == 403  # The token gives access only to the page.
 
 
 @needs_extra
@@ -383,11 +383,11 @@ def test_what_is_missing_is_named_before_a_run_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-# A run that serves it
+# A run that serves the dashboard
 
 
 def lines_of(process: subprocess.Popen[str]) -> list[str]:
-    """What a process prints, gathered in the background."""
+    """The lines that a process prints, appended to the list in the background."""
     lines: list[str] = []
 
     def gather() -> None:
@@ -491,7 +491,8 @@ def test_the_page_shows_what_metrics_jsonl_holds(small_run: Path, visited: str, 
     with browser(tmp_path) as page:
         page.open(visited)
         page.wait_for(DRAWN)
-        assert page.evaluate("location.href") == f"http://{urlsplit(visited).netloc}/"  # the token is gone
+        # The token is no longer in the address.
+        assert page.evaluate("location.href") == f"http://{urlsplit(visited).netloc}/"
         for metric in METRICS:
             curve = curve_on(page, metric)
             assert curve["x"] == [one["env_steps"] for one in rows]
@@ -575,7 +576,7 @@ def test_light_and_dark_and_narrow_windows(visited: str, tmp_path: Path) -> None
         page.open(visited, width=400)
         page.wait_for(DRAWN)
         light = colors_on(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == 400  # nothing sticks out
+        assert page.evaluate("document.documentElement.scrollWidth") == 400  # Nothing is wider than the window.
         page.colors("dark")
         dark = page.wait_for(f"document.querySelector('.plot')._fullLayout.font.color !== '{light[2]}'") and colors_on(
             page
@@ -593,4 +594,4 @@ def test_the_page_says_that_the_dashboard_has_ended(small_run: Path, tmp_path: P
             assert page.evaluate("document.getElementById('banner').hidden")
         page.wait_for("!document.getElementById('banner').hidden")
         assert "The dashboard has ended" in page.evaluate("document.getElementById('banner').innerText")
-        assert curve_on(page, RETURN)["y"]  # what was shown stays
+        assert curve_on(page, RETURN)["y"]  # The curve is still shown.

@@ -1,4 +1,4 @@
-"""Which device the learner takes, and what it does before MLX computes anything. The machine's answers are made up."""
+"""Choice of the learner's device, and its preparation before MLX computes. The machine's answers are simulated."""
 
 import os
 import subprocess
@@ -16,13 +16,13 @@ from protocol.errors import UserError
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device.TF32, "1")  # as a user may have it
+    monkeypatch.setenv(device.TF32, "1")  # A user may have set this.
     monkeypatch.setattr(device, "preload_openblas", lambda threads: ["slow on the CPU"])
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine with a GPU; the devices that were made MLX's default."""
+    """Simulate a machine with a GPU; returns the devices that were made MLX's default."""
     used: list[str] = []
     monkeypatch.setattr(device, "gpu_fault", lambda: "")
     monkeypatch.setattr(device, "use_device", used.append)
@@ -38,7 +38,7 @@ def test_no_gpu_is_no_fault_of_a_run_that_asks_for_none(monkeypatch: pytest.Monk
 
 
 def test_a_gpu_that_computes_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a virtual machine, or in a sandbox."""
+    """For example, in a virtual machine or a sandbox."""
 
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("[metal::load_device] No Metal device available.")
@@ -53,7 +53,7 @@ def test_a_gpu_that_computes_nothing_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_where_there_is_a_gpu_auto_leaves_the_choice_open(gpu: list[str]) -> None:
     assert prepare_device("auto", 1)[0] == "auto"
-    assert prepare_device("gpu", 1) == ("gpu", [])  # what slows a CPU down does not matter
+    assert prepare_device("gpu", 1) == ("gpu", [])  # Causes of a slow CPU do not matter.
     assert prepare_device("cpu", 1)[0] == "cpu"
     assert gpu == ["cpu", "gpu", "cpu"]
 
@@ -67,11 +67,11 @@ def test_products_are_rounded_if_the_settings_say_so_whatever_the_environment_sa
 @pytest.mark.parametrize(
     ("parameters", "samples", "has_images", "recurrent", "chosen"),
     [
-        (9_155, 256, False, False, "cpu"),  # CartPole's
+        (9_155, 256, False, False, "cpu"),  # CartPole
         (2 * 10**6, 4096, False, False, "gpu"),
         (10**6, int(GPU_WORK / 10**6) - 1, False, False, "cpu"),
         (10**6, int(GPU_WORK / 10**6), False, False, "gpu"),
-        (1_700_000, 256, True, False, "gpu"),  # Atari's
+        (1_700_000, 256, True, False, "gpu"),  # Atari
         (10**5, 64, True, True, "gpu"),
         (2 * 10**6, 4096, False, True, "cpu"),
     ],
@@ -101,7 +101,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def pretend(*flags: object, fault: str = "") -> str:
-    """A run on a machine that seems to have a GPU with no or that fault; what it says."""
+    """Do a run on a machine that seems to have a GPU, with `fault` if it is not empty; returns the output."""
     command = [sys.executable, "-c", PRETENDING, fault, "--in-process", *map(str, flags)]
     environ = os.environ | {"PYTHONHASHSEED": "0"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environ)

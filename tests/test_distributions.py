@@ -26,7 +26,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(logits: list[float]) -> list[float]:
-    """One by one, and without powers of large numbers."""
+    """Log-probabilities computed one by one; subtracting the largest logit avoids overflow."""
     largest = max(logits)
     total = math.log(sum(math.exp(x - largest) for x in logits))
     return [x - largest - total for x in logits]
@@ -37,7 +37,7 @@ def log_sigmoid(x: float) -> float:
 
 
 def literal_choices(logits: np.ndarray) -> list[list[float]]:
-    """The log-probabilities of every choice of each number of an action, from one row of logits."""
+    """The log-probabilities of all choices for each component of an action, from one row of logits."""
     rest = logits.astype(np.float64).tolist()
     groups = []
     for n in CHOICES:
@@ -47,7 +47,7 @@ def literal_choices(logits: np.ndarray) -> list[list[float]]:
 
 
 def both_categorical(logits: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities by NumPy and by MLX, of actions that choose from `CHOICES`."""
+    """Log-probabilities, by NumPy and by MLX, of actions that choose from `CHOICES`."""
     theirs = on_learner.Categorical(mx.array(logits), CHOICES).log_prob(mx.array(actions))
     return on_actor.Categorical(CHOICES).log_prob(logits, actions), np.array(theirs)
 
@@ -126,7 +126,7 @@ def test_categorical_samples_follow_the_softmax() -> None:
     seen = np.bincount(categorical.sample(np.tile(logits, (count, 1)), noise)[:, 0], minlength=4)
     expected = count * softmax(logits)
     chi_square = float((np.square(seen - expected) / expected).sum())
-    assert chi_square < 16.27  # exceeded with probability 0.001
+    assert chi_square < 16.27  # A correct sampler exceeds this with probability 0.001.
 
 
 def test_gaussian_samples_have_the_mean_and_standard_deviation() -> None:
@@ -204,7 +204,7 @@ def test_several_choices_are_sampled_independently_of_each_other() -> None:
     seen = np.bincount(3 * actions[:, 0] + actions[:, 1], minlength=6)
     expected = count * np.outer(softmax(logits[:2]), softmax(logits[2:])).reshape(6)
     chi_square = float((np.square(seen - expected) / expected).sum())
-    assert chi_square < 20.52  # exceeded with probability 0.001
+    assert chi_square < 20.52  # A correct sampler exceeds this with probability 0.001.
 
 
 def test_log_probabilities_of_a_whole_rollout_are_those_of_its_steps() -> None:
@@ -259,7 +259,7 @@ def test_a_bits_log_probability_has_the_gradient_of_the_sigmoid() -> None:
     def log_prob(logits: mx.array) -> mx.array:
         return on_learner.Bernoulli(logits).log_prob(mx.array([[1, 0, 1]])).sum()
 
-    gradient = np.array(mx.grad(log_prob)(mx.array(BITS)))  # one of these logits is exactly 0
+    gradient = np.array(mx.grad(log_prob)(mx.array(BITS)))  # One of these logits is exactly 0.
     probabilities = 1 / (1 + np.exp(-BITS.astype(np.float64)))
     np.testing.assert_allclose(gradient, np.array([1, 0, 1]) - probabilities, atol=1e-6)
 
@@ -275,4 +275,4 @@ def test_bernoulli_samples_follow_the_sigmoids() -> None:
         for row in ALL_BITS.tolist()
     ]
     chi_square = float((np.square(seen - expected) / expected).sum())
-    assert chi_square < 24.32  # exceeded with probability 0.001
+    assert chi_square < 24.32  # A correct sampler exceeds this with probability 0.001.

@@ -1,4 +1,4 @@
-"""The documentation: its commands work as printed, in the order of each page, and its links lead somewhere."""
+"""The documentation: its commands work as printed, in the order of each page, and its links exist."""
 
 import os
 import re
@@ -11,8 +11,8 @@ import pytest
 from launching import LAUNCH, ROOT, TIMEOUT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-SHORT = ["--total-steps", "2048"]  # in place of an hour of training
-ELSEWHERE = {  # commands that take a machine, a window or minutes, and the tests that run them
+SHORT = ["--total-steps", "2048"]  # Replaces an hour of training.
+ELSEWHERE = {  # Commands that need another machine, a window or minutes, and the tests that run them.
     "keys": "test_remote.py",
     "--listen": "test_remote.py",
     "--cluster": "test_cluster.py",
@@ -20,19 +20,19 @@ ELSEWHERE = {  # commands that take a machine, a window or minutes, and the test
 
 
 def named_in(page: Path) -> list[list[str]]:
-    """The words after `python launch.py`, wherever that is, of every line in a page's shell blocks."""
+    """The words after `python launch.py`, in any folder, of each line in a page's shell blocks."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [line for block in blocks for line in re.findall(r"^python \S*launch\.py(.*)", block, re.M)]
     return [shlex.split(line, comments=True) for line in lines]
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """Those that can be run here."""
+    """The commands of a page that can be run here."""
     return [words for words in named_in(page) if not ELSEWHERE.keys() & set(words)]
 
 
 def run(words: list[str], folder: Path) -> None:
-    """A command that has to work; one that trains does so for a moment."""
+    """Run a command and check that it works; training is shortened."""
     trains = words[:1] != ["--help"] and (not words or words[0].startswith("--"))
     done = subprocess.run(
         [*LAUNCH, *words, *(SHORT if trains and not {"--config", "--resume"} & set(words) else [])],
@@ -47,7 +47,7 @@ def run(words: list[str], folder: Path) -> None:
 
 
 def write_files_of(page: Path, folder: Path) -> None:
-    """Every Python block that begins with a file's name."""
+    """Write each Python block that begins with a file's name to this file."""
     for name, text in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page.read_text(), re.DOTALL):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -66,7 +66,7 @@ def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
         pytest.importorskip(extra, reason=f"{extra} comes with an extra")
     first, *others = commands_of(ROOT / "README.md")
     run(first, tmp_path)
-    for name in ("one", "two"):  # which the README takes to be there
+    for name in ("one", "two"):  # The README assumes that these runs exist.
         shutil.copytree(tmp_path / "runs/CartPole-v1-seed0", tmp_path / "runs" / name)
     for words in others:
         run(words, tmp_path)
@@ -95,7 +95,7 @@ def test_every_flag_and_command_named_exists(page: Path) -> None:
 
     for words in [*named_in(page), *(shlex.split(line) for line in inline)]:
         command = words[0] if words and not words[0].startswith("--") else "train"
-        if command.isupper():  # FLAGS
+        if command.isupper():  # The placeholder FLAGS.
             continue
         assert command in COMMANDS, words
         flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}

@@ -1,4 +1,4 @@
-"""doctor: what it says of this machine, and of environments that do and do not repeat themselves."""
+"""`doctor`: its findings about this machine, and about environments that are deterministic or not."""
 
 import signal
 import subprocess
@@ -99,7 +99,7 @@ def test_doctor_takes_the_flags_that_it_advises() -> None:
 
 
 class Sleeping(gymnasium.Env):
-    """An environment that waits, as one that talks to a simulator does."""
+    """An environment that waits, like one that talks to a simulator."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""What an environment may do to the process that it shares with the launcher, and what is said of it."""
+"""Environments that end or disturb the process that they share with the launcher, and the messages about this."""
 
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def test_a_run_that_its_environments_end_says_so_in_one_line_and_keeps_the_trace
 def test_an_environment_that_cannot_even_begin_ends_the_run_at_once_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, execution: list[object]
 ) -> None:
-    """Another process would find the same: nobody is started again."""
+    """Another process would fail in the same way, so no process is started again."""
     method = {"constructor": "__init__(self)", "reset": "reset(self, **_)"}[where]
     (tmp_path / "never.py").write_text(
         "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"

@@ -1,4 +1,4 @@
-"""Environments: how their spaces are described, what passes between them and a policy, and how they are made."""
+"""Environments: description of their spaces, conversion of observations and actions, and construction."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ EVERY = "tests.environments:EverySpace-v0"
 
 
 def describe(observation: gymnasium.Space, action: gymnasium.Space | None = None, network: str = "auto") -> Spaces:
-    """What an environment with these spaces is described as."""
+    """The description of an environment with these spaces."""
     env = gymnasium.Env()
     env.observation_space, env.action_space = observation, gym_spaces.Discrete(2) if action is None else action
     spaces = describe_spaces(env, Experiment(network=network))
@@ -324,7 +324,7 @@ def test_what_is_no_wrapper_is_refused_and_nothing_is_called(text: str, monkeypa
 
 
 class Add(gymnasium.RewardWrapper):
-    """Adds to the reward."""
+    """Adds `amount` to the reward."""
 
     def __init__(self, env: gymnasium.Env, amount: float = 1.0) -> None:
         super().__init__(env)
@@ -352,7 +352,7 @@ class Double(gymnasium.RewardWrapper):
 def test_wrappers_are_put_on_from_the_inside_out(wrappers: tuple[str, ...], expected: float) -> None:
     env = make_environment(Experiment(wrapper=tuple(f"{__name__}:{wrapper}" for wrapper in wrappers)))
     env.reset(seed=0)
-    assert env.step(0)[1] == expected  # CartPole gives 1
+    assert env.step(0)[1] == expected  # CartPole's own reward is 1.
     env.close()
 
 
@@ -410,7 +410,7 @@ PONG: dict[str, Any] = {
 
 
 def play(env: gymnasium.Env, observation: Any, steps: int = 50) -> list[Any]:
-    """What an episode shows and rewards, with actions that are always the same."""
+    """The observations and rewards of an episode whose actions are always the same."""
     actions = np.random.default_rng(0).integers(env.action_space.n, size=steps)  # pyright: ignore
     seen = [observation]
     for action in actions.tolist():
@@ -428,7 +428,7 @@ def test_a_quick_reset_of_an_atari_game_begins_the_same_episode_as_a_slow_one() 
     pytest.importorskip("ale_py", reason="Atari is an extra")
     quick, slow = make_environment(Experiment(**PONG)), make_environment(Experiment(**PONG))
     episodes = []
-    for seed in (1, 7, 1):  # the last after two others, with the random numbers of none of them
+    for seed in (1, 7, 1):  # The last episode must not use random numbers of the two before.
         expected = play(slow, slow.reset(seed=seed)[0])
         assert_equal(play(quick, reset_environment(quick, seed)), expected)
         episodes.append(expected)

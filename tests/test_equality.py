@@ -1,4 +1,4 @@
-"""The promise: the execution never changes the result. Whole runs, their digests compared."""
+"""Execution options never change the result: digests of whole runs are compared."""
 
 from functools import partial
 from pathlib import Path
@@ -45,11 +45,11 @@ def test_the_same_holds_for_box_actions_and_truncated_episodes(tmp_path: Path) -
     assert len(set(found.values())) == 1, found
 
 
-# Four small iterations of four lanes.
+# Four small iterations with four lanes.
 EVERY_SPACE = ["--env", "tests.environments:EverySpace-v0", "--total-steps", 512, "--num-envs", 16, "--lane-size", 4]
 EVERY_SPACE += ["--rollout-length", 8, "--minibatches", 4, "--epochs", 2]
 
-# Every kind of observation and of action, and every network, at least once in `sync`: observation, action, other flags.
+# (observation, action, other flags): every kind of observation, action and network, at least once in `sync`.
 KINDS: dict[str, tuple[str, str, list[object]]] = {
     "numbers, an MLP": ("matrix", "unbounded", ["--network", "mlp", "--activation", "silu"]),
     "bytes": ("ram", "box", ["--normalize-rewards"]),

@@ -1,4 +1,4 @@
-"""Evaluation during training: what comes out is the same however the run went, and changes nothing of it."""
+"""Evaluation during training: results do not depend on the course of the run, and do not change the run."""
 
 import json
 import queue
@@ -21,7 +21,7 @@ from supervisor.workers import Events
 
 EXPERIMENT = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 14336 --minibatches 4 --epochs 2".split()  # noqa: SIM905
 EVERY: list[object] = [*EXPERIMENT, "--eval-every", 8, "--eval-episodes", 3]
-VERSIONS = [8, 16, 24, 28]  # the last one is evaluated, too
+VERSIONS = [8, 16, 24, 28]  # The last version is evaluated, too.
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def test_of_equal_evaluations_the_older_is_the_best() -> None:
 @pytest.mark.slow
 def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
-    gate = Gate(run_dir, 8)  # which also holds the evaluator of version 8
+    gate = Gate(run_dir, 8)  # The gate also holds the evaluator of version 8.
     killed: set[int] = set()
     with running(run_dir, *EVERY, "--actors", 2, *gate.flags) as process:
 
@@ -109,7 +109,7 @@ def test_a_killed_evaluator_changes_nothing(tmp_path: Path, whole: Path) -> None
 @pytest.mark.slow
 def test_a_killed_learner_a_stop_and_a_resume_change_nothing(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
-    gate = Gate(run_dir, 8)  # which also holds the evaluator of version 8
+    gate = Gate(run_dir, 8)  # The gate also holds the evaluator of version 8.
     with running(run_dir, *EVERY, "--actors", 2, "--checkpoint-every", 10, *gate.flags) as process:
         wait_for(lambda: list_checkpoints(run_dir / "evaluations"), process)
         (learner,) = children(psutil.Process(process.pid), "learner")
@@ -128,7 +128,8 @@ def test_a_finished_run_makes_up_for_evaluations_that_were_left(tmp_path: Path, 
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
     lines = (whole / "evaluations.jsonl").read_text().splitlines(keepends=True)
-    (run_dir / "evaluations.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])  # torn by a full disk
+    # The last line is incomplete, as after a full disk.
+    (run_dir / "evaluations.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
     last = f"{VERSIONS[-1]:08d}"
     shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
     done = launch("--resume", run_dir)
@@ -157,7 +158,7 @@ def test_an_evaluator_that_keeps_failing_is_given_up_and_said(
     monkeypatch.setattr("supervisor.crashes.BACKOFF", 0.01)
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
-    (run_dir / "evaluations" / "00000099").mkdir()  # no checkpoint
+    (run_dir / "evaluations" / "00000099").mkdir()  # An empty folder is no checkpoint.
     said: list[Event] = []
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, 60.0)
@@ -200,7 +201,7 @@ FEW = ["--num-envs", 8, "--lane-size", 2, "--rollout-length", 16, "--minibatches
 def test_episodes_that_end_in_a_fault_are_counted_apart(
     tmp_path: Path, kwargs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # for a relative directory, and an environment that goes elsewhere
+    monkeypatch.chdir(tmp_path)  # The run directory is relative, and an environment changes the working directory.
     every = ["--eval-every", 4, "--eval-episodes", 20]
     train(Path("run"), *ILL, "--env-kwargs", "every=9", *kwargs, *FEW, *every, "--actors", 1)
     for row in evaluations(tmp_path / "run"):

@@ -1,4 +1,4 @@
-"""A policy on its own: the file that runs with NumPy alone, and the ONNX graph, against what `eval` plays."""
+"""Exported policies: the file that needs only NumPy, and the ONNX graph, compared with `eval`."""
 
 import json
 import re
@@ -54,7 +54,7 @@ EXPERIMENTS = {
 
 
 def policy_of(experiment: Experiment) -> ExportedPolicy:
-    """A policy for the experiment, with weights and statistics that are not trivial."""
+    """A policy for the experiment, with random weights and statistics."""
     random = np.random.default_rng(0)
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
@@ -66,7 +66,7 @@ def policy_of(experiment: Experiment) -> ExportedPolicy:
 
 
 def actions_in(experiment: Experiment, act: Any, begin: Any) -> Iterator[Any]:
-    """What `act` does over whole episodes, each with the seed that `eval` gives it."""
+    """The actions of `act` over whole episodes, each with the seed that `eval` uses for it."""
     env = make_environment(experiment)
     for episode in range(EPISODES):
         observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
@@ -81,7 +81,7 @@ def actions_in(experiment: Experiment, act: Any, begin: Any) -> Iterator[Any]:
 
 
 def session_of(policy: ExportedPolicy, path: Path) -> Any:
-    """The policy's graph, loaded."""
+    """Save the policy's graph, and load it; returns the session."""
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     save_graph(path, policy)
@@ -89,7 +89,7 @@ def session_of(policy: ExportedPolicy, path: Path) -> Any:
 
 
 class Recorder(gymnasium.Wrapper):
-    """Keeps what the environment is given."""
+    """Records the actions that the environment receives."""
 
     def __init__(self, env: gymnasium.Env, actions: list[Any]) -> None:
         super().__init__(env)
@@ -204,7 +204,7 @@ def test_a_policy_runs_with_numpy_and_safetensors_alone(tmp_path: Path) -> None:
     assert done.stdout == "['actors', 'protocol']\n"
 
 
-# Files from anywhere
+# Untrusted files
 
 
 def arrays_and_metadata(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -245,7 +245,7 @@ def test_every_cut_and_every_flipped_byte_of_the_header_gives_one_line_or_a_poli
         except UserError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused > 150  # a flipped digit of a bound, say, is still a policy
+    assert refused > 150  # Some files remain valid, for example if a digit of a bound was flipped.
 
 
 DEEP = "[" * 100_000

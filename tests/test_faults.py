@@ -1,4 +1,4 @@
-"""What environments do wrong: told once, counted alike by every execution, kept as files; it ends no run by itself."""
+"""Faults of environments: reported once, counted equally by every execution, kept as files; one fault ends no run."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_files_hold_the_episodes_actions_and_are_left_once(told: list[str], tmp_
     border = border.after(trajectory(0, never, never, np.zeros(2, bool)))
     whole = trajectory(1, never, ended((1, 1)), np.zeros(2, bool))
     rollout = replace(whole, faults=(fault(0, step=4), fault(1, phase="reset", step=0)), fault_count=2)
-    for _ in range(2):  # as after a restart from an older checkpoint
+    for _ in range(2):  # The second time simulates a restart from an older checkpoint.
         faults_of(told, tmp_path).train(rollout, border)
     (first, second) = list_faults(tmp_path / "faults")
     assert first == (1, fault(0, step=4), [1, 3, 5, 1001, 1003])

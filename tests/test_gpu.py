@@ -1,4 +1,4 @@
-"""What only a machine with a GPU can show: `python -m pytest -m gpu`. Elsewhere these tests are skipped."""
+"""Tests that need a GPU: `python -m pytest -m gpu`. On other machines, they are skipped."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ print(np.abs(np.array(mx.array(a) @ mx.array(b)) - a.astype("d") @ b.astype("d")
 
 
 def test_products_are_not_rounded_unless_that_is_wanted() -> None:
-    """By default MLX rounds on M5 and on NVIDIA's GPUs from Ampere on."""
+    """By default, MLX rounds to TF32 on M5 and on NVIDIA's GPUs from Ampere on."""
     error = {}
     for kind in ("float32", "tf32"):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a compiled step asks of a device: the graph of every network, as MLX draws it."""
+"""Operations of a compiled step, from MLX's drawing of each network's graph."""
 
 import io
 import re
@@ -20,7 +20,7 @@ from rundir.config import PPOConfig
 
 SAMPLES, T = 8, 4
 IMAGE = discrete(ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ()), 3)
-# Networks, and how many launches a step of theirs may take on a CPU: a few more than it takes today.
+# (spaces, experiment, limit of launches in a step on a CPU), which is a few more than a step takes today.
 NETWORKS = {
     "mlp, discrete": (discrete(numbers(3), 2), Experiment(), 30),
     "mlp, continuous": (continuous(numbers(3), 2), Experiment(), 30),
@@ -29,12 +29,12 @@ NETWORKS = {
     "gru": (discrete(numbers(3), 2), Experiment(recurrent_size=8), 110),
 }
 VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten"}
-ON_CPUS_ALONE = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}  # of MLX's operations
+ON_CPUS_ALONE = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}  # MLX has these only for CPUs.
 MOST_ARRAYS = 28  # Metal lets a kernel have 31 buffers, and MLX takes some for shapes and strides.
 
 
 def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
-    """As `PPO` has it on the device."""
+    """A minibatch in the form that `PPO` has on the device."""
     random = np.random.default_rng(0)
     lead = (SAMPLES, T) if recurrent_size else (SAMPLES,)
     observations = random_observations(spaces, random, int(np.prod(lead)))
@@ -50,7 +50,7 @@ def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
 
 
 def operations_of(spaces: Spaces, experiment: Experiment) -> dict[str, tuple[str, int]]:
-    """(name, arrays that it takes and gives) of each operation of a step, by its id."""
+    """{id: (name, number of input and output arrays)} of the operations of a step."""
     ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(value_clip_range=0.2), 0, 4)
     ppo._optimizer.take_parameters()
     state = ppo._optimizer.state
@@ -83,7 +83,7 @@ def test_a_step_has_what_a_gpu_can_launch_and_not_too_much_of_it(
 
 @pytest.mark.parametrize(("spaces", "experiment", "most"), NETWORKS.values(), ids=NETWORKS)
 def test_nothing_is_computed_in_float64(spaces: Spaces, experiment: Experiment, most: int) -> None:
-    """A GPU has no such numbers."""
+    """MLX has no float64 on GPUs."""
     ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(), 0, 4)
     ppo._optimizer.take_parameters()
     factors = ppo._optimizer.begin_step(1e-3)

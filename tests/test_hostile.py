@@ -1,4 +1,4 @@
-"""Strangers at an open port change nothing, and files that strangers wrote are one clear line."""
+"""Strangers at an open port change nothing, and invalid files written by strangers give one clear line."""
 
 import random
 import shutil
@@ -48,7 +48,8 @@ def test_strangers_at_an_open_port_change_nothing(tmp_path: Path) -> None:
     assert outcome.growth < GROWTH
 
 
-NUMBERS_OF_AN_UNSEEDED_RAND = (0x6B8B4567, 0xE43C9869)  # glibc's, from which the first two sockets would count
+# glibc's numbers, from which the identities given by the first two sockets would be counted.
+NUMBERS_OF_AN_UNSEEDED_RAND = (0x6B8B4567, 0xE43C9869)
 LISTEN = """
 import sys
 from protocol.remote import RemoteAccess
@@ -61,7 +62,7 @@ while True:
 
 
 def test_nobody_can_choose_the_identity_that_the_next_peer_is_given() -> None:
-    """ZeroMQ aborts the process of a ROUTER that is about to give it."""
+    """ZeroMQ aborts the process of a ROUTER that is about to assign an identity which a peer has chosen before."""
     port, folder = free_port(), tempfile.mkdtemp(dir="/tmp")
     words = [sys.executable, "-c", LISTEN, f"{folder}/s", str(port)]
     with ExitStack() as stack:
@@ -84,7 +85,7 @@ def test_nobody_can_choose_the_identity_that_the_next_peer_is_given() -> None:
 
 
 def connected(port: int) -> socket.socket:
-    """A connection to that port of this machine, as soon as somebody listens."""
+    """A connection to this port of this machine; waits until a process listens."""
     found: list[socket.socket] = []
 
     def connect() -> bool:
@@ -121,7 +122,7 @@ def test_without_a_key_nobody_is_heard(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_strangers_at_the_port_of_the_runs_own_actors_are_not_heard(tmp_path: Path) -> None:
-    """As anyone on this machine can be, under `--transport tcp`: with no key, and saying that they are actor 0."""
+    """With `--transport tcp`, any user of this machine can connect; here without a key, claiming to be actor 0."""
     run_dir = tmp_path / "run"
     gate = Gate(run_dir, 3)
     with running(run_dir, "--transport", "tcp", "--actors", 2, *SMALL, *gate.flags) as process, ExitStack() as stack:
@@ -172,7 +173,7 @@ def test_a_whole_checkpoint_of_another_making_is_one_line(
     small_run: Path, tmp_path: Path, forge: Callable[[Checkpoint], Checkpoint], evaluated: bool
 ) -> None:
     run_dir = shutil.copytree(small_run, tmp_path / "run")
-    (run_dir / "summary.json").unlink()  # it would say that nothing is left to do
+    (run_dir / "summary.json").unlink()  # With a summary, the run would count as finished.
     write_checkpoint(run_dir / "checkpoints", forge(load_checkpoint(list_checkpoints(run_dir / "checkpoints")[-1])))
     is_one_line("--resume", run_dir, says="not one of this run's configuration")
     if evaluated:

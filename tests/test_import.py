@@ -1,4 +1,4 @@
-"""Policies of Stable-Baselines3: their zip files are read as it writes them, and nothing in them is unpickled."""
+"""Policies of Stable-Baselines3: its zip files are read, and nothing in them is unpickled."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ RELU = {
 
 
 def actor_critic(inputs: int, hidden: list[int], outputs: int, gaussian: bool = False) -> Any:
-    """The modules of an ActorCriticPolicy, under its names; activations lie in between."""
+    """The modules of an ActorCriticPolicy, with its names, and activations between the layers."""
     torch.manual_seed(0)
 
     def tower() -> Any:
@@ -50,7 +50,7 @@ def saved(value: Any) -> bytes:
 
 
 def write_model(path: Path, policy: bytes, **settings: Any) -> Path:
-    """A zip with the files that `model.save` writes, as far as they are read."""
+    """Write a zip with those files of `model.save` that the import reads."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data", json.dumps({"policy_kwargs": {}, "use_sde": False} | settings))
         archive.writestr("pytorch_variables.pth", saved({}))
@@ -60,7 +60,7 @@ def write_model(path: Path, policy: bytes, **settings: Any) -> Path:
 
 
 def act(model: Any, observation: np.ndarray, activation: Any) -> np.ndarray:
-    """What PyTorch computes: logits or means."""
+    """The logits or means computed by PyTorch."""
     x = torch.as_tensor(observation, dtype=torch.float32).flatten()[None]
     for layer in model.mlp_extractor.policy_net:
         x = layer(x) if isinstance(layer, torch.nn.Linear) else activation(x)
@@ -109,7 +109,7 @@ def test_a_pickle_that_would_run_something_runs_nothing(tmp_path: Path) -> None:
     assert "its pickle would call" in line
     assert "which is not allowed" in line
     assert not (tmp_path / "ran").exists()
-    torch.load(io.BytesIO(policy), weights_only=False)  # and this is what it would have done
+    torch.load(io.BytesIO(policy), weights_only=False)  # Unpickling the file would have run the code.
     assert (tmp_path / "ran").exists()
 
 
@@ -162,7 +162,7 @@ def number(value: int) -> bytes:
 
 
 def listing(key: bytes, shape: bytes, strides: bytes = b")", size: int = 1, count: int = 1) -> bytes:
-    """A pickle of tensors of one storage, opcode by opcode."""
+    """A pickle of tensors with one storage, written opcode by opcode."""
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(size) + b"tQ"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + shape + strides + b"tR"
     others = b"".join(text(f"{i}") + tensor + b"s" for i in range(count - 1))
@@ -183,7 +183,8 @@ LARGE, ONE = number(MAX_NUMBERS), number(1)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (listing(b")" + b"q\x00h\x00\x86" * 100, b")"), "a tuple in the place of a str"),  # 2**100 hashes
+        # Hashing this key would take 2**100 hashes.
+        (listing(b")" + b"q\x00h\x00\x86" * 100, b")"), "a tuple in the place of a str"),
         (listing(text("a"), b"(" + number(2**2000) * 4 + b"t"), "impossible shape"),
         (listing(text("a"), b"(" + ONE + b"q\x00" + b"h\x00" * 100_000 + b"t"), "impossible shape"),
         (listing(text("a"), LARGE + LARGE + b"\x86", LARGE + ONE + b"\x86"), "more than"),

@@ -1,4 +1,4 @@
-"""Files of keys: who may read them, and what is never overwritten."""
+"""Key files: their permissions, and that they are never overwritten."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +82,7 @@ def test_a_line_removed_counts_at_once_and_half_a_file_changes_nothing(tmp_path:
 
 
 def test_keys_made_at_the_same_time_are_all_secret(tmp_path: Path) -> None:
-    """A umask, which is the whole process's, would be set back by whoever is done first."""
+    """A umask would not work: it holds for the whole process, and the first thread to finish would reset it."""
     with ThreadPoolExecutor(8) as pool:
         made = [
             path for paths in pool.map(lambda i: make_keys(tmp_path / str(i), ["a", "b"]), range(40)) for path in paths

@@ -1,4 +1,4 @@
-"""What the learner knows of a lane against a literal model: for each environment, the actions since its last reset."""
+"""`LaneBorder` against a simple model: for each environment, the actions since its last reset."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_bits_of_another_number_of_integers_are_refused() -> None:
 def trajectory(
     rollout_index: int, terminated: np.ndarray, truncated: np.ndarray, restarted: np.ndarray, action_shape: tuple = ()
 ) -> Trajectory:
-    """A rollout whose every action, index, digest and hidden state is a number of its own."""
+    """A rollout whose actions, indices, digests and hidden states are distinct numbers."""
     t, n = terminated.shape
     size = t * n * int(np.prod(action_shape))
     done = terminated | truncated
@@ -67,7 +67,7 @@ def trajectory(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Trajectory]:
-    """A lane's first rollouts, one after the other."""
+    """A lane's first consecutive rollouts."""
     t, n = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     action_shape = draw(st.sampled_from([(), (2,)]))
     often = draw(st.sampled_from([0.0, 0.2, 0.7]))
@@ -85,7 +85,7 @@ def first_border(size: int) -> LaneBorder:
 
 
 def replayed(history: list[Trajectory]) -> list[list]:
-    """For each environment, the actions to repeat, step by step."""
+    """For each environment, the actions to repeat, collected step by step."""
     logs: list[list] = [[] for _ in history[0].restarted]
     for rollout in history:
         for n, log in enumerate(logs):

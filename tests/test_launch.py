@@ -1,4 +1,4 @@
-"""launch.py as its users meet it: what it prints and writes, how it ends, and what it says of mistakes."""
+"""launch.py from a user's view: its output and files, how runs end, and its messages about mistakes."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_eval_writes_what_the_newest_policy_scores(finished: Path) -> None:
     result = json.loads((finished / "eval.json").read_text())
     assert len(result["returns"]) == len(result["lengths"]) == 3
     assert result["return_mean"] == pytest.approx(sum(result["returns"]) / 3)
-    assert result["returns"] == result["lengths"]  # CartPole rewards each step with 1
+    assert result["returns"] == result["lengths"]  # CartPole gives 1 for each step.
     again = launch("eval", finished, "--episodes", 3)
     assert again.stdout == done.stdout
 
@@ -140,7 +140,7 @@ def test_a_stopped_and_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, 
     assert resumed["status"] == "finished"
     assert resumed["weights_digest"] == whole["weights_digest"]
     assert [row["policy_version"] for row in metrics_of(tmp_path / "run")] == list(range(1, 21))
-    timing = ("time/", "samples", "witness")  # what depends on the execution
+    timing = ("time/", "samples", "witness")  # These depend on the execution.
     for mine, other in zip(metrics_of(tmp_path / "run"), metrics_of(tmp_path / "whole"), strict=True):
         assert {k: v for k, v in mine.items() if not k.startswith(timing)} == {
             k: v for k, v in other.items() if not k.startswith(timing)
@@ -184,7 +184,7 @@ def test_a_signal_ends_everything_with_all_saved(tmp_path: Path, number: signal.
     with running(tmp_path / "run", "--actors", 2, *SMALL, *LONG, **options) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 3, process)
         children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) == 4  # the learner, two actors, and the witness
+        assert len(children) == 4  # The learner, two actors, and the witness.
         folder = socket_folder(children)
         assert folder.stat().st_mode & 0o777 == 0o700
         output = stop(process, number)
@@ -219,7 +219,7 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("reached", [0, 3])
 def test_a_learner_that_is_stopped_is_replaced(tmp_path: Path, reached: int) -> None:
-    """What it may do in silence is bounded, like an actor's step, and so is its start, where it may do much."""
+    """The time without a sign of life is limited for a learner, too, in its start and afterwards."""
     gate = Gate(tmp_path / "run", 3)
     whole = train(tmp_path / "whole", "--in-process", *SMALL, "--total-steps", 512 * 8)
     flags = ["--actors", 2, *SMALL, "--total-steps", 512 * 8, "--step-timeout", 10, *gate.flags]
@@ -269,12 +269,12 @@ def test_children_end_by_themselves_when_the_launcher_is_killed(tmp_path: Path) 
         _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
         assert not alive
     train(tmp_path / "next", *SMALL)
-    assert not folder.exists()  # the next run swept it
+    assert not folder.exists()  # The next run has removed the folder.
 
 
 @pytest.mark.slow
 def test_an_actor_that_was_stopped_does_not_outlive_its_killed_launcher(tmp_path: Path) -> None:
-    """It cannot end by itself: the learner ends it, once all is saved."""
+    """A stopped actor cannot end by itself; the learner ends it, once everything is saved."""
     with running(tmp_path / "run", "--actors", 2, "--total-steps", 10**9) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 1, process)
         launcher = psutil.Process(process.pid)
@@ -291,7 +291,8 @@ def test_the_learner_is_the_only_child_without_the_word_actors(tmp_path: Path) -
         wait_for(lambda: iterations(tmp_path / "run") >= 1, process)
         lines = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children()]
         stop(process)
-        assert sorted("actors" in line for line in lines) == [False, True, True, True]  # one is the witness
+        # The learner, two actors, and the witness.
+        assert sorted("actors" in line for line in lines) == [False, True, True, True]
         assert ["-m learner" in line for line in lines if "actors" not in line] == [True]
 
 
@@ -456,7 +457,7 @@ def test_an_actor_that_trains_never_loads_mlx(tmp_path: Path) -> None:
     with running(tmp_path / "run", *SMALL, *LONG, "--actors", 1) as process:
         wait_for(lambda: iterations(tmp_path / "run") >= 2, process)
         (actor,) = [c for c in psutil.Process(process.pid).children() if "actors" in c.cmdline()]
-        maps = actor.memory_maps() if sys.platform != "darwin" else []  # macOS shows them to root alone
+        maps = actor.memory_maps() if sys.platform != "darwin" else []  # macOS shows these maps only to root.
         mapped = {Path(region.path).name for region in maps}
         stop(process)
         assert not any("mlx" in name for name in mapped)

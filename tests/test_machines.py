@@ -1,4 +1,4 @@
-"""Runs on two machines, joined by lines good and bad. Longer ones: `python -m tests.machines`."""
+"""Runs on two machines, joined by good and bad lines. `python -m tests.machines` does longer runs."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -47,12 +47,12 @@ def test_a_line_that_loses_and_delays_packets_changes_nothing(tmp_path: Path, lo
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Runs in which the only remote actor was lost and came back; at the same time, since they wait for it."""
+    """Runs in which the only remote actor was lost and came back. They run at the same time, since they mostly wait."""
 
     def disturb(fault: str) -> Outcome:
         folder = tmp_path_factory.mktemp(fault)
         gate = Gate(folder / "run", 0)
-        waits = {"local_actors": 1, "fault_seconds": 1.0, "step_timeout": 10.0}  # who waits so long does not just start
+        waits = {"local_actors": 1, "fault_seconds": 1.0, "step_timeout": 10.0}  # Longer than a process's start.
         with Line() as line:
             return TwoMachines(line, folder, [*SHORT, *gate.flags], gate=gate, **waits).run(actors=1, fault=fault)
 
@@ -62,7 +62,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_lanes_move_meanwhile_and_the_actor_comes_back(disturbed: dict[str, Outcome], local: str, fault: str) -> None:
-    """Whatever has become of the other machine: the line is cut, or the actor sleeps."""
+    """This holds whether the line is cut or the actor sleeps."""
     outcome = disturbed[fault]
     assert outcome.meanwhile >= MOVED
     assert int(outcome.joins) >= 2

@@ -1,4 +1,4 @@
-"""What macOS answers otherwise than Linux. Its answers are made up, at the system's edge."""
+"""Behaviour of macOS that differs from Linux. The system's answers are simulated."""
 
 import errno
 import os
@@ -29,14 +29,14 @@ LEVEL = "{part}) printf '{part}.physicalcpu: {cores}\\n{part}.name: {name}\\n' ;
 
 
 def program(folder: Path, name: str, text: str) -> None:
-    """A program of that name, first on the path."""
+    """Write a program of this name into `folder`, which is first on the path."""
     (folder / name).write_text(text)
     (folder / name).chmod(0o755)
 
 
 @pytest.fixture
 def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Mac, and the folder of its programs."""
+    """Simulate a Mac; returns the folder of its programs."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tmp_path
@@ -76,7 +76,7 @@ def test_a_group_that_has_just_ended_may_refuse_to_be_killed(monkeypatch: pytest
 def test_a_limit_that_the_system_refuses_is_followed_by_a_lower_one(
     monkeypatch: pytest.MonkeyPatch, most: int, expected: int
 ) -> None:
-    """macOS says that there is no limit, and takes no more than `kern.maxfilesperproc`."""
+    """macOS reports no limit, but accepts no more than `kern.maxfilesperproc`."""
     limit = [256]
 
     def setrlimit(which: int, values: tuple[int, int]) -> None:
@@ -103,7 +103,7 @@ def test_a_mac_is_kept_awake_as_long_as_a_run_lasts_and_no_longer(mac: Path) -> 
 
 
 def test_the_sockets_of_a_long_run_never_look_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS removes temporary files that nobody has touched for three days."""
+    """macOS removes temporary files that were not touched for three days."""
     now = [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     folder = SocketFolder()
@@ -122,7 +122,7 @@ def test_the_sockets_of_a_long_run_never_look_old(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_learners_threads_are_told_to_accelerate(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VECLIB_MAXIMUM_THREADS", "1")  # As every process of a run begins.
+    monkeypatch.setenv("VECLIB_MAXIMUM_THREADS", "1")  # Every process of a run starts with this value.
     monkeypatch.setattr(device, "use_device", lambda name: None)
     device.prepare_device("cpu", threads=3)
     assert os.environ["VECLIB_MAXIMUM_THREADS"] == "3"

@@ -1,4 +1,4 @@
-"""Messages arrive as they left; what is not exactly a message, or does not fit the run, is refused by name."""
+"""Messages arrive unchanged; invalid messages and values that do not fit the run are refused by name."""
 
 import copy
 import dataclasses
@@ -93,7 +93,7 @@ SPACES = {"discrete": DISCRETE, "continuous": CONTINUOUS}
 
 
 def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
-    """What lane 1 did: environment 0 terminates at step 0, environment 1 is truncated at steps 1 and 2."""
+    """A trajectory of lane 1: environment 0 terminates at step 0, environment 1 is truncated at steps 1 and 2."""
     t, n = EXPERIMENT.rollout_length, EXPERIMENT.lane_size
     observation, action = spaces.observation, spaces.action
     return Trajectory(
@@ -223,7 +223,7 @@ SAMPLES: dict[str, Any] = {
     "array": np.ones(2),
     "scalar array": np.array(1),
 }
-RIGHT = {  # what each type of field takes; a field of any other type takes none of the samples
+RIGHT = {  # The valid samples for each type of field; for other types no sample is valid.
     int: {"int"},
     bool: {"bool"},
     float: {"float"},
@@ -378,7 +378,7 @@ def test_a_trajectory_as_agreed_is_accepted(spaces: Spaces) -> None:
 @pytest.mark.parametrize("shaping", SHAPINGS)
 @pytest.mark.parametrize("name", TRAJECTORY_ARRAYS)
 def test_a_trajectory_with_an_array_of_another_shape_is_refused_by_name(name: str, shaping: str) -> None:
-    named = {"episode_returns": "episode_"}.get(name, name)  # of two lists of episodes either may be the wrong one
+    named = {"episode_returns": "episode_"}.get(name, name)  # The refusal may name either list of episodes.
     for spaces in SPACES.values():
         valid = trajectory(spaces)
         broken = with_array(valid, name, SHAPINGS[shaping](valid.array(name)))

@@ -1,4 +1,4 @@
-"""The window of finished episodes, and the files of metrics that outlive their process."""
+"""The window of finished episodes, and the metrics files, which a later process continues."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def open_file(path: Path, policy_version: int = 0) -> MetricsFile:
-    """A file whose warnings fail the test."""
+    """Open a metrics file whose warnings fail the test."""
     return MetricsFile(path, policy_version, warn=pytest.fail)
 
 
@@ -159,7 +159,7 @@ def test_a_row_that_one_file_refuses_is_in_neither(tmp_path: Path, suffix: str) 
     file.append({"policy_version": 1})
     refusing = path.with_suffix(suffix)
     kept = refusing.rename(tmp_path / "kept")
-    refusing.mkdir()  # which nothing can be appended to
+    refusing.mkdir()  # Appending to a folder fails.
     file.append({"policy_version": 2})
     refusing.rmdir()
     kept.rename(refusing)
@@ -189,7 +189,7 @@ def test_what_is_no_row_ends_nothing(tmp_path: Path, foreign: bytes) -> None:
         path.write_bytes(b"".join([*lines[:place], foreign, *lines[place:]]))
         write(path, 2, 3)
         found = [row["policy_version"] for row in read_rows(path, ["policy_version"])]
-        # A torn line spoils the one that was written after it, if there was one.
+        # An incomplete line also makes the line after it invalid, if there is one.
         assert found == [
             version for version in (1, 2, 3) if foreign.endswith(b"\n") or version != place + 1 or place == 2
         ]
@@ -204,7 +204,7 @@ def test_what_a_long_file_is_continued_with_does_not_grow_with_it(
     parsed: list[bytes] = []
     monkeypatch.setattr("learner.metrics.row_of", lambda line: parsed.append(line) or row_of(line))
     write(path, 2980)
-    assert len(parsed) < 2000  # those near the end
+    assert len(parsed) < 2000  # Only lines near the end are parsed.
     assert [row["policy_version"] for row in rows(path)] == list(range(1, 2981))
     assert [row["policy_version"] for row in table(path)] == [str(version) for version in range(1, 2981)]
     write(path, 2980, *range(2981, 3000))

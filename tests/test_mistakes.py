@@ -1,4 +1,4 @@
-"""A user's mistakes: one line each that says what was wrong, where, and what to do; nothing is lost or left over."""
+"""A user's mistakes: each gives one line with the mistake, its place and a remedy; no files are lost or left over."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ from commands.completion import flags_of, script
 
 
 def refused(*flags: object, **environ: str) -> str:
-    """What `launch.py FLAGS…` says as it refuses; checks that it is one line and the exit code 2."""
+    """The message of `launch.py FLAGS…`; checks that it is one line on stderr and that the exit code is 2."""
     done = launch(*flags, **environ)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "Traceback" not in done.stderr
@@ -76,7 +76,7 @@ def test_a_file_where_the_run_directory_should_be(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-LONG = "x" * 300  # no file system takes such a name
+LONG = "x" * 300  # No file system accepts such a name.
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_an_edit_that_would_make_other_lanes_is_refused(small_run: Path, tmp_pat
 
 @pytest.mark.slow
 def test_who_waits_for_another_learner_says_so(small_run: Path, tmp_path: Path) -> None:
-    """One that a signal has stopped, for instance, when its launcher was killed."""
+    """The other learner may, for example, be stopped by a signal while its launcher was killed."""
     copy_of(small_run, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     with open(tmp_path / "run/.learner-lock", "w") as lock:
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_release(small_run: Path, tmp_path: Path) -> Non
     for manifest in copy_of(small_run, tmp_path / "run"):
         text = json.dumps(json.loads(manifest.read_text().rpartition("\n}\n")[0] + "\n}") | {"format": 99}, indent=1)
         manifest.write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
-    (tmp_path / "run/summary.json").unlink()  # it would say that nothing is left to do
+    (tmp_path / "run/summary.json").unlink()  # With a summary, the run would count as finished.
     for words in (["eval", tmp_path / "run"], ["--resume", tmp_path / "run"]):
         assert "has checkpoint format 99, and this release reads" in refused(*words)
 
@@ -287,7 +287,7 @@ def test_help_into_a_pipe_that_closes_is_quiet() -> None:
 
 
 def complete(*words: str) -> list[str]:
-    """What bash offers for the last of `words`."""
+    """The words that bash offers to complete the last of `words`."""
     function = "_launch_py_python" if words[0] == "python" else "_launch_py"
     line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; {function}; echo ${{COMPREPLY[*]}}"
     done = subprocess.run(["bash", "-c", f"{script()}\n{line}"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""MLX is used by one thread of one process: its streams and its graphs belong to whoever made them."""
+"""Only one thread of one process uses MLX, because streams and graphs belong to the thread that made them."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launching import ROOT, SMALL, summary_of
 
-# Runs launch.py, and prints how often each thread called a function of mlx.core.
+# This runs launch.py, and prints how often each thread called a function of mlx.core.
 SPY = """
 import json
 import sys

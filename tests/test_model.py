@@ -1,4 +1,4 @@
-"""The model's parameters: their names, their initial values, and what does not count as one."""
+"""The model's parameters: their names, their initial values, and attributes that are not parameters."""
 
 from typing import Any
 
@@ -101,7 +101,7 @@ def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(how: str)
 
 
 def furnish(model: ActorCritic) -> None:
-    """Give `model` all kinds of attributes that are not parameters."""
+    """Give `model` various attributes that are not parameters."""
     model.optimizer = optim.Adam(1e-3)
     model.optimizer.init(model.trainable_parameters())
     model.environment_space = gymnasium.spaces.Box(-1, 1, (3,))

@@ -1,4 +1,4 @@
-"""Running statistics: of observations, and what is done with them on both sides, and of returns, to scale rewards."""
+"""Running statistics: of observations, for normalisation on both sides, and of returns, for scaling rewards."""
 
 import math
 
@@ -97,7 +97,7 @@ EVERYONE = np.arange(ENVS)
 
 
 def experience(seed: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """(rewards, ends of episodes) [STEPS, ENVS]; the last environment's episode never ends."""
+    """(rewards, ends of episodes), each [STEPS, ENVS]; the last environment's episode never ends."""
     random = np.random.default_rng(seed)
     done = random.random((STEPS, ENVS)) < 0.3
     done[:, -1] = False
@@ -105,7 +105,7 @@ def experience(seed: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def literal_scaling(batches: list[tuple[np.ndarray, np.ndarray]]) -> list[list[list[float]]]:
-    """The scaled rewards of all batches, environment by environment: each return is seen once."""
+    """The scaled rewards of all batches, computed environment by environment; each return counts once."""
     under_way, seen = [0.0] * ENVS, []
     scaled = []
     for rewards, done in batches:
@@ -174,7 +174,7 @@ def test_a_saved_scaling_goes_on_bit_for_bit() -> None:
         undisturbed(*experience(seed), EVERYONE)
         stopped(*experience(seed), EVERYONE)
     state = stopped.state_dict()
-    stopped(*experience(9, scale=100.0), EVERYONE)  # must not reach into the state saved before
+    stopped(*experience(9, scale=100.0), EVERYONE)  # This must not change the state saved before.
     restored = RewardScaling(ENVS, DISCOUNT)
     restored.load_state_dict(state)
     for seed in (2, 3):

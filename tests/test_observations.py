@@ -1,4 +1,4 @@
-"""From what trajectories store to what networks get, against literal loops; and lies about spaces are refused."""
+"""Stored observations become network inputs as literal loops compute them, and invalid spaces are refused."""
 
 import itertools
 import struct
@@ -16,7 +16,7 @@ from protocol.errors import ProtocolError
 from protocol.observations import InputShapes, channels_last, network_inputs, normalized_size, numbers_of, one_hot
 from protocol.spaces import MAX_PARTS, MAX_SIZE, BoxSpace, ObservationPart, Spaces
 
-B = 3  # observations in a block
+B = 3  # Observations in a block.
 
 
 def part(kind: Any, dtype: str, *shape: int, choices: tuple[int, ...] = ()) -> ObservationPart:
@@ -42,7 +42,7 @@ ALL = spaces_of(FLAGS, CAMERA, WHERE, TOOL, AGE, MAP, HANDS)
 
 
 def random_part(one: ObservationPart, random: np.random.Generator) -> np.ndarray:
-    """[B, *part] of possible values."""
+    """Random valid values of a part [B, *part]."""
     shape = (B, *one.box.shape)
     match one.kind:
         case "binary":
@@ -71,7 +71,7 @@ def stored(spaces: Spaces, arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def literal_vector(spaces: Spaces, arrays: list[np.ndarray], mean: list[float], scale: list[float]) -> np.ndarray:
-    """The vectors of a block, number by number: first all numbers, then what is binary or chosen, each in its order."""
+    """The vectors of a block, number by number: first all numbers, then bits and one-hot choices, in their order."""
     rows = []
     for i in range(B):
         values, others = [], []
@@ -190,7 +190,7 @@ def test_channels_come_last_frame_by_frame(
     assert found.flags.c_contiguous
 
 
-# What spaces there can be
+# Valid spaces
 
 BOXES, CHOOSING = continuous(WHERE, 2), discrete(WHERE, 3, 2)
 
@@ -260,7 +260,7 @@ def test_the_outputs_of_the_policy_are_as_many_as_its_distribution_needs() -> No
     assert binary(WHERE, 2, 2).distribution_size == 4
 
 
-# What values there can be
+# Valid values
 
 
 def test_possible_observations_are_accepted() -> None:

@@ -1,4 +1,4 @@
-"""Whatever processes environments start, none outlives the one that steps them."""
+"""Processes that environments start end with the process that steps these environments."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_an_environment_without_processes_has_no_keeper() -> None:
 
 
 def test_what_one_process_leaves_is_none_of_another_that_it_started(tmp_path: Path) -> None:
-    """A mark is inherited by all descendants, those that run environments of their own among them."""
+    """All descendants inherit a process's mark, also those that run environments themselves."""
     code = """
 import os, subprocess, sys, time
 from protocol import offspring
@@ -65,7 +65,7 @@ assert sleeper.wait(60) == -9
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_fork_is_known_before_its_parent_can_be_killed(depth: int) -> None:
-    """A fork has not inherited the mark that its parent has made for itself, and the keeper looks now and then only."""
+    """A fork does not inherit the mark that its parent set for itself, and the keeper looks only at intervals."""
     code = """
 import os, signal, sys, time
 from protocol import offspring

@@ -1,4 +1,4 @@
-"""The example in docs/your-network.md of a network of the user's own."""
+"""The example of a user's network in docs/your-network.md."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ NETWORK = ["--network", "my_network:Residual"]
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The example's package, in the present folder."""
+    """The example's package, in the working directory."""
     blocks = re.findall(
         r"```python\n# (my_network/\w+\.py)\n(.*?)```", (ROOT / "docs/your-network.md").read_text(), re.DOTALL
     )

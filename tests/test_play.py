@@ -1,4 +1,4 @@
-"""`play`: real windows, on a display that is none, and real videos."""
+"""`play`: real windows on a dummy display, and real videos."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ DUMMY = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
 
 @pytest.fixture
 def cartpole(small_run: Path, tmp_path: Path) -> Path:
-    """A run to do with as one likes."""
+    """A copy of the small run, which tests may change."""
     return shutil.copytree(small_run, tmp_path / "run")
 
 
@@ -39,7 +39,7 @@ def test_a_window_shows_an_episode_and_its_return_is_printed(cartpole: Path) -> 
     ("env", "flags"),
     [
         ("CartPole-v1", []),
-        ("MountainCar-v0", ["--replay-cap", 30, "--rebuild-env"]),  # a fresh environment, and recorder, each episode
+        ("MountainCar-v0", ["--replay-cap", 30, "--rebuild-env"]),  # Fresh environment and recorder per episode.
     ],
 )
 def test_videos_are_as_long_as_the_episodes(env: str, flags: list[object], tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_videos_are_as_long_as_the_episodes(env: str, flags: list[object], tmp_p
     assert str(tmp_path / "videos" / names[0]) in done.stdout
     for name, length in zip(names, lengths, strict=True):
         frames, seconds = imageio_ffmpeg.count_frames_and_secs(tmp_path / "videos" / name)
-        assert frames in (length, length + 1)  # the first observation is seen, too; moviepy may round the last away
+        assert frames in (length, length + 1)  # The first observation is a frame, too; moviepy may drop the last.
         assert seconds > 0
 
 

@@ -1,4 +1,4 @@
-"""plot and compare: how runs are grouped, averaged and aggregated, and what is drawn and said of real ones."""
+"""`plot` and `compare`: grouping, averaging and aggregation of runs, and the output for real runs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,7 +71,7 @@ def test_the_interquartile_mean_leaves_out_the_outer_quarters() -> None:
 def test_an_interval_holds_its_value_and_is_stratified() -> None:
     found = interval([np.array([0.0, 1.0, 0.5]), np.array([0.2, 0.4])], np.mean)
     assert found.low < found.value < found.high
-    constant = interval([np.zeros(5), np.ones(5)], np.mean)  # unstratified, a resample would mix the two
+    constant = interval([np.zeros(5), np.ones(5)], np.mean)  # Without stratification, a resample would mix the two.
     assert constant.low == constant.value == constant.high == 0.5
 
 

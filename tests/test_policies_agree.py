@@ -1,4 +1,4 @@
-"""The policy in NumPy and the policy in MLX are one policy."""
+"""The policy in NumPy and the policy in MLX give the same outputs."""
 
 import math
 import sys
@@ -34,14 +34,14 @@ NO_MEMORY = np.zeros((BLOCK, 0), np.float32)
 
 
 def normalization_of(spaces: Spaces, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and scale of observations that are neither centred nor of one scale."""
+    """The mean and scale of observations whose mean is not 0 and whose scale is not 1."""
     statistics = RunningStatistics((normalized_size(spaces),))
     statistics.update(3 * random.standard_normal((50, normalized_size(spaces))) + 2)
     return statistics.normalization()
 
 
 def random_observations(spaces: Spaces, random: np.random.Generator, *lead: int) -> np.ndarray:
-    """Of one part: [*lead, *observation]."""
+    """Random observations [*lead, *observation] of spaces with one part."""
     (part,) = spaces.parts
     if part.kind == "image":
         return random.integers(256, size=(*lead, *part.box.shape), dtype=np.uint8)
@@ -122,7 +122,7 @@ def test_networks_for_images_are_the_same_on_both_sides(network: str, shape: tup
 
 
 def observe(experiment: Experiment, count: int) -> tuple[Spaces, np.ndarray]:
-    """An environment's spaces, and the first `count` observations of it as stored."""
+    """An environment's spaces, and the stored form of its first observations for `count` seeds."""
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
     store = ObservationConverter(observation_form(env.observation_space), spaces)
@@ -237,7 +237,7 @@ def test_the_mode_is_the_action_without_noise(make: Callable[..., Spaces]) -> No
     np.testing.assert_array_equal(policy.mode(observations, NO_MEMORY)[0], actions)
 
 
-# Which network
+# Choice of the network
 
 
 CAMERA = ObservationPart("image", BoxSpace((36, 40), "uint8"), ())
@@ -294,7 +294,7 @@ def test_a_network_that_is_not_there_is_named(
 
 
 def own_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of a user's, with a network on both sides."""
+    """Make a user's package with a network for both sides."""
     package = path / "own_network"
     package.mkdir()
     for side, module in (("actor", "actors"), ("learner", "learner")):

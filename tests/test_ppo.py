@@ -1,4 +1,4 @@
-"""PPO against its formulas, written out in float64, and the promises of its update."""
+"""PPO against its formulas, written out in float64, and the guarantees of its update."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def uncompiled() -> Iterator[None]:
 
 @pytest.fixture
 def minibatches(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
-    """What the loss is given, minibatch by minibatch, with what is scheduled as `clip` and `entropy_coef`."""
+    """The arrays that the loss receives in each minibatch, plus the scheduled values `clip` and `entropy_coef`."""
     seen: list[dict[str, np.ndarray]] = []
 
     def look(minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array) -> None:
@@ -72,7 +72,7 @@ def watch_gradients(monkeypatch: pytest.MonkeyPatch, look: Callable[..., None]) 
 
         def watched(self: Any, vector: mx.array, minibatch: dict[str, Any], *rest: mx.array) -> Any:
             shown = minibatch
-            if kind is StackedMLP:  # It puts a one behind each input.
+            if kind is StackedMLP:  # It appends a one to each input.
                 shown = {**minibatch, "inputs": [x[:, :-1] for x in minibatch["inputs"]]}
             look(shown, *rest)
             return gradients(self, vector, minibatch, *rest)
@@ -90,7 +90,7 @@ def loss_and_metrics(
     entropy_coef: mx.array,
     config: PPOConfig,
 ) -> tuple[mx.array, mx.array]:
-    """(the mean loss, the means of the metrics) of a minibatch whose advantages are not normalised yet."""
+    """(mean loss, means of the metrics) of a minibatch whose advantages are not normalised yet."""
     advantages = minibatch["advantages"]
     minibatch = {**minibatch, "advantages": normalized(advantages, 1) if config.normalize_advantages else advantages}
     loss, outcome = ppo_loss(model, minibatch, clip, entropy_coef, config)
@@ -99,7 +99,7 @@ def loss_and_metrics(
 
 
 def make_model(spaces: Spaces = DISCRETE, seed: int = 0) -> ActorCritic:
-    """A model whose policy already has preferences."""
+    """A model whose policy already prefers some actions."""
     model = ActorCritic(spaces, Experiment(seed=seed, hidden_sizes=(8,)))
     random = np.random.default_rng(seed)
     weights = {name: 0.6 * random.standard_normal(a.shape) for name, a in model.named_parameters()}
@@ -121,7 +121,7 @@ def random_actions(spaces: Spaces, random: np.random.Generator, *lead: int) -> n
 
 
 def halved(observations: np.ndarray) -> list[np.ndarray]:
-    """A stand-in for normalisation that shows where it is forgotten."""
+    """Replaces normalisation, so that code which forgets to normalise gives other results."""
     return [(observations.reshape(len(observations), -1) / 2).astype(np.float32)]
 
 
@@ -132,7 +132,7 @@ def as_is(observations: np.ndarray) -> list[np.ndarray]:
 def make_batch(
     model: ActorCritic, seed: int, policy_version: int, drift: float = 0.0, to_inputs: ToInputs = as_is
 ) -> Batch:
-    """Random experience with both kinds of ends; its log-probabilities are the model's, off by about `drift`."""
+    """Random experience with both kinds of episode ends; log-probabilities differ from the model's by about `drift`."""
     random = np.random.default_rng(seed)
     observations = random.standard_normal((T + 1, N, 3)).astype(np.float32)
     actions = random_actions(model.spaces, random, T, N)
@@ -151,7 +151,7 @@ def host_weights(model: ActorCritic) -> Weights:
 
 
 def run_updates(ppo: PPO, iterations: range, drift: float = 0.0) -> list[dict[str, Any]]:
-    """Update on batches that depend on the iteration alone."""
+    """Update on batches that depend only on the iteration."""
     behaviour = make_model()
     return [ppo.update(make_batch(behaviour, k, k, drift), k, as_is, never) for k in iterations]
 
@@ -179,7 +179,7 @@ def random_minibatch(model: ActorCritic, seed: int, size: int = 16) -> dict[str,
 
 
 def on_device(minibatch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A minibatch as the loss takes it."""
+    """A minibatch in the form that the loss expects."""
     arrays: dict[str, Any] = {name: mx.array(array) for name, array in minibatch.items()}
     return arrays | {"inputs": [arrays.pop("observations")]}
 
@@ -211,9 +211,9 @@ def literal_loss(
     entropy_coef: float,
     config: PPOConfig,
 ) -> list[float]:
-    """[loss, policy loss, value loss, entropy, approximate KL, clip fraction], sample by sample."""
+    """[loss, policy loss, value loss, entropy, approximate KL, clip fraction], computed sample by sample."""
     minibatch = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in minibatch.items()}
-    if "hidden_state" in minibatch:  # the samples are sequences, whose steps are what counts
+    if "hidden_state" in minibatch:  # The samples are sequences; the loss averages over their steps.
         said = [literal_steps(weights, minibatch, i)[:2] for i in range(len(minibatch["actions"]))]
         outputs = [row for rows, _ in said for row in rows]
         values = [value for _, row in said for value in row]
@@ -311,7 +311,8 @@ def test_the_first_ratio_of_an_on_policy_update_is_one(experiment: Experiment, m
     lane = Lane(0, experiment, spaces, progress=lambda: None)
     lane.begin()
     policy = Policy(snapshot_of(model, statistics.normalization()), spaces, experiment)
-    collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)  # a hidden state that is not zero
+    # This rollout makes the hidden state nonzero.
+    collect_rollout(lane, policy, Grant("run", 0, 0, 0, 0, None), experiment, spaces)
     trajectory = collect_rollout(lane, policy, Grant("run", 0, 1, 0, 0, None), experiment, spaces)
     lane.close()
     assert np.ptp(trajectory.behaviour_log_probs) > 0.1
@@ -357,7 +358,7 @@ class LiteralAdam:
 
 
 def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PPOConfig) -> dict[str, Any]:
-    """The whole batch as the loss takes it."""
+    """The whole batch in the form that the loss expects."""
 
     def values_of(observations: np.ndarray) -> np.ndarray:
         return np.array([spoken(model, halved(o[None]))[1].item() for o in observations])
@@ -597,7 +598,7 @@ def test_a_saved_ppo_goes_on_bit_for_bit() -> None:
     run_updates(undisturbed, range(4))
     run_updates(stopped, range(2))
     state = stopped.state_dict()
-    run_updates(stopped, range(2, 3))  # must not reach into the state saved before
+    run_updates(stopped, range(2, 3))  # This must not change the state saved before.
 
     restored = make_ppo(seed=1)
     restored.load_state_dict(state)
@@ -622,7 +623,7 @@ RECURRENT = Experiment(hidden_sizes=(8,), recurrent_size=HIDDEN)
 
 
 def literal_hidden_state(weights: Weights, x: np.ndarray, hidden_state: np.ndarray) -> np.ndarray:
-    """The hidden state after one step that observes x."""
+    """The hidden state after one step with the observation x."""
     hidden = np.tanh(weights["encoder.layers.0.weight"] @ x + weights["encoder.layers.0.bias"])
     a = weights["gru.inputs.weight"] @ hidden + weights["gru.inputs.bias"]
     b = weights["gru.recurrent.weight"] @ hidden_state + weights["gru.recurrent.bias"]
@@ -638,7 +639,7 @@ def literal_value(weights: Weights, hidden_state: np.ndarray) -> float:
 def literal_steps(
     weights: Weights, minibatch: dict[str, np.ndarray], i: int
 ) -> tuple[list[np.ndarray], list[float], list[np.ndarray]]:
-    """(outputs of the policy, values, hidden states after each step) of sequence i, one step after the other."""
+    """(outputs of the policy, values, hidden states after each step) of sequence i, computed step by step."""
     hidden_state = minibatch["hidden_state"][i].astype(np.float64)
     hidden_states = []
     for x, start in zip(minibatch["observations"][i].astype(np.float64), minibatch["starts"][i], strict=True):
@@ -653,7 +654,7 @@ def recurrent_model(spaces: Spaces = DISCRETE) -> ActorCritic:
 
 
 def recurrent_batch(spaces: Spaces, seed: int, policy_version: int) -> Batch:
-    """Random experience, with episodes that end in the middle of sequences and hidden states from before them."""
+    """Random experience whose episodes end in the middle of sequences; the initial hidden states are random."""
     random = np.random.default_rng(seed)
     batch = make_batch(make_model(spaces), seed, policy_version)
     log_probs = -random.uniform(0.2, 1.5, (T, N)).astype(np.float32)
@@ -795,7 +796,7 @@ def test_every_epoch_of_a_recurrent_update_trains_on_every_sequence_once(
         np.testing.assert_array_equal(seen, batch.observations.swapaxes(0, 1)[order])
 
 
-# What a critic explains
+# Explained variance of the critic
 
 
 def test_a_perfect_critic_explains_everything() -> None:

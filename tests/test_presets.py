@@ -1,4 +1,4 @@
-"""The settings that `presets/` holds by environment."""
+"""The settings in `presets/`, by environment."""
 
 import tomllib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a process, a folder or a user's module could change in a run, and does not."""
+"""A run's results do not depend on the state of its processes, on its folder, or on a user's modules."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from launching import LAUNCH, ROOT, SMALL, TIMEOUT, metrics_of, summary_of
 from protocol.arithmetic import own_context
 from rundir.checkpoint import load_newest_checkpoint
 
-# An environment that iterates a set of texts: in hash order.
+# An environment that iterates over a set of strings, whose order depends on their hashes.
 SETS = """
 import gymnasium, numpy as np
 class Sets(gymnasium.Env):
@@ -32,7 +32,7 @@ class Sets(gymnasium.Env):
         return self.observed() * self.np_random.random(), float(action), self.steps >= 20, False, {}
 gymnasium.register("Sets-v0", Sets)
 """
-# One that makes every floating-point error raise, wherever it can.
+# An environment that makes NumPy raise on every floating-point error.
 RAISES = (
     SETS
     + """
@@ -54,14 +54,14 @@ SHADOWS = ("queue", "random", "logging", "zmq", "numpy", "msgpack", "psutil", "s
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder, with environments in it."""
+    """A user's folder with the environments above."""
     (tmp_path / "sets.py").write_text(SETS)
     (tmp_path / "raises.py").write_text(RAISES)
     return tmp_path
 
 
 def run_in(folder: Path, *flags: object, code: int = 0, environ: dict[str, str] | None = None) -> str:
-    """`launch.py FLAGS…` in `folder`; what it said."""
+    """Run `launch.py FLAGS…` in `folder`; returns its output."""
     done = subprocess.run(
         [*LAUNCH, *map(str, flags)],
         cwd=folder,
@@ -167,7 +167,7 @@ def test_a_learner_that_computes_otherwise_is_named_on_resume(folder: Path) -> N
     shutil.copytree(folder / "run", folder / "other")
     shutil.rmtree(folder / "other" / "checkpoints" / f"{checkpoint.policy_version:08}")
     (folder / "other" / "summary.json").unlink()
-    fewer = {"PATH": str(folder / "nothing")}  # no compiler is found there
+    fewer = {"PATH": str(folder / "nothing")}  # There is no compiler on this path.
     said = run_in(folder, "--resume", "other", environ=fewer)
     assert said.count("the learner goes on with kernels not fused instead of fused") == 1
     summary = summary_of(folder / "other")

@@ -10,7 +10,8 @@ from supervisor.process_workers import MAX_LAST_WORDS, MAX_LOG, cut_log, kill, l
 def test_a_process_that_has_just_ended_may_be_killed() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
     process.wait()
-    process.returncode = None  # as another thread leaves it for a moment, which holds the lock while it waits
+    # Another thread that waits for the process holds the lock, and leaves this state for a moment.
+    process.returncode = None
     with process._waitpid_lock:  # pyright: ignore[reportAttributeAccessIssue]
         assert process.poll() is None
         kill(process)

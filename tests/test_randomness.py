@@ -1,4 +1,4 @@
-"""Every purpose has streams of its own, and they stay what they are."""
+"""Every purpose has its own random streams, which are the same in every release."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pull any plug: faults at chosen moments, and the digest of the disturbed run against the undisturbed one's."""
+"""Faults at chosen moments, and the digest of the disturbed run compared with the undisturbed run's."""
 
 import os
 import random
@@ -37,7 +37,7 @@ HANG = ["--env", "tests.environments:Hang-v0", *SMALL]
 SCHEDULES = ["sync", "pipelined"]
 
 
-# Whoever is silent for so long is stopped, on the slowest machine, too. Those who wait for it do so together.
+# A process that is silent for so long is stopped, on the slowest machine, too. Runs that wait for this run together.
 SILENCE = 10  # seconds
 
 
@@ -50,7 +50,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @dataclass
 class GatedChaos(Chaos):
-    """A run that goes on to its end once all faults have been done to it, and no earlier."""
+    """A run that cannot end before all its faults have happened."""
 
     gate: Gate | None = None
 
@@ -60,8 +60,8 @@ class GatedChaos(Chaos):
 
 
 def disturb(run_dir: Path, flags: list[object], faults: list[str], every: int) -> dict[str, Any]:
-    """A run with a fault every so many iterations; returns its summary."""
-    gate = Gate(run_dir, every * len(faults) + 3)  # so that a checkpoint may come between
+    """Do a run with a fault after each `every` iterations; returns its summary."""
+    gate = Gate(run_dir, every * len(faults) + 3)  # A checkpoint may come between two faults.
     chaos = GatedChaos(run_dir, [*flags, *gate.flags], random.Random(0), gate=gate)
     summary = chaos.run([*faults, "open_gate"], due=lambda i: chaos.iterations() >= every * min(i + 1, len(faults)))
     assert chaos.done == [*faults, "open_gate"], "the run ended before its faults"
@@ -77,11 +77,11 @@ def disturb_campaign(run_dir: Path, schedule: str, faults: list[str], *flags: ob
 
 @dataclass(frozen=True)
 class Silent:
-    """What came of runs in which actors fell silent."""
+    """The results of runs in which actors fell silent."""
 
-    stopped: dict[str, dict[str, Any]]  # summaries of runs one of whose actors was stopped, by schedule
-    hung: dict[str, Any]  # of one whose steps did not return at first
-    marks: Path  # that it left
+    stopped: dict[str, dict[str, Any]]  # Summaries by schedule of runs in which one actor was stopped.
+    hung: dict[str, Any]  # Summary of a run whose first two faulty steps never returned.
+    marks: Path  # The folder of marks that this run left.
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_killed_learner_is_restarted_and_counted(tmp_path: Path) -> None:
 
 
 def assert_unchanged(run_dir: Path, disturbed: dict[str, Any], marks: Path, *flags: object) -> None:
-    """What happens once has happened: the same run without it comes to the same."""
+    """The faults recorded in `marks` do not happen again, and the same run without them gives the same weights."""
     assert disturbed["actor_restarts"] > 0
     marks_left = list(marks.iterdir())
     assert marks_left
@@ -216,7 +216,7 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed_when_a_lane_moves
     chaos = Chaos(tmp_path / "run", ["--env", env, *EXPERIMENT, "--actors", 2, *gate.flags], random.Random(0))
     with running(chaos.run_dir, *chaos.flags) as chaos.process:
         wait_for(lambda: chaos.iterations() >= 3, chaos.process)
-        for actor in chaos.actors():  # both, since one of them may have all the lanes
+        for actor in chaos.actors():  # All actors, because one of them may have all the lanes.
             actor.kill()
         gate.open()
         output = output_of(chaos.process)
@@ -237,7 +237,7 @@ def test_an_environment_that_draws_from_the_global_random_is_named(tmp_path: Pat
 def test_a_full_disk_is_told_training_goes_on_and_what_could_not_be_saved_is_no_success(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    """A limit of 60 kB a file stands in for the disk: checkpoints do not fit."""
+    """A limit of 60 kB per file simulates a full disk: checkpoints do not fit."""
     code = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
         " import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -305,7 +305,7 @@ def test_actors_come_and_go_while_a_run_goes_on(tmp_path: Path) -> None:
         gate.open()
         output_of(chaos.process)
     told = (chaos.run_dir / "events.jsonl").read_text()
-    assert [told.count(f"now with {count} actors") for count in (3, 1, 2, 4)] == [1, 1, 2, 1]  # no wish was lost
+    assert [told.count(f"now with {count} actors") for count in (3, 1, 2, 4)] == [1, 1, 2, 1]  # No request was lost.
     assert summary_of(chaos.run_dir)["actor_restarts"] == 0
     assert summary_of(chaos.run_dir)["weights_digest"] == undisturbed["weights_digest"]
     assert launch("actors", chaos.run_dir, "--count", 2).returncode == 2
@@ -325,8 +325,8 @@ def test_many_more_actors_than_cores_are_not_taken_to_hang(tmp_path: Path) -> No
 def test_a_run_goes_on_exactly_from_a_checkpoint_of_an_older_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int
 ) -> None:
-    """Format 3 has actions as they are. Formats 3 and 4 have another name for hidden states, and no list of what actors
-    act with."""
+    """Format 3 stores actions unpacked. Formats 3 and 4 have another name for hidden states, and no list of the
+    parameters that belong to the policy."""
     run_dir = tmp_path / "run"
     whole = train(run_dir, "--in-process", *SMALL, "--recurrent-size", 4, "--checkpoint-every", 1)
     *_, middle, last = list_checkpoints(run_dir / "checkpoints")

@@ -1,4 +1,4 @@
-"""The GRU's gradient by hand is what differentiation makes of its steps."""
+"""The hand-written gradient of the GRU equals the automatic gradient of its steps."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SIZE = 5
 def literal(
     from_inputs: mx.array, hidden_state: mx.array, keep: mx.array, weight: mx.array, bias: mx.array
 ) -> mx.array:
-    """As Cho et al. write it, step by step, to be differentiated."""
+    """The GRU of Cho et al., step by step, for automatic differentiation."""
     hidden_states = []
     for from_input, kept in zip(from_inputs, keep, strict=True):
         hidden_state = hidden_state * kept

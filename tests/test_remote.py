@@ -1,4 +1,4 @@
-"""Actors that were started by hand, with keys, as on other machines."""
+"""Actors started by hand with keys, as on other machines."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ LONG = ["--total-steps", 10_000_000]
 
 @contextmanager
 def actor(address: str, key: Path | None, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """`python -m actors` with nothing at its standard input; killed with the context."""
+    """Start `python -m actors` without standard input; the process is killed with the context."""
     arguments = [sys.executable, "-W", "error", "-m", "actors", "--connect", address]
     arguments += ["--key", str(key)] if key else []
     with subprocess.Popen(
@@ -44,20 +44,20 @@ def actor(address: str, key: Path | None, **environ: str) -> Iterator[subprocess
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """(exit code, what it said) of an actor that ends by itself."""
+    """Wait for an actor that ends by itself; returns (exit code, its text on stderr)."""
     _, said = process.communicate(timeout=TIMEOUT)
     return process.returncode, said
 
 
 def complaint(said: str) -> str:
-    """The one line that an actor said in the end; before it, it may have said that it waits or is connected."""
+    """The actor's final message of one line, without the earlier lines about waiting and connecting."""
     lines = [line for line in said.splitlines() if "waiting for the learner" not in line]
     (line,) = [line for line in lines if "connected to run" not in line]
     return line
 
 
 def actors_that(run_dir: Path, event: str) -> list[str]:
-    """The names of the actors to which this has happened, once for each time."""
+    """The names of the actors with this event, once for each event."""
     return [row["actor"] for row in read_rows(run_dir / "events.jsonl") if row["event"] == event]
 
 
@@ -73,7 +73,7 @@ def address() -> str:
 
 
 def listening(address: str, keys: Path) -> list[object]:
-    """Flags of a learner that is open to every machine, with nothing but remote actors."""
+    """Flags of a learner that is open to every machine and has only remote actors."""
     return ["--actors", 0, "--listen", address.replace("127.0.0.1", "0.0.0.0"), "--keys", keys, *EXPERIMENT]
 
 
@@ -85,7 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_remote_actors_that_die_and_a_learner_that_does_change_nothing(
     tmp_path: Path, address: str, keys: Path, undisturbed: str
 ) -> None:
-    """Without that a step ever times out: a lost connection is enough."""
+    """The step timeout is too long to matter: a lost connection is enough."""
     run_dir = tmp_path / "run"
     gate = Gate(run_dir, 4)
     with (
@@ -150,12 +150,12 @@ def test_whoever_is_not_allowed_is_told_so_in_one_line(tmp_path: Path, address: 
     assert refused_by_reason["handshake"] >= 3 and refused_by_reason["revoked key"] >= 1
 
 
-CORES = ("Haswell", "Sandybridge", "Prescott", "NEOVERSEN1", "ARMV8")  # whose arithmetic OpenBLAS can be told to use
+CORES = ("Haswell", "Sandybridge", "Prescott", "NEOVERSEN1", "ARMV8")  # Cores that OpenBLAS can imitate.
 
 
 @cache
 def core_that_computes_otherwise() -> str | None:
-    """One of them that gives other bits than this processor's own; None where there is none."""
+    """One of `CORES` whose arithmetic gives other bits than this processor; None if no core does."""
     code = "from actors.fingerprint import fingerprint; print(fingerprint()['arithmetic'])"
 
     def arithmetic(**environ: str) -> str:
@@ -246,7 +246,7 @@ def test_in_async_it_takes_part(tmp_path: Path, address: str, keys: Path) -> Non
 
 @pytest.fixture
 def without_mlx(tmp_path: Path) -> str:
-    """A PYTHONPATH under which MLX is not installed, also for children."""
+    """A PYTHONPATH that hides MLX, also from child processes."""
     folder = tmp_path / "without_mlx"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text("import sys\nsys.modules['mlx'] = None\n")

@@ -1,4 +1,4 @@
-"""`replay`: a fault comes again in front of the user, with the line that raised."""
+"""`replay`: repeats a fault for the user and shows the line that raised."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def test_faults_are_listed_and_each_comes_again_with_the_users_own_line(raising:
     assert (done.returncode, done.stderr) == (0, "")
     for part in (f"reset with seed {fault.seed}, then 5 actions", f"action {actions[3]}", "step 4: action"):
         assert part in done.stdout
-    assert 'raise RuntimeError("the simulation diverged")' in done.stdout  # the line in the user's file
+    assert 'raise RuntimeError("the simulation diverged")' in done.stdout  # The line in the user's file.
     assert "actors/simulation.py" not in done.stdout
     assert done.stdout.endswith("the fault has come again\n")
 
@@ -50,7 +50,7 @@ def test_nonsense_and_resets_come_again(tmp_path: Path, where: str) -> None:
 def test_what_does_not_come_again_is_said(raising: Path, tmp_path: Path) -> None:
     (tmp_path / "faults").mkdir()
     config = (raising / "config.toml").read_text()
-    (tmp_path / "config.toml").write_text(config.replace("every=17", "every=2000000011"))  # mended
+    (tmp_path / "config.toml").write_text(config.replace("every=17", "every=2000000011"))  # The fault is fixed.
     (tmp_path / "faults" / "1.json").write_bytes((raising / "faults" / "1.json").read_bytes())
     done = launch("replay", tmp_path, 1)
     assert (done.returncode, done.stderr) == (1, "")

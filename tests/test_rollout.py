@@ -1,4 +1,4 @@
-"""What a rollout records, and that a lane rebuilt elsewhere goes on as if nothing had happened."""
+"""Rollouts record the right data, and a lane rebuilt in another actor continues with the same bits."""
 
 import dataclasses
 import random
@@ -26,7 +26,7 @@ from protocol.trajectory import LaneState, Trajectory
 
 
 class Counter(gymnasium.Env):
-    """Observes (its seed modulo 1000, steps taken) and rewards a step with ten times its number."""
+    """Observations are (seed modulo 1000, steps taken); the reward is ten times the step's number."""
 
     seeds: ClassVar[list[int | None]] = []
     received: ClassVar[list[Any]] = []
@@ -52,7 +52,7 @@ class Counter(gymnasium.Env):
 
 
 class Leaky(Counter):
-    """Counts the steps of all episodes, its resets forgotten: no replay leads to the same place."""
+    """Counts steps over all episodes, so that no replay gives the same observations."""
 
     steps_ever: ClassVar[int] = 0
     in_reward: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class LeakyReward(Leaky):
 
 
 class Fragile(Counter):
-    """Ends after as many steps as the class says at the time, and cannot be stepped any further."""
+    """Episodes end after `length` steps, which tests change; a further step raises."""
 
     length: ClassVar[int] = 1_000_000
 
@@ -82,7 +82,7 @@ class Fragile(Counter):
 
 
 class Faulty(Counter):
-    """Misbehaves in one way when an episode's third step is taken, or on being reset."""
+    """Does `fault` at the third step or the reset of the episode whose seed is `faulty_seed`."""
 
     fault: ClassVar[str] = ""
     faulty_seed: ClassVar[int] = -1
@@ -114,7 +114,7 @@ class Faulty(Counter):
 
 
 class ArrayReward(Counter):
-    """Gives its reward as an array of one element, as some environments do."""
+    """Returns the reward as an array of one element, as some environments do."""
 
     def step(self, action: Any) -> Any:
         observation, reward, *rest = super().step(action)
@@ -146,7 +146,7 @@ def fresh_logs() -> Iterator[None]:
 
 
 class Stage:
-    """A lane, its policy and what the learner knows of it, outside any process."""
+    """A lane, its policy, and the learner's knowledge of the lane, all in this process."""
 
     def __init__(self, env: str, lane: int = 0, **settings: Any) -> None:
         shape = {
@@ -169,7 +169,7 @@ class Stage:
         return self
 
     def rebuilt(self) -> "Stage":
-        """The same stage with a lane made new from the border."""
+        """The same stage with a lane rebuilt from the border."""
         other = object.__new__(Stage)
         other.__dict__.update(self.__dict__)
         other.lane = Lane(self.lane.index, self.experiment, self.spaces, progress=lambda: None)
@@ -193,7 +193,7 @@ class Stage:
         return environment_seed(self.experiment.seed, Purpose.EPISODE_SEED, index, episode)
 
     def place(self, n: int, episode: int) -> int:
-        """What `Counter` observes of the episode's seed."""
+        """The part of the episode's seed that `Counter` observes."""
         return self.seed(n, episode) % 1000
 
 
@@ -304,7 +304,7 @@ def test_noise_follows_from_lane_and_rollout() -> None:
 
     one, same, other = two_rollouts(0), two_rollouts(0), two_rollouts(1)
     np.testing.assert_array_equal(one, same)
-    # The means hardly move from step to step, so equal noise would show as equal differences.
+    # The means hardly change from step to step, so equal noise would give equal differences.
     differences = [np.diff(actions, axis=0) for actions in (*one, other[0])]
     assert not np.allclose(differences[0], differences[1], atol=0.1)
     assert not np.allclose(differences[0], differences[2], atol=0.1)
@@ -361,7 +361,7 @@ def test_an_environment_that_cannot_be_replayed_forgets_its_hidden_state() -> No
 
 
 def noise_of(stage: Stage, rollout: int) -> np.ndarray:
-    """What a lane's rollout draws."""
+    """The noise that the lane draws for a rollout."""
     random = generator(stage.experiment.seed, Purpose.ACTION_NOISE, stage.lane.index, rollout)
     return stage.policy.draw_noise(random, (stage.experiment.rollout_length, stage.experiment.lane_size))
 
@@ -476,8 +476,8 @@ def test_after_a_reset_that_fails_the_next_seed_follows(
     (report,) = trajectory.faults
     assert f"environment 3 (episode seed {stage.seed(1, episode)}, step 0)" in str(report)
     assert (report.phase, report.episode, report.time) == ("reset", episode, -1 if episode == 0 else 3)
-    assert trajectory.episode_lengths.tolist() == [4, 4]  # what did not begin has no length
-    elsewhere = stage.rebuilt()  # with the indices that the learner knows
+    assert trajectory.episode_lengths.tolist() == [4, 4]  # An episode that did not begin has no length.
+    elsewhere = stage.rebuilt()  # Rebuilt with the episode indices that the learner knows.
     assert not elsewhere.lane.notes.restarted.any()
     assert_same_bits(elsewhere.collect(), stage.collect())
 
@@ -494,7 +494,7 @@ def test_an_environment_that_cannot_be_reset_at_all_names_itself(monkeypatch: py
 
 def test_of_many_faults_the_first_are_told_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage("tests/Endless-v0", rollout_length=30)
-    monkeypatch.setattr(Counter, "step", lambda *_: (1, 2, 3, 4))  # as old gym's
+    monkeypatch.setattr(Counter, "step", lambda *_: (1, 2, 3, 4))  # Four values, as old gym returned.
     trajectory = stage.begin().collect()
     assert (len(trajectory.faults), trajectory.fault_count) == (20, 60)
     assert "it returned 4 values instead of observation, reward, terminated" in trajectory.faults[0].text

@@ -1,4 +1,4 @@
-"""The scaling model: its equations by hand, against a slow simulation, and its bytes against real messages."""
+"""The scaling model: its equations against hand-computed values and a simulation, its bytes against real messages."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ INPUTS = Inputs(
     rollout_length=10,
     observation_bytes=16,
     action_bytes=8,
-    parameters=289,  # as many bytes as a trajectory
+    parameters=289,  # A snapshot then has as many bytes as a trajectory.
     bandwidth=1e15,
     learner_rate=160,
     forward_seconds=0.0,
@@ -52,7 +52,7 @@ def test_all_wait_for_the_actor_with_most_lanes_and_more_actors_than_lanes_idle(
     acting = {actors: predict(INPUTS, actors).acting for actors in (1, 2, 3, 4, 5, 100)}
     assert acting == pytest.approx({1: 0.8, 2: 0.4, 3: 0.4, 4: 0.2, 5: 0.2, 100: 0.2})
     idle, busy = predict(with_(bandwidth=1e4), 100), predict(with_(bandwidth=1e4), 4)
-    assert dataclasses.replace(idle, actors=4) == busy  # nobody sends weights to those who do not act
+    assert dataclasses.replace(idle, actors=4) == busy  # Idle actors get no weights.
 
 
 def test_the_policy_is_asked_once_for_a_step_of_a_lane() -> None:
@@ -66,10 +66,10 @@ def test_each_trajectory_and_each_actors_snapshot_costs_the_learner() -> None:
 
 def test_what_travels_takes_its_time() -> None:
     assert INPUTS.trajectory_bytes == 20 * (16 + 8 + 10) + 2 * (16 + 17) + 960 == INPUTS.snapshot_bytes == 1706
-    slow = with_(bandwidth=4 * 1706.0)  # 0.25 s for each
+    slow = with_(bandwidth=4 * 1706.0)  # Each message takes 0.25 s.
     two = predict(slow, 2)
     assert (two.up, two.down) == pytest.approx((1.0, 0.5))
-    # Down, two rollouts one after the other while their trajectories travel, and the learner; twice in the loop.
+    # Weights go down, two rollouts follow while their trajectories travel, then the learner. Two iterations overlap.
     assert two.iteration == pytest.approx((0.5 + (0.2 + 0.5 + 0.5) + 0.5) / 2)
     assert (two.traffic_up, two.traffic_down) == pytest.approx((4 * 1706 / 1.1, 2 * 1706 / 1.1))
     assert two.limits == pytest.approx({"acting": 200, "learner": 160, "wire": 80})
@@ -81,9 +81,9 @@ def test_all_trajectories_but_the_last_travel_while_lanes_act() -> None:
 
 
 def simulated(inputs: Inputs, actors: int, iterations: int = 400) -> float:
-    """Seconds an iteration, with every rollout, message and update in its turn, once the beginning is over."""
+    """Seconds of an iteration after the start of a run, by a simulation of every rollout, message and update."""
     p, rounds = predict(inputs, actors), -(-inputs.lanes // actors)
-    published, arrived = [0.0], {}  # when a version was, by version
+    published, arrived = [0.0], {}  # Times in seconds, by policy version.
     actor_free = up_free = down_free = 0.0
     for rollout in range(iterations):
         version = rollout if inputs.schedule == "sync" else max(0, rollout - 1)
@@ -135,7 +135,7 @@ def test_as_many_actors_are_worth_starting_as_give_most_of_the_speed() -> None:
 
 
 def test_the_most_actors_are_not_the_best_where_weights_are_dear() -> None:
-    dear = with_(parameters=1_000_000, bandwidth=4e6)  # a second for each actor's copy
+    dear = with_(parameters=1_000_000, bandwidth=4e6)  # Each actor's copy of the weights takes one second.
     assert best(dear).actors == 1 and predict(dear, 4).rate < predict(dear, 1).rate
 
 

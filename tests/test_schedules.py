@@ -1,4 +1,4 @@
-"""Settings that change over a run, at its ends and in between."""
+"""Schedules of settings: their values at the ends of a run and in between."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_the_learning_rate_alone_may_be_adaptive() -> None:
         (0.02, 1e-3),
         (0.0201, 1e-3 / 1.5),
         (1.0, 1e-3 / 1.5),
-        (-0.001, 1.5e-3),  # an estimate may round to below zero
+        (-0.001, 1.5e-3),  # Rounding may make an estimate negative.
         (math.inf, 1e-3 / 1.5),
     ],
 )

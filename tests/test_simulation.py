@@ -1,4 +1,4 @@
-"""The one place that steps environments: what it takes, what is a fault, and that memory is nobody else's."""
+"""`Simulation`, which steps environments: accepted values, faults, and arrays that are not shared with environments."""
 
 import signal
 import threading
@@ -28,7 +28,7 @@ ILL = "tests.environments_faulty:Ill-v0"
 
 
 class Scripted(gymnasium.Env):
-    """Returns what the test says."""
+    """Returns values chosen by the test."""
 
     action_space: gymnasium.Space = spaces.Discrete(2)
 
@@ -42,7 +42,7 @@ class Scripted(gymnasium.Env):
         return self._step
 
 
-BOOL: Any = bool  # whose Box gymnasium makes, though its hints deny it
+BOOL: Any = bool  # gymnasium accepts a Box of this dtype, although its type hints do not.
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 GOOD = np.zeros(2, np.float32)
 
@@ -221,7 +221,7 @@ def test_ctrl_c_is_no_fault_but_a_keyboard_interrupt_of_an_environment_is(handle
 
 
 def test_environments_of_different_spaces_are_refused_whoever_makes_them() -> None:
-    """Nothing else sees it where each is made in another process."""
+    """If each environment is made in another process, nothing else can notice the difference."""
     made: list[gymnasium.Env] = []
 
     def make(_: Experiment) -> gymnasium.Env:
@@ -260,7 +260,7 @@ def test_spaces_that_are_too_large_or_empty_are_named_with_their_environment(
 
 
 class Chance:
-    """Acts by its noise alone, on any spaces."""
+    """A policy for any spaces whose actions depend only on the noise."""
 
     version = 0
 
@@ -359,7 +359,7 @@ def test_a_close_is_called_in_the_thread_that_stepped_and_another_alarm_goes_on(
 
 
 class Strict(gymnasium.Env):
-    """Lets NumPy raise on everything, as some modules do, and shows numbers too small for a float32."""
+    """Makes NumPy raise on every error, as some modules do, and observes numbers too small for a float32."""
 
     observation_space = spaces.Box(-1, 1, (2,), np.float64)
     action_space = spaces.Discrete(2)
@@ -371,7 +371,7 @@ class Strict(gymnasium.Env):
         return np.full(2, 1e-50), {}
 
     def step(self, action: Any) -> Any:
-        strict = np.geterr()["under"] == "raise"  # what the environment has set holds for it
+        strict = np.geterr()["under"] == "raise"  # The environment's own setting is in effect here.
         return np.full(2, 1e-50), float(strict), False, False, {}
 
 

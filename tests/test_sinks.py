@@ -1,4 +1,4 @@
-"""Sinks: each gets every version once, whatever becomes of the run, and none can harm it."""
+"""Sinks: each gets every policy version once, also after failures of the run, and no sink can harm the run."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ CONFIG = RunConfig(Experiment(), PPOConfig(), TrainingConfig())
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every sink that is installed, whose learner was killed, and which was stopped and resumed."""
+    """A run with every installed sink. Its learner was killed, and the run was stopped and resumed."""
     if not INSTALLED:
         pytest.skip("none of the extras tensorboard, wandb and trackio is installed")
     path = tmp_path_factory.mktemp("sinks")
@@ -60,7 +60,10 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(run_dir: Path) -> dict[str, dict[int, float]]:
-    """By name and version: what the files of metrics and evaluations hold, but for times, which a replay repeats."""
+    """{name: {version: number}} from the metrics and evaluations, without times and sample counts.
+
+    These two may differ when iterations are repeated after a failure.
+    """
     numbers: dict[str, dict[int, float]] = {}
     for kind, rows in (("iteration", metrics_of(run_dir)), ("evaluation", read_rows(run_dir / "evaluations.jsonl"))):
         for row in rows:
@@ -73,7 +76,7 @@ def expected(run_dir: Path) -> dict[str, dict[int, float]]:
 
 
 def assert_holds(found: list[tuple[int, str, float]], run_dir: Path) -> None:
-    """Every number of the run is in `found`, as (version, name, number), and none is there twice."""
+    """Every number of the run is exactly once in `found`, as (version, name, number)."""
     for name, numbers in expected(run_dir).items():
         mine = [(version, number) for version, one, number in found if one == name]
         assert sorted(mine) == sorted(numbers.items()), name
@@ -91,7 +94,7 @@ def test_tensorboard_reads_what_the_metrics_say(disturbed: Path) -> None:
     for name, numbers in expected(disturbed).items():
         mine = sorted((version, number) for version, one, number in found if one == name)
         assert mine == [(version, float(np.float32(number))) for version, number in sorted(numbers.items())], name
-    assert len(list((disturbed / "tensorboard").iterdir())) == 2  # a file a launch
+    assert len(list((disturbed / "tensorboard").iterdir())) == 2  # One file for each launch.
     assert "_hparams_/session_start_info" in accumulator.summary_metadata
 
 
@@ -115,17 +118,17 @@ def test_wandb_offline_holds_what_the_metrics_say(disturbed: Path) -> None:
 
 
 def wandb_records(log: bytes) -> Iterator[bytes]:
-    """What a file of W&B's holds: after a header of 7 bytes, LevelDB's log format in blocks of 32 KiB."""
+    """The records of a W&B file: after a header of 7 bytes, LevelDB's log format in blocks of 32 KiB."""
     at, record = 7, b""
     while at + 7 <= len(log):
         left = 32768 - at % 32768
-        if left < 7:  # too little for the head of a piece
+        if left < 7:  # Too few bytes for the header of a piece.
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", log, at)
         record += log[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
+        if kind in (1, 4):  # A whole record, or the last piece of one.
             yield record
             record = b""
 
@@ -133,7 +136,7 @@ def wandb_records(log: bytes) -> Iterator[bytes]:
 def test_trackio_holds_what_the_metrics_say(disturbed: Path) -> None:
     pytest.importorskip("trackio")
     name = f"run-{json.loads((disturbed / 'sinks' / 'trackio.json').read_text())['id']}"
-    # In a process of its own: trackio looks for its folder when it is imported.
+    # This runs in its own process because trackio determines its folder when it is imported.
     read = "import json, sys; from trackio.sqlite_storage import SQLiteStorage as storage;"
     read += f"print(json.dumps(storage.get_logs({sinks.PROJECT!r}, {name!r})))"
     environ = os.environ | {"TRACKIO_DIR": str(disturbed.parent / "trackio"), "HF_HOME": str(disturbed.parent / "hf")}
@@ -143,7 +146,7 @@ def test_trackio_holds_what_the_metrics_say(disturbed: Path) -> None:
 
 
 class Recorder:
-    """A sink for tests: what it was told, and a fault at one version."""
+    """A sink for tests that records its calls, and raises at version `fault`."""
 
     def __init__(self, fault: int = -1) -> None:
         self.fault = fault
@@ -175,7 +178,7 @@ def row(version: int) -> dict[str, Any]:
 
 
 def feed(run_dir: Path, sink: Recorder, *versions: int, recorded: tuple[int, ...] = ()) -> list[str]:
-    """One launch, which finds `recorded` in the file of metrics; returns what it warned of."""
+    """Simulate one launch that finds the versions `recorded` in metrics.jsonl; returns its warnings."""
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row(version)) + "\n" for version in recorded))
     warnings: list[str] = []
     fed = Sinks(("wandb",), CONFIG, run_dir, warnings.append, {"wandb": sink.open})

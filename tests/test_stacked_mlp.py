@@ -1,4 +1,4 @@
-"""The MLP's gradient by hand is what differentiation makes of it, and costs fewer operations."""
+"""The hand-written gradient of the MLP equals the automatic one, and needs fewer operations."""
 
 import itertools
 from typing import Any
@@ -35,7 +35,7 @@ IMAGE = ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ())
 
 
 def samples_of(spaces: Spaces, random: np.random.Generator) -> dict[str, Any]:
-    """Samples with random numbers; their inputs are as no computation has prepared them."""
+    """Samples with random numbers; their inputs are not prepared for a computation yet."""
     size = spaces.distribution_size
     if spaces.distribution == "gaussian":
         actions = random.standard_normal((SAMPLES, size)).astype(np.float32)
@@ -52,7 +52,7 @@ def assert_near(ours: mx.array, theirs: mx.array, name: str = "") -> None:
 
 
 FIRST = ("two choices", "tanh", (16, 16), None)
-CASES = [  # Those that differ from the first in more than one way are slow.
+CASES = [  # Cases that differ from the first in more than one setting are slow.
     case if sum(one != other for one, other in zip(case, FIRST, strict=True)) < 2 else slow(*case)
     for case in itertools.product(SPACES, ("tanh", "relu", "silu"), ((16, 16), (8,), (8, 16, 4)), (None, 0.2))
 ]
@@ -85,7 +85,7 @@ def test_values_and_gradients_are_those_of_differentiation(
     assert gradients[ours].keys() == gradients[theirs].keys()
     for parameter, gradient in gradients[theirs].items():
         assert_near(gradients[ours][parameter], gradient, parameter)
-        # A policy of one choice learns nothing, and its value does.
+        # With a single choice, the policy has no gradient, but the value function has one.
         assert np.array(gradient).any() or (spaces is SPACES["one choice"] and not parameter.startswith("value"))
 
 
@@ -97,7 +97,8 @@ def test_zeros_that_fill_the_head_of_the_value_up_stay_zeros() -> None:
     samples["inputs"] = computation.prepare(samples["inputs"])
     gradient, _ = computation.gradients(vector, samples, CLIP, ENTROPY_COEF)
     everything = computation.layout.join(computation.layout.split(gradient))
-    np.testing.assert_array_equal(np.array(everything), np.array(gradient))  # What no parameter names is zero.
+    # Numbers that belong to no parameter are zero.
+    np.testing.assert_array_equal(np.array(everything), np.array(gradient))
     assert gradient.size > sum(array.size for array in model.parameters())
 
 
@@ -115,7 +116,7 @@ def test_the_gradient_of_the_objective_is_what_differentiation_makes_of_it(
     targets: np.ndarray,
     value_clip_range: float | None,
 ) -> None:
-    """Not where it has a kink: differentiation may take either side there."""
+    """Points with a kink are left out, because differentiation may take either side there."""
     config = PPOConfig(value_clip_range=value_clip_range, value_coef=0.7)
     minibatch = {
         "advantages": mx.array(advantages),
@@ -144,7 +145,7 @@ def test_the_gradient_of_the_objective_is_what_differentiation_makes_of_it(
 
 
 class Own(MLP):
-    """A network of a user's own, whose class is not the built-in one."""
+    """A user's network: a class that is not built in."""
 
 
 @pytest.mark.parametrize(
@@ -177,5 +178,5 @@ def test_what_is_multiplied_lies_at_a_multiple_of_64_bytes(spaces: Spaces, kind:
     assert places.keys() == model.state_dict().keys()
     for name, place in places.items():
         aligned = place.flat[0] % 16 == 0
-        # Of two towers or heads side by side, the first one's place is what matters.
+        # For two towers or heads side by side, only the first one's place matters.
         assert aligned or (kind is StackedMLP and (name.startswith("value_") or name == "encoder.layers.0.bias")), name

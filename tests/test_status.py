@@ -1,4 +1,4 @@
-"""What a run's status, events.jsonl and status.json say, fed by hand and by real runs."""
+"""A run's status, events.jsonl and status.json, with data made by tests and by real runs."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_an_actor_is_followed_from_its_start_over_its_loss_to_its_next_process()
     assert actor["env_steps_per_second"] == 200
 
     status.lose_actor("0")
-    status.take_actors([facts("0", 1, env_steps=1000)])  # from before the learner knew
+    status.take_actors([facts("0", 1, env_steps=1000)])  # Sent before the learner knew of the loss.
     clock.now += 3
     status.measure()
     actor = actor_of(status, "0")
@@ -129,7 +129,7 @@ def test_an_actor_of_another_machine_comes_goes_and_is_forgotten() -> None:
     status.take_actors([facts("desk-1", os.getpid())])
     status.measure()
     actor = actor_of(status, "desk-1")
-    assert (actor["pid"], actor["memory"]) == (os.getpid(), None)  # it is not this machine's process
+    assert (actor["pid"], actor["memory"]) == (os.getpid(), None)  # The process runs on another machine.
     status.take_actors([])
     assert actor_of(status, "desk-1")["state"] == "lost"
     clock.now += KEEP_GONE_SECONDS + 1
@@ -149,13 +149,13 @@ def test_memory_is_that_of_each_process_and_none_of_one_that_has_gone() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         wait_for(lambda: (memory_of(child.pid) or 0) > 2**20)
         child.kill()
-        wait_for(lambda: memory_of(child.pid) is None)  # a zombie, until it is waited for
+        wait_for(lambda: memory_of(child.pid) is None)  # The child is a zombie until it is waited for.
     assert memory_of(child.pid) is None
     assert memory_of(None) is None
     status = status_at(Clock())
     status.learner_started(child.pid)
     status.actor_started("0", child.pid, 1)
-    status.actor_started("1", 0, 2)  # a thread
+    status.actor_started("1", 0, 2)  # An actor in a thread has no process.
     status.measure()
     assert (status.memory["launcher"] or 0) > 2**20
     assert status.memory["learner"] is None
@@ -296,7 +296,7 @@ def test_what_the_actors_delivered_adds_up_to_the_run(tmp_path: Path) -> None:
     assert sum(actor["env_steps"] for actor in status["actors"]) == summary["samples"]["produced"]
     assert status["state"] == "finished"
     assert (status["env_steps"], status["total_steps"]) == (2048, 2048)
-    assert [(a["pid"], a["memory"]) for a in status["actors"]] == [(None, None)] * 2  # threads
+    assert [(a["pid"], a["memory"]) for a in status["actors"]] == [(None, None)] * 2  # The actors are threads.
     assert status["memory"]["launcher"] > 2**20 and status["memory"]["learner"] is None
 
 
@@ -307,12 +307,12 @@ def test_an_actor_without_lanes_is_idle_and_acts_none_of_its_time(tmp_path: Path
         return json.loads(path.read_text())["actors"] if path.exists() else []
 
     def all_known() -> dict[str, dict[str, Any]]:
-        """Once each of them works or has nothing to do, and has told how it spends its time."""
+        """{state: actor}, once each actor is working or idle and has reported how it spends its time; else {}."""
         actors = told()
         known = sum(a["acting"] is not None if a["state"] == "idle" else bool(a["acting"]) for a in actors)
         return {actor["state"]: actor for actor in actors} if known == 3 else {}
 
-    flags = ["--schedule", "async"]  # in which no idle actor is asked to be a witness
+    flags = ["--schedule", "async"]  # With this schedule, no idle actor serves as a witness.
     with running(tmp_path / "run", "--actors", 3, *SMALL, "--lane-size", 8, *LONG, *flags) as process:
         actors = wait_for(all_known, process)
     assert set(actors) == {"idle", "working"}

@@ -1,4 +1,4 @@
-"""What a person sees: a live view that fits, plain lines, and little when quiet."""
+"""Terminal output: a live view that fits the terminal, plain lines, and few lines with --quiet."""
 
 import fcntl
 import os
@@ -83,7 +83,8 @@ def test_the_view_fits_every_terminal(actors: int, glyphs: Any) -> None:
                 assert max(line.cell_len for line in lines) <= width, (width, height)
                 if width >= 60 and height >= 18:
                     assert len(lines) == height and len({line.cell_len for line in lines}) == 1, (width, height)
-                    assert lines[-1].plain[0] == glyphs.corners[2] and lines[-1].plain[-1] == glyphs.corners[3]  # whole
+                    # The frame is complete.
+                    assert lines[-1].plain[0] == glyphs.corners[2] and lines[-1].plain[-1] == glyphs.corners[3]
                 assert not any("\n" in line.plain for line in lines)
 
 
@@ -156,7 +157,7 @@ def test_quiet_prints_warnings_and_the_end_alone(tmp_path: Path) -> None:
 
 
 class Tty:
-    """A run in a terminal of its own, and everything that was written to it."""
+    """A run in its own terminal, and everything that was written to the terminal."""
 
     def __init__(self, width: int, height: int, *flags: object) -> None:
         self.master, other = pty.openpty()
@@ -177,19 +178,19 @@ class Tty:
         self._reader.start()
 
     def _read(self) -> None:
-        """Until the terminal is closed, at either end."""
+        """Read until the terminal is closed at either end."""
         while not self._closing.is_set():
             if select.select([self.master], [], [], 0.1)[0]:
                 try:
                     data = os.read(self.master, 65536)
-                except OSError:  # how Linux says that the other end is closed
+                except OSError:  # Linux reports in this way that the other end is closed.
                     return
                 if not data:
                     return
                 self.written += data
 
     def everything(self) -> bytes:
-        """What was written, once the run has ended."""
+        """Everything that was written; waits until the run has ended."""
         self._reader.join(timeout=TIMEOUT)
         return self.written
 
@@ -216,7 +217,7 @@ def test_in_a_terminal_the_view_stands_and_what_was_said_stays(tmp_path: Path) -
     kept = after.decode()
     assert kept.index("learning: ") < kept.index("finished: ") < kept.index("weights ")
     assert summary_of(tmp_path / "run")["weights_digest"] in kept
-    assert "\x1b[?25h" in kept  # the cursor is back
+    assert "\x1b[?25h" in kept  # The cursor is visible again.
 
 
 def test_a_terminal_that_is_closed_ends_the_run_with_all_saved(tmp_path: Path) -> None:

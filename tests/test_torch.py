@@ -1,4 +1,4 @@
-"""One update of PPO here, and the same one in PyTorch as a textbook writes it: every parameter ends the same."""
+"""One PPO update here and the same update in plain PyTorch: every parameter ends with the same value."""
 
 import math
 from typing import Any
@@ -62,7 +62,7 @@ class Reference:
 
 
 def make_batch(reference: Reference, spaces: Spaces) -> Batch:
-    """Experience whose log-probabilities are the reference's own, with both kinds of ends."""
+    """Experience whose log-probabilities come from the reference, with both kinds of episode ends."""
     random = np.random.default_rng(0)
     observations = random.standard_normal((T + 1, N, 3)).astype(np.float32)
     if spaces.distribution == "categorical":
@@ -76,7 +76,7 @@ def make_batch(reference: Reference, spaces: Spaces) -> Batch:
 
 
 def advantages_of(batch: Batch, values: Any, following: Any, finals: Any, config: PPOConfig) -> Any:
-    """Generalised advantage estimation, environment by environment, backwards."""
+    """Generalised advantage estimation, environment by environment, backwards in time."""
     finals = dict(zip(map(tuple, np.argwhere(batch.truncated).tolist()), finals.tolist(), strict=True))
     advantages = torch.zeros(T, N)
     for n in range(N):

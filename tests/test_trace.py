@@ -1,4 +1,4 @@
-"""`--trace FILE`: every process on one timeline, which shows that acting and learning overlap where they may."""
+"""`--trace FILE`: one timeline of all processes, which shows where acting and learning overlap."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from launching import SMALL, launch, together, train
 from protocol import trace
 from protocol.errors import UserError
 
-# Environments that sleep: an update is over long before the rollouts that may go on meanwhile.
+# Environments that sleep, so that an update ends long before the rollouts that overlap it.
 SLOW = [*SMALL, "--env", "benchmarks.environments:Sleep-v0", "--rollout-length", 8, "--total-steps", 384]
 
 
 def timeline(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The spans of each process, by its name."""
+    """The spans of each process, by the name of the process."""
     events = json.loads(path.read_text())
     names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names.values()}
@@ -27,7 +27,7 @@ def timeline(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def overlaps(spans: dict[str, list[dict[str, Any]]]) -> int:
-    """How many pairs of a rollout and an update there are that share some time."""
+    """The number of pairs of a rollout and an update that overlap in time."""
     rollouts = [s for name, own in spans.items() if name.startswith("actor") for s in own if s["name"] == "rollout"]
     updates = [s for s in spans["learner"] if s["name"] == "learn"]
     return sum(min(a["ts"] + a["dur"], b["ts"] + b["dur"]) > max(a["ts"], b["ts"]) for a in rollouts for b in updates)
@@ -76,7 +76,7 @@ def test_a_timeline_that_cannot_be_written_is_refused_before_the_run(tmp_path: P
 
 
 def test_a_timeline_replaces_an_older_one_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(trace.VARIABLE, "")  # so that what `begin` sets is taken back
+    monkeypatch.setenv(trace.VARIABLE, "")  # With this, the value that `begin` sets is removed after the test.
     path = tmp_path / "trace.json"
     for older in ("", "[\n", '[\n{"ph": "M", "name": "process_name"},\n'):
         path.write_text(older)
@@ -94,7 +94,7 @@ def test_a_timeline_that_fills_the_disk_is_given_up_and_said(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setenv(trace.VARIABLE, "")  # so that what `begin` sets is taken back
+    monkeypatch.setenv(trace.VARIABLE, "")  # With this, the value that `begin` sets is removed after the test.
     trace.begin(tmp_path / "trace.json")
     trace.join("test")
     monkeypatch.setattr(os, "write", full)

@@ -1,4 +1,4 @@
-"""Messages between sockets, over every transport, and what becomes of those that are none."""
+"""Messages between sockets over every transport, keys, and the handling of invalid messages."""
 
 import shutil
 import socket
@@ -193,7 +193,7 @@ def test_sending_to_an_unknown_actor_is_no_error_but_false(learner: LearnerSocke
 
 
 def test_what_the_learners_own_actors_say_comes_first_and_is_known_as_theirs() -> None:
-    """However much others have sent before."""
+    """This holds no matter how much others have sent before."""
     address, open_to_all = f"inproc://{uuid.uuid4().hex}", free_tcp_address()
     with (
         closing(LearnerSocket(address, RemoteAccess(open_to_all, None))) as learner,
@@ -208,7 +208,7 @@ def test_what_the_learners_own_actors_say_comes_first_and_is_known_as_theirs() -
         first = receive(learner)
         assert not first.local and learner.send(first.identity, Refusal("garbage"))
         for _ in range(10):
-            send(actor, hello())  # over inproc it has arrived when this returns
+            send(actor, hello())  # Over inproc, the message has arrived when this returns.
             received = receive(learner)
             assert received.message == hello() and received.local
 
@@ -262,12 +262,12 @@ def test_an_actor_may_connect_before_the_learner_listens(address: str) -> None:
 
 @contextmanager
 def slow_line(address: str, bytes_per_second: float) -> Iterator[str]:
-    """An address behind which everything takes its time on the way to `address`, and none on the way back."""
+    """Yield an address that forwards to `address` at this rate, and forwards answers without a delay."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = address.removeprefix("tcp://").split(":")
 
         def carry() -> None:
-            with suppress(OSError):  # the test is over
+            with suppress(OSError):  # The test is over.
                 while True:
                     near, _ = server.accept()
                     far = socket.create_connection((host, int(port)))
@@ -289,7 +289,7 @@ def slow_line(address: str, bytes_per_second: float) -> Iterator[str]:
 
 
 def test_an_array_may_take_longer_than_an_absence_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What says that the other machine is there is its system, which answers whatever is on the way."""
+    """The other machine's operating system answers probes, even while a large message is on its way."""
     for name in ("PROBE_SECONDS", "PROBES", "ABSENCE_SECONDS"):
         monkeypatch.setattr(transport, name, 1)
     zeros = np.zeros(2**20, np.float32)
@@ -329,16 +329,16 @@ def allowed_key(keys: Path) -> ActorKey:
 
 
 def assert_kept_out(learner: LearnerSocket, address: str, key: ActorKey | None) -> None:
-    """Until its handshake has failed, nothing of an actor's has arrived; nor can it be told anything."""
+    """An actor with this key fails in the handshake; the learner receives nothing from it, and sends it nothing."""
     failed = 0
     deadline = time.monotonic() + SECONDS
     with closing(ActorSocket(address, key)) as actor:
         while not failed:
             assert time.monotonic() < deadline
-            with suppress(UserError):  # it may be told; whether it is, is another matter
+            with suppress(UserError):  # The actor may learn of the refusal, but need not.
                 assert actor.receive(0.01) is None
             assert not actor.connected
-            actor.connected = True  # as it was, had it been refused since
+            actor.connected = True  # Pretend that the actor was refused only after it had connected.
             actor.send(hello())
             actor.connected = False
             assert learner.receive(0.01) is None
@@ -365,7 +365,7 @@ def test_a_socket_file_that_was_removed_is_made_again_and_connections_stay() -> 
         send(before, hello(0))
         first = receive(learner)
         shutil.rmtree(folder)
-        learner.listen_anew()  # nothing yet: the folder is another's to make
+        learner.listen_anew()  # This does nothing yet, because another process has to make the folder.
         folder.mkdir()
         learner.listen_anew()
         assert (folder / "s").exists()
@@ -395,7 +395,7 @@ def test_with_a_runs_key_its_own_address_is_open_to_nobody_else() -> None:
 
 
 def test_without_an_authenticator_nobody_gets_in(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even who has an allowed key. By itself ZeroMQ would let in whoever knows the learner's public key."""
+    """This holds even for an allowed key. By itself, ZeroMQ accepts any peer that knows the learner's public key."""
     monkeypatch.setattr(LearnerSocket, "_authenticate", lambda *_: None)
     address = free_tcp_address()
     with closing(LearnerSocket("inproc://local", RemoteAccess(address, keys))) as learner:

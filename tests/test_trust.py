@@ -1,4 +1,4 @@
-"""Whose code runs: what a stranger's directory, file or learner names is imported only where that is wanted."""
+"""Trust: modules named by another user's directory, file or learner are imported only if the user wants it."""
 
 import os
 import shutil
@@ -78,7 +78,7 @@ def test_a_signature_holds_for_its_user_and_its_names_alone(tmp_path: Path, monk
         check_trust(other, run, trust=False, run_dir=run)
     with pytest.raises(UserError):
         check_trust(replace(FOREIGN, env_kwargs=("a=1",)), run, trust=False, run_dir=run)
-    (state / "secret").chmod(0o644)  # anyone may have read it
+    (state / "secret").chmod(0o644)  # Other users may have read the secret.
     with pytest.raises(UserError):
         check_trust(FOREIGN, run, trust=False, run_dir=run)
     (state / "secret").unlink()
@@ -98,7 +98,7 @@ def test_without_a_place_for_a_secret_runs_are_not_signed(tmp_path: Path, monkey
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a module of the user's, and a run of its environment."""
+    """A folder with a module written by the user, and a run of the module's environment."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "mine.py").write_text(MINE)
     with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +152,7 @@ def test_trust_is_for_what_was_not_typed(tmp_path: Path) -> None:
 
 
 def test_an_actor_without_a_key_imports_nothing_that_a_learner_names(tmp_path: Path) -> None:
-    """Anybody may answer it."""
+    """Without a key, the actor cannot know who answers."""
     address = f"inproc://{uuid.uuid4().hex}"
     said: list[str] = []
 
@@ -198,7 +198,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(small_run: Path, tmp_path: 
     done = launch("compare", small_run, tmp_path / "run")
     assert done.returncode in (0, 2) and "Traceback" not in done.stderr
     if file != "summary.json":
-        (tmp_path / "run" / "summary.json").unlink()  # it would say that nothing is left to do
+        (tmp_path / "run" / "summary.json").unlink()  # With a summary, the run would count as finished.
     done = launch("--resume", tmp_path / "run", "--in-process")
     assert done.returncode == 2 and "Traceback" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""Rollouts that are collected a second time: which, what a difference is, and which environments it shows."""
+"""Rollouts collected a second time: their choice, their comparison, and the environments that differ."""
 
 import json
 import os
@@ -188,7 +188,7 @@ def test_the_first_difference_is_named_with_seed_and_step(twice: Twice) -> None:
     first, env = twice.first, 2
     ends = np.flatnonzero(first.done[:, env])
     assert len(ends)
-    time = int(ends[0]) + 3  # in the second episode of the rollout
+    time = int(ends[0]) + 3  # A step in the second episode of the rollout.
     observations, rewards = first.observations.copy(), first.rewards.copy()
     observations[time, env, 0] += 1
     rewards[time - 1 :, env] += 1
@@ -201,7 +201,7 @@ def test_the_first_difference_is_named_with_seed_and_step(twice: Twice) -> None:
 
 
 def lanes_after(rollouts: int, log: int) -> list[LaneRecord]:
-    """Lanes whose rollout of index `rollouts` was accepted, with episodes of `log` steps before it."""
+    """Lanes whose rollout of index `rollouts` was accepted; their running episodes had `log` steps before it."""
     actions = np.zeros(log, np.int64)
     digests, hidden_state = np.zeros((2, 8), np.uint8), np.zeros((2, 0), np.float32)
     border = LaneBorder(rollouts, np.zeros(2, np.int64), ((actions,), (actions,)), digests, hidden_state)
@@ -226,7 +226,7 @@ def test_what_is_collected_a_second_time_is_a_bounded_share(endless: bool) -> No
     assert witness.rollouts == len(asked)
     assert [index for index, _ in asked if index <= 20] == [1, 4, 8, 16]
     assert len({lane for _, lane in asked}) == 4
-    last = 0 if endless else STEPS  # where its cost is small
+    last = 0 if endless else STEPS  # The last rollout is collected a second time if this is cheap.
     assert [index for index, _ in asked if index == ITERATIONS - 1] == ([] if endless else [ITERATIONS - 1])
     assert witness.steps <= (EARLY_SHARE if endless else LATER_SHARE) * TOTAL_STEPS + last
     assert len(asked) >= (4 if endless else 20)
@@ -242,13 +242,13 @@ def test_in_a_short_run_early_rollouts_are_bounded_as_well(endless: bool) -> Non
             witness.ask(b"a", True, lanes[lane].borders[index], lanes[lane].accepted[index])
             assert witness.compare(lanes[lane].accepted[index]) is None
     assert witness.rollouts == (2 if endless else 5)
-    assert witness.steps <= EARLY_ROLLOUTS * STEPS + (0 if endless else STEPS)  # the last
+    assert witness.steps <= EARLY_ROLLOUTS * STEPS + (0 if endless else STEPS)  # The last rollout adds `STEPS`.
 
 
 def test_a_rollout_with_a_fault_is_collected_a_second_time_before_others() -> None:
-    """A seed's fault comes again. That of a timeout does not, and then no other run has it in the same place."""
+    """A fault that follows from the seed comes again. A timeout does not, and other runs do not have it there."""
     witness = Witness(EXPERIMENT, ITERATIONS)
-    lanes = lanes_after(7, 0)  # no rollout of this index would be collected otherwise
+    lanes = lanes_after(7, 0)  # Without a fault, no rollout of this index is collected again.
     assert witness.choose(7, lanes, 0) is None
     lanes[2].accepted[7] = replace(lanes[2].accepted[7], fault_count=1)
     assert witness.choose(7, lanes, 0) == 2
@@ -269,7 +269,7 @@ def test_rollouts_with_faults_are_a_bounded_share_as_well() -> None:
 
 
 def ask(talk: Conversation, actors: list[bytes]) -> tuple[bytes, SecondGrant]:
-    """Collect and gather the first two rollouts of every lane; returns whom a second collection was asked of."""
+    """Collect and gather each lane's first two rollouts; returns (actor asked to collect again, its second grant)."""
     for version in range(2):
         talk.publish(version)
         while grants := [(i, m) for i, m in talk.socket.sent if isinstance(m, Grant)]:
@@ -307,7 +307,7 @@ def test_another_process_is_asked_and_what_it_says_is_never_trained_on() -> None
 
 
 def test_an_actor_that_hosts_no_lanes_is_asked_once_it_is_there() -> None:
-    """It comes last, since some simulators are alone on a machine. No lane waits for it, and none goes to it."""
+    """The witness joins last, as some simulators run only once on a machine. No lane waits for it or moves to it."""
     talk = Conversation(num_actors=1, schedule="sync", witness=True)
     early = talk.join(WITNESS)
     assert not talk.roster.actors
@@ -335,7 +335,7 @@ def test_an_actor_that_hosts_no_lanes_is_asked_once_it_is_there() -> None:
 
 
 def test_the_last_rollouts_are_collected_a_second_time_by_whoever_hosts_no_lanes() -> None:
-    """What an environment does late in a run has an age to show it by."""
+    """This shows environments that change late in a run, because the witness's process has made fewer steps."""
     talk = Conversation(num_actors=1, schedule="sync", witness=True, total_iterations=4)
     only, last = talk.join(0), 3
     for version in range(last + 1):
@@ -413,7 +413,7 @@ def test_witnesses_that_are_lost_again_and_again_are_asked_no_more() -> None:
         lane = witness.choose(index, lanes, 10_000)
         assert lane is not None
         witness.ask(b"a", True, lanes[lane].borders[index], lanes[lane].accepted[index])
-        assert witness.choose(index, lanes, 10_000) is None  # one at a time
+        assert witness.choose(index, lanes, 10_000) is None  # Only one second collection is under way at a time.
         witness.forget(b"b")
         assert witness.asked is not None
         witness.forget(b"a")
@@ -434,7 +434,7 @@ def test_a_witness_that_hangs_is_noticed() -> None:
     assert talk.told(ActorHangs)
 
 
-RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs", 1]  # twenty iterations
+RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs", 1]  # Twenty iterations.
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_an_update_that_does_not_repeat_itself_is_noticed(tmp_path: Path) -> None:
-    """One bit is other than before, as a device may give which adds in another order each time."""
+    """One bit differs, as on a device that adds in another order each time."""
     summaries, said = {}, {}
     for kind in ("odd", "even"):
         flags = ["--in-process", "--device", "cpu", "--run-dir", tmp_path / kind, *SMALL]
@@ -530,4 +530,4 @@ def test_an_update_that_does_not_repeat_itself_is_noticed(tmp_path: Path) -> Non
     assert odd["deterministic"] is False and "an update that was repeated" in said["odd"]
     assert even["witness"]["updates"] == 1 and even["witness"]["update_differences"] == 0
     assert even["deterministic"] is True and "1 update: all equal" in said["even"]
-    assert odd["weights_digest"] == even["weights_digest"]  # a repetition changes nothing
+    assert odd["weights_digest"] == even["weights_digest"]  # The repeated update does not change the weights.

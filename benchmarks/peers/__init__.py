@@ -1,1 +1,1 @@
-"""What others offer for the same work: one script each, which needs nothing of this project but the card."""
+"""Other projects doing the same work: one script for each, which imports nothing of this project except the card."""

@@ -1,4 +1,4 @@
-"""The work card: what is to be trained and how, as flags that every contender reads, and the line that peers answer."""
+"""The work card: the training settings as flags that every contender reads, and the line that peers answer."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# What everyone does alike, and nobody needs to be told.
+# Settings that are the same for every contender, so they are not on the card.
 HIDDEN, VALUE_COEF, MAX_GRAD_NORM, ADAM_EPSILON = 64, 0.5, 0.5, 1e-5
 
 
@@ -22,13 +22,13 @@ class Card:
     epochs: int
     learning_rate: float
     total_steps: int
-    learning_rate_schedule: str = "constant"  # or linear, to 0 at the end
+    learning_rate_schedule: str = "constant"  # "constant", or "linear" to 0 at the end.
     clip_range: float = 0.2
-    clip_range_schedule: str = "constant"  # or linear
+    clip_range_schedule: str = "constant"  # "constant" or "linear".
     discount: float = 0.99
     gae_lambda: float = 0.95
     entropy_coef: float = 0.0
-    stop_return: float | None = None  # ends the run once the last 100 episodes reach it on average
+    stop_return: float | None = None  # The run ends once the mean return of the last 100 episodes reaches this.
     seed: int = 0
 
     @property
@@ -44,7 +44,7 @@ class Card:
         return -(-self.total_steps // self.batch)
 
     def flags(self) -> list[str]:
-        """The same card on a command line, launch.py's among others."""
+        """The card as flags, which launch.py understands, too."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -62,11 +62,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a peer says of its run."""
+    """The results that a peer prints about its run."""
 
     env_steps: int
-    seconds: float  # of training, without imports
-    episode_return: float | None  # mean of the last 100 episodes
+    seconds: float  # Training time, without imports.
+    episode_return: float | None  # Mean of the last 100 episodes.
 
 
 def mean(returns: Sequence[float]) -> float | None:

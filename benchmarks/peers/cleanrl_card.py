@@ -47,7 +47,7 @@ def make_environment(env_id: str) -> gymnasium.Env:
 
 
 def train(card: Card) -> Answer:
-    """One run, as the card says."""
+    """Do one run as the card says."""
     random.seed(card.seed)
     np.random.seed(card.seed)  # noqa: NPY002
     torch.manual_seed(card.seed)

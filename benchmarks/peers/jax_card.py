@@ -18,7 +18,7 @@ LOG_2PI = float(np.log(2 * np.pi))
 
 
 def initial_params(random: np.random.Generator, inputs: int, outputs: int, discrete: bool) -> Params:
-    """Two networks of two hidden layers, orthogonal, each layer a (weight, bias)."""
+    """Two networks of two hidden layers with orthogonal weights; each layer is (weight, bias)."""
 
     def layer(rows: int, columns: int, gain: float) -> tuple[np.ndarray, np.ndarray]:
         square, _ = np.linalg.qr(random.standard_normal((max(rows, columns), max(rows, columns))))
@@ -111,7 +111,7 @@ def update(
 
 
 def train(card: Card) -> Answer:
-    """One run, as the card says."""
+    """Do one run as the card says."""
     random = np.random.default_rng(card.seed)
     envs = [gymnasium.make(card.env) for _ in range(card.num_envs)]
     discrete = isinstance(envs[0].action_space, Discrete)
@@ -134,7 +134,7 @@ def train(card: Card) -> Answer:
     }
     returns: deque[float] = deque(maxlen=100)
     sums = [0.0] * num_envs
-    # Compiled before the clock runs.
+    # Compile before the time is measured.
     orders = np.zeros((card.epochs * card.minibatches, card.minibatch), np.int32)
     rates = np.float32(card.learning_rate), np.float32(card.clip_range)
     jax.block_until_ready(update(params, moments, count, rollout, orders, rates, card))

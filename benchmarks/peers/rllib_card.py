@@ -1,4 +1,4 @@
-"""Ray RLlib's PPO, with an environment runner for each core but one, as it is meant to be used."""
+"""Ray RLlib's PPO, used as intended: with an environment runner for each core except one."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from benchmarks.peers.card import HIDDEN, MAX_GRAD_NORM, VALUE_COEF, Answer, Car
 
 
 def configuration(card: Card) -> PPOConfig:
-    """The card in its words; its own extras, a KL penalty and clipped values, are off."""
+    """The card as RLlib's configuration; RLlib's extras, a KL penalty and clipped values, are off."""
     runners = max(1, min((os.cpu_count() or 2) - 1, card.num_envs))
     linear = card.learning_rate_schedule == "linear"
     rate = [[0, card.learning_rate], [card.total_steps, 0.0]] if linear else card.learning_rate
@@ -51,7 +51,7 @@ def configuration(card: Card) -> PPOConfig:
 
 
 def train(card: Card) -> Answer:
-    """One run, as the card says."""
+    """Do one run as the card says."""
     ray.init(include_dashboard=False, log_to_driver=False)
     algorithm = configuration(card).build_algo()
     env_steps, episode_return = 0, None

@@ -16,7 +16,7 @@ from benchmarks.peers.card import ADAM_EPSILON, HIDDEN, MAX_GRAD_NORM, VALUE_COE
 
 
 class Clock(AlgoObserver):
-    """When each training iteration ended; from the first on, everything is running."""
+    """Records when each training iteration ended; after the first, all processes are running."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -30,7 +30,7 @@ def make_environment(name: str, cfg: Any, env_config: Any, render_mode: str | No
 
 
 def settings(card: Card, folder: str) -> list[str]:
-    """The card in its words. Two groups of environments for each process let it overlap stepping and inference."""
+    """The card as Sample Factory's flags. Two groups of environments per process let stepping and inference overlap."""
     workers = max(1, min(os.cpu_count() or 1, card.num_envs // 2))
     values = {
         "algo": "APPO",
@@ -46,7 +46,7 @@ def settings(card: Card, folder: str) -> list[str]:
         "num_batches_per_epoch": card.minibatches,
         "num_epochs": card.epochs,
         "learning_rate": card.learning_rate,
-        "lr_schedule": "constant",  # it knows no linear one, which would take no longer
+        "lr_schedule": "constant",  # Sample Factory has no linear schedule; one would take no longer.
         "ppo_clip_ratio": card.clip_range,
         "gamma": card.discount,
         "gae_lambda": card.gae_lambda,
@@ -67,7 +67,7 @@ def settings(card: Card, folder: str) -> list[str]:
 
 
 def train(card: Card) -> Answer:
-    """One run, as the card says; what is measured begins with its second iteration, when all processes run."""
+    """Do one run as the card says; the measurement begins with the second iteration, when all processes run."""
     if card.stop_return is not None or card.clip_range_schedule != "constant":
         sys.exit("neither a return to stop at nor a schedule for the clip range is known here")
     register_env(card.env, make_environment)

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO with its DummyVecEnv, set up as the card says and otherwise as it comes."""
+"""Stable-Baselines3's PPO with its DummyVecEnv, with the card's settings and otherwise the defaults."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from benchmarks.peers.card import Answer, Card, answer, mean
 
 
 class StopAtReturn(BaseCallback):
-    """Ends training once the last 100 episodes reach a return on average; looks at it once an iteration."""
+    """Ends training once the mean return of the last 100 episodes reaches `target`; checks once per iteration."""
 
     def __init__(self, target: float | None) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def schedule(value: float, name: str) -> float | Callable[[float], float]:
 
 
 def train(card: Card) -> Answer:
-    """One run, as the card says. Its MLP is two networks of 64 and 64 tanh units by default."""
+    """Do one run as the card says. The default MLP is two networks of 64 and 64 tanh units."""
     envs = make_vec_env(card.env, n_envs=card.num_envs, seed=card.seed)
     model = PPO(
         "MlpPolicy",

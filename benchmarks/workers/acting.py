@@ -4,7 +4,7 @@ import os
 
 from protocol.process import ONE_THREAD
 
-os.environ.update(ONE_THREAD)  # as an actor does
+os.environ.update(ONE_THREAD)  # An actor has the same settings.
 
 import argparse
 import dataclasses
@@ -29,8 +29,8 @@ from protocol.snapshot import PolicySnapshot
 
 
 def lane_rollouts(experiment: Experiment) -> Callable[[], int]:
-    """What collects a rollout of the first lane and returns its env-steps."""
-    from learner.model import ActorCritic  # for weights; the learner is not here otherwise
+    """A function that collects a rollout of the first lane and returns its env-steps."""
+    from learner.model import ActorCritic  # Only to make weights; this process does not train.
 
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
@@ -54,7 +54,7 @@ def lane_rollouts(experiment: Experiment) -> Callable[[], int]:
 
 
 def vector_environment(experiment: Experiment) -> Callable[[], int]:
-    """What steps as many environments as often, with actions that were drawn before, and returns the env-steps."""
+    """A function that steps as many environments equally often, with actions drawn before; returns the env-steps."""
     env = gymnasium.vector.SyncVectorEnv([lambda: make_environment(experiment)] * experiment.num_envs)
     env.reset(seed=experiment.seed)
     env.action_space.seed(0)
@@ -69,7 +69,7 @@ def vector_environment(experiment: Experiment) -> Callable[[], int]:
 
 
 def prepare() -> Callable[..., dict[str, Any]]:
-    """Returns what answers requests."""
+    """Prepare both contenders; returns the function that answers requests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", required=True)
     parser.add_argument("--env-kwargs", nargs="+", default=[])
@@ -86,7 +86,7 @@ def prepare() -> Callable[..., dict[str, Any]]:
     contenders = {"lane": lane_rollouts(experiment), "vector": vector_environment(experiment)}
 
     def answer(contender: str, seconds: float) -> dict[str, Any]:
-        """Env-steps per second, over at least one rollout."""
+        """Measure env-steps per second, over at least one rollout."""
         run, steps, started = contenders[contender], 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds or not steps:
             steps += run()

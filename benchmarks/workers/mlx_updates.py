@@ -1,10 +1,10 @@
-"""The learner's own PPO on synthetic batches, through `PPO.update`, so that what is timed is what trains."""
+"""The learner's own PPO on synthetic batches, through `PPO.update`, so that the timed code is the code that trains."""
 
 import os
 
 from protocol.process import ONE_THREAD
 
-os.environ.update(ONE_THREAD)  # as the learner does
+os.environ.update(ONE_THREAD)  # The learner has the same settings.
 
 import argparse
 import math
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from learner.ppo import PPO
 
 ITERATION = 1
-LEARNING_RATE = 1e-6  # the same batch again and again: large steps would lead to weights that no training has
+LEARNING_RATE = 1e-6  # The batch is repeated, so larger steps would lead to weights that no training has.
 
 
 @dataclass
 class Update:
-    """One iteration of PPO, again and again on one batch."""
+    """One iteration of PPO, repeated on one batch."""
 
     ppo: "PPO"
     batch: "Batch"
@@ -41,19 +41,19 @@ class Update:
 
 
 def prepare() -> Callable[..., dict[str, Any]]:
-    """Get MLX ready; returns what answers requests."""
+    """Prepare MLX; returns the function that answers requests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    prepare_device(arguments.device, arguments.threads)  # before MLX is imported
+    prepare_device(arguments.device, arguments.threads)  # This must happen before MLX is imported.
     from learner.batch import Batch
     from learner.model import ActorCritic
     from learner.ppo import PPO
     from rundir.config import PPOConfig
 
     def make(workload: Workload, epochs: int) -> Update:
-        """An update that has run once, so that everything is compiled."""
+        """Make an update that has run once, so that everything is compiled."""
         spaces, experiment = workload.spaces, workload.experiment
         config = PPOConfig(
             learning_rate=LEARNING_RATE, learning_rate_schedule="constant", epochs=epochs, minibatches=MINIBATCHES
@@ -73,7 +73,7 @@ def prepare() -> Callable[..., dict[str, Any]]:
         return prepared[key].seconds()
 
     def step(workload: Workload, seconds: float) -> float:
-        """Seconds a minibatch step: what more epochs cost, since an iteration also prepares its batch."""
+        """Seconds of a minibatch step: the cost of further epochs, because an iteration also prepares its batch."""
         short = iteration(workload, 1)
         epochs = long_epochs.setdefault(workload, 1 + math.ceil(seconds / short))
         return (iteration(workload, epochs) - short) / ((epochs - 1) * MINIBATCHES)

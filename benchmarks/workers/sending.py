@@ -15,11 +15,11 @@ from protocol.keys import read_actor
 from protocol.messages import Grant, Hello, Stop, to_frames
 from protocol.transport import ActorSocket
 
-WAIT_SECONDS = 60.0  # for a word from the receiver
+WAIT_SECONDS = 60.0  # Timeout for a message from the receiver.
 
 
 def send_trajectories(address: str, nbytes: int, key: str | None = None) -> None:
-    """Answer each grant with a trajectory, until told to stop; `key` is the path of one."""
+    """Answer each grant with a trajectory, until a `Stop` arrives; `key` is the path of a key file."""
     template = trajectory(spaces_for(nbytes), experiment_of(), lane=0, rollout_index=0)
     with closing(ActorSocket(address, read_actor(Path(key)) if key else None)) as socket:
         while not socket.connected:
@@ -31,7 +31,7 @@ def send_trajectories(address: str, nbytes: int, key: str | None = None) -> None
 
 
 def send_bytes(address: str, nbytes: int, count: int, window: int) -> None:
-    """Once told to begin, send the bytes of such a trajectory `count` times, in one frame, without a copy."""
+    """After the first message, send the bytes of such a trajectory `count` times, in one frame, without a copy."""
     frames = to_frames(trajectory(spaces_for(nbytes), experiment_of(), lane=0, rollout_index=0))
     payload = b"".join(frames)
     with closing(zmq.Context.instance().socket(zmq.PAIR)) as socket:
@@ -41,11 +41,11 @@ def send_bytes(address: str, nbytes: int, count: int, window: int) -> None:
         socket.recv()
         for _ in range(count):
             socket.send(payload, copy=False)
-        socket.recv()  # it has arrived
+        socket.recv()  # The receiver has everything.
 
 
 def prepare() -> Callable[..., dict[str, Any]]:
-    """Returns what answers requests."""
+    """The function that answers requests."""
 
     def answer(bare: bool, **options: Any) -> dict[str, Any]:
         (send_bytes if bare else send_trajectories)(**options)

@@ -1,4 +1,4 @@
-"""The worker's side of the conversation with a benchmark: a JSON object a line, each way."""
+"""The worker's side of the protocol with a benchmark: one JSON object per line, each way."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from protocol.lifeline import USER_ERROR
 
 
 def serve(prepare: Callable[[], Callable[..., Any]]) -> None:
-    """Answer each request with what the function that `prepare` returns makes of its items, until there are no more."""
+    """Answer requests until stdin ends: `prepare` returns a function that is called with each request's items."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    os.dup2(2, 1)  # Text that a library prints to stdout goes to stderr, so it is not mistaken for an answer.
     try:
         answer = prepare()
         for line in sys.stdin:

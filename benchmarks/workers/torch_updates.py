@@ -16,7 +16,7 @@ CLIP_RANGE, VALUE_COEF, MAX_GRAD_NORM, LEARNING_RATE, ADAM_EPSILON = 0.2, 0.5, 0
 
 
 class ActorCritic(nn.Module):
-    """For vectors a network each for the policy and the value; for images an encoder that they share."""
+    """Separate networks for policy and value for vectors; one shared encoder for images."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ActorCritic(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Bytes as numbers from 0 to 1."""
+    """Scales bytes to numbers from 0 to 1."""
 
     def forward(self, x: Any) -> Any:
         return x.float() / 255
@@ -53,13 +53,13 @@ def _nature_cnn(channels: int, hidden: int) -> nn.Sequential:
 
 
 class Training:
-    """One batch on which steps can be taken without end."""
+    """Training steps, repeated on one batch."""
 
     def __init__(self, workload: Workload) -> None:
         random = trajectory(workload.spaces, workload.experiment, lane=0, rollout_index=0)
         observations = torch.tensor(random.observations).flatten(0, 1)
         if workload.network == "nature_cnn":
-            observations = observations.permute(0, 3, 1, 2).contiguous()  # channels first, as PyTorch has them
+            observations = observations.permute(0, 3, 1, 2).contiguous()  # PyTorch expects channels first.
         self.size = workload.batch
         self.minibatch = workload.minibatch
         self.observations = observations
@@ -74,7 +74,7 @@ class Training:
             self.step(indices)
 
     def step(self, indices: Any) -> None:
-        """One step of Adam. It reports nothing: what users would want to know of it costs PyTorch extra."""
+        """One step of Adam. It reports no metrics, because metrics would cost PyTorch extra time."""
         logits, values = self.model(self.observations[indices])
         distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
         ratio = torch.exp(distribution.log_prob(self.actions[indices]) - self.old_log_probs[indices])
@@ -91,18 +91,18 @@ class Training:
 
 
 def prepare() -> Callable[..., dict[str, Any]]:
-    """Returns what answers requests."""
+    """Prepare PyTorch; returns the function that answers requests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if on_gpu := arguments.device == "gpu":
-        torch.set_default_device(torch.accelerator.current_accelerator())  # CUDA's, or Apple's
+        torch.set_default_device(torch.accelerator.current_accelerator())  # CUDA or Apple's GPU
     trainings: dict[Workload, Training] = {}
 
     def answer(workload: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Seconds a minibatch step, over as many epochs as `seconds` allow."""
+        """Measure the seconds of a minibatch step, over as many epochs as fit into `seconds`."""
         wanted = Workload(**workload)
         if wanted not in trainings:
             trainings[wanted] = Training(wanted)
@@ -112,7 +112,7 @@ def prepare() -> Callable[..., dict[str, Any]]:
             training.epoch()
             steps += MINIBATCHES
             if on_gpu:
-                torch.accelerator.synchronize()  # a step returns once it is launched
+                torch.accelerator.synchronize()  # A step returns before the GPU has finished it.
         elapsed = time.perf_counter() - started
         return {"seconds": elapsed / steps}
 
