@@ -49,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", nargs="+", default=["8x1", "4x2", "2x4"], help="LANE_SIZExACTORS to choose from")
     parser.add_argument("--iterations", type=positive(int), help="of `card` and `halfcheetah`, instead of 100 and 20")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="device of the learner here; peers compute on the CPU"
+        "--device",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="device of the learner here; peers compute on the CPU",
     )
 
 

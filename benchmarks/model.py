@@ -27,9 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parameters", type=positive(int), default=4610, help="of the policy, without its critic")
     parser.add_argument("--gigabits", type=positive(float), default=1.0, help="a second, of the network, each way")
     parser.add_argument("--learner-rate", type=positive(float), default=60_000, help="env-steps/s it can learn from")
-    parser.add_argument("--forward-seconds", type=positive(float), default=50e-6, help="seconds of the policy for a lane's step")
-    parser.add_argument("--message-seconds", type=positive(float), default=150e-6, help="seconds of the learner for each message")
-    parser.add_argument("--schedule", choices=("sync", "pipelined"), default="pipelined", help="schedule of acting and learning")
+    parser.add_argument(
+        "--forward-seconds", type=positive(float), default=50e-6, help="seconds of the policy for a lane's step"
+    )
+    parser.add_argument(
+        "--message-seconds", type=positive(float), default=150e-6, help="seconds of the learner for each message"
+    )
+    parser.add_argument(
+        "--schedule", choices=("sync", "pipelined"), default="pipelined", help="schedule of acting and learning"
+    )
     parser.add_argument(
         "--check", action="store_true", help="instead, measure an experiment's inputs and speeds here, and compare"
     )

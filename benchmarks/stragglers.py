@@ -28,7 +28,12 @@ SEEDS_PER_REPEAT = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slowest-ms", type=positive(float), default=2.0, help="milliseconds of the slowest step; the fastest takes a tenth")
+    parser.add_argument(
+        "--slowest-ms",
+        type=positive(float),
+        default=2.0,
+        help="milliseconds of the slowest step; the fastest takes a tenth",
+    )
     parser.add_argument("--iterations", type=positive(int), help="of each run, instead of 48")
 
 

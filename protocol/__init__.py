@@ -1,1 +1,1 @@
-"""What actors and the learner say to each other: messages, codec, transport, and the identities both count by."""
+"""The messages between actors and the learner, their codec and transport, and definitions that both sides share."""

@@ -1,4 +1,4 @@
-"""The arrays that may come from outside: of which dtypes, and of how many dimensions."""
+"""The dtypes and the number of dimensions that an array from another process may have."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
-"""Plain data and arrays to frames and back: one msgpack header, and a raw frame for each large array.
+"""Converts plain data and arrays to frames and back: one msgpack header, and a raw frame for each large array.
 
-Arrays are encoded by msgpack-numpy, but never decoded with it: its decoder can be made to unpickle. The decoder here
-takes what is listed and refuses the rest with a reason.
+msgpack-numpy encodes the arrays but never decodes them: its decoder can be made to unpickle. The decoder here accepts
+only the listed types and dtypes, and refuses everything else with a reason.
 """
 
 import math
@@ -18,10 +18,10 @@ from protocol.text import error_line
 
 Frame = bytes | memoryview
 
-LARGE_ARRAY = 4096  # An array of so many bytes gets a frame of its own, which is not copied.
-MAX_HEADER = 2**20  # A header may have so many bytes.
+LARGE_ARRAY = 4096  # Bytes. An array of this size or more gets a frame of its own, which is not copied.
+MAX_HEADER = 2**20  # The largest header, in bytes.
 MAX_DEPTH = 16
-MAX_ITEMS = 65_536  # So many items may be in a header's lists and maps: each may take a hundred times its bytes.
+MAX_ITEMS = 65_536  # Most items in a header's lists and maps: in memory, an item may take 100 times its bytes.
 _BOOL = DTYPES["|b1"]
 _LIMITS: Any = {
     "max_str_len": 65_536,
@@ -35,9 +35,9 @@ _ARRAY_KEYS = {b"nd", b"type", b"kind", b"shape", b"data"}
 
 
 def encode(fields: dict[str, Any]) -> list[Frame]:
-    """`fields` (msgpack types and arrays of the dtypes in `DTYPES`) as a header and the frames of its large arrays."""
+    """Encode `fields`, msgpack types and arrays of the dtypes in `DTYPES`, as a header and a frame per large array."""
     frames: list[Frame] = [b""]
-    small = 0  # bytes of arrays in the header
+    small = 0  # Bytes of the arrays that are in the header.
 
     def encode_array(value: object) -> dict[bytes, Any]:
         nonlocal small
@@ -62,9 +62,9 @@ def encode(fields: dict[str, Any]) -> list[Frame]:
 
 
 def decode(frames: Sequence[Frame]) -> dict[str, Any]:
-    """The fields that `encode` was given; arrays may share memory with `frames` and are read-only.
+    """Return the fields that `encode` was given. Arrays are read-only and may share memory with `frames`.
 
-    Raises `ProtocolError`, and nothing else, on anything that `encode` could not have written.
+    Raises `ProtocolError`, and no other exception, on frames that `encode` could not have written.
     """
     if not frames:
         raise ProtocolError("the message has no frames")
@@ -95,9 +95,9 @@ def decode(frames: Sequence[Frame]) -> dict[str, Any]:
 
 
 def _check_lengths(header: Frame) -> None:
-    """Read `header` without keeping anything of it. Raises `ValueError`, or what else msgpack does.
+    """Parse `header` without building its values. Raises `ValueError`, or another error of msgpack.
 
-    A list takes the memory of the length it claims at once, before its items are known to be there.
+    When msgpack builds a list, it allocates the claimed length at once, before it knows that the items are there.
     """
     unpacker = msgpack.Unpacker(max_buffer_size=len(header), **_LIMITS)
     unpacker.feed(header)
@@ -105,7 +105,7 @@ def _check_lengths(header: Frame) -> None:
 
 
 def _counter() -> Callable[[Any], Any]:
-    """A hook for every list and map, which counts their items."""
+    """A hook that msgpack calls with every list and map. It counts their items."""
     left = MAX_ITEMS
 
     def count(items: Any) -> Any:
@@ -165,9 +165,9 @@ def _decode_array(value: dict, frames: Sequence[Frame], unused: set[int]) -> np.
         raise ProtocolError(f"an array of {dtype} {shape} comes with {len(data)} bytes")
     try:
         array = np.frombuffer(data, dtype).reshape(shape)
-    except ValueError:  # no bytes, but lengths whose product NumPy cannot hold
+    except ValueError:  # One length is 0, but NumPy cannot hold the product of the others.
         raise ProtocolError(f"an array of shape {shape} is too large") from None
-    if dtype is _BOOL and bytes(data).translate(None, b"\x00\x01"):  # NumPy would miscount it
+    if dtype is _BOOL and bytes(data).translate(None, b"\x00\x01"):  # NumPy would count other bytes wrongly.
         raise ProtocolError("an array of bool holds a byte that is neither 0 nor 1")
     array.flags.writeable = False
     return array

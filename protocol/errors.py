@@ -2,16 +2,16 @@
 
 
 class UserError(Exception):
-    """A mistake the user can mend; shown as one line, never as a traceback, with exit code 2."""
+    """A mistake that the user can correct. It is shown as one line without a traceback, and the exit code is 2."""
 
 
 class ProtocolError(Exception):
-    """A message that is malformed, or not the one agreed on; its text is the reason given to the sender."""
+    """A message is malformed, or breaks what the handshake agreed on. The sender gets the text as the reason."""
 
 
 class EnvironmentFault(Exception):
-    """An environment raised or returned nonsense; the text says in what, and what. Its cause is what was raised, None
-    for nonsense."""
+    """An environment raised an exception or returned an invalid value. The text names the phase and what happened.
+    `__cause__` is the environment's exception, or None for an invalid value."""
 
     def __init__(self, phase: str, text: str) -> None:
         super().__init__(text)

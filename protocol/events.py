@@ -1,4 +1,4 @@
-"""What the learner, the workers and the supervisor tell each other about a run; on a pipe, a JSON object a line."""
+"""Events about a run, sent between the learner, the actors and the supervisor. On a pipe, each is one line of JSON."""
 
 import json
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from protocol.records import plain, typed
 class Alive:
     """The learner is at work."""
 
-    patience: float  # seconds for which it may say nothing from now on
-    listening: bool  # whether it has read all that actors have sent: whoever it does not know has not said hello
+    patience: float  # Seconds for which the learner may send no event from now on.
+    listening: bool  # Whether the learner has read all messages. An actor unknown to it has then not said hello.
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Caution:
 
 @dataclass(frozen=True)
 class Started:
-    """The learner has its first or restored version, and grants rollouts from now on."""
+    """The learner has its first or restored policy version, and grants rollouts from now on."""
 
     policy_version: int
     parameters: int
-    observations: str  # each by its name, with what it is taken for; empty where no actor was asked
+    observations: str  # Each observation's name and how it is treated; empty if no actor was asked.
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The learner has completed a version."""
+    """The learner has completed a policy version."""
 
     row: dict[str, Any]  # A row of metrics.jsonl.
 
@@ -61,10 +61,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A version was evaluated."""
+    """A policy version was evaluated."""
 
     text: str  # Shown to people.
-    result: dict[str, Any]  # a row of evaluations.jsonl
+    result: dict[str, Any]  # A row of evaluations.jsonl.
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,30 @@ class ActorFacts:
     name: str
     life: int
     pid: int
-    state: str  # starting, idle, ready or working
-    lanes: tuple[int, ...]  # The lanes that it hosts.
-    env_steps: int  # Environment steps that this learner accepted from it.
-    acting: float | None  # the share of its last seconds that it spent acting
+    state: str  # One of starting, idle, ready, working.
+    lanes: tuple[int, ...]  # The lanes that the actor hosts.
+    env_steps: int  # Environment steps that this learner accepted from the actor.
+    acting: float | None  # The share of the last seconds that the actor spent acting.
     seconds_silent: float
 
 
 @dataclass(frozen=True)
 class Actors:
-    """All who take part now."""
+    """Every actor that takes part in the run now."""
 
     actors: tuple[ActorFacts, ...]
 
 
 @dataclass(frozen=True)
 class ActorHello:
-    """An actor has reached the learner. It may yet have to make its environments."""
+    """An actor has said hello to the learner. It may still have to make its environments."""
 
     actor: str
 
 
 @dataclass(frozen=True)
 class ActorJoined:
-    """An actor can be given lanes."""
+    """An actor is ready to host lanes."""
 
     actor: str
 
@@ -107,19 +107,19 @@ class ActorDelivers:
     """An actor's first trajectory was accepted."""
 
     actor: str
-    seconds: float  # Seconds since it said hello.
+    seconds: float  # Seconds since the actor said hello.
 
 
 @dataclass(frozen=True)
 class ActorLost:
-    """An actor of another machine has gone. What becomes of its process is not known."""
+    """An actor on another machine has gone. The state of its process is not known."""
 
     actor: str
 
 
 @dataclass(frozen=True)
 class ActorHangs:
-    """An actor of this machine is to be killed."""
+    """An actor on this machine hangs and is to be killed."""
 
     actor: str
     life: int
@@ -133,7 +133,7 @@ class ActorExit:
     actor: str
     life: int
     code: int
-    last_line: str  # The last line that it printed.
+    last_line: str  # The last line that the process printed.
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ class LearnerExit:
     """The learner's process has ended."""
 
     code: int
-    last_line: str  # The last line that it printed.
+    last_line: str  # The last line that the process printed.
 
 
 @dataclass(frozen=True)
 class SignalReceived:
-    """The launcher was sent a signal that ends runs."""
+    """The launcher received a signal that ends the run."""
 
     name: str
 
@@ -178,7 +178,7 @@ def to_line(event: Event) -> str:
 
 
 def from_line(line: str | bytes) -> Event | None:
-    """The event that a line holds; None for one that a library has said, or that a kill has torn."""
+    """The event in a line; None for a line that a library printed, or that a kill cut short."""
     try:
         fields = json.loads(line)
         kind = _KINDS[fields.pop("event")]

@@ -1,4 +1,4 @@
-"""How a run is executed. Nothing of this changes its result, so nothing of it is part of the experiment."""
+"""How a run is executed. These settings do not change the run's result, so they are not part of the experiment."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Literal
 
 from protocol.remote import RemoteAccess
 
-WITNESS = "witness"  # That actor's name. Those of the others are numbers, from 0 on.
+WITNESS = "witness"  # The name of the witness. The names of the other actors are numbers, from 0 on.
 
 SinkName = Literal["tensorboard", "wandb", "trackio"]
 
 
 def is_launched(name: str) -> bool:
-    """Whether an actor's name is one that the launcher gives. Nobody else may have such a name."""
+    """Whether the launcher gives this name to an actor. An actor that the launcher did not start may not have it."""
     return name.isdecimal() or name == WITNESS
 
 
@@ -25,18 +25,18 @@ def title_of(name: str) -> str:
 class Execution:
     """The settings of processes and connections. The launcher passes them on to every process that needs them."""
 
-    run_dir: Path  # absolute
+    run_dir: Path  # An absolute path.
     num_actors: int  # Actors that the launcher starts.
-    witness: bool = False  # whether it starts one more, which hosts no lanes and collects rollouts a second time
-    step_timeout: float = 60.0  # seconds without progress after which an actor is taken to hang
-    workers: Literal["processes", "threads", "ray"] = "processes"  # Ray places actors alone.
-    transport: Literal["ipc", "tcp"] = "ipc"  # between processes of this machine
-    address: str = ""  # Where the launcher's actors connect. The supervisor fills it in.
-    remote: RemoteAccess | None = None  # Where actors of other machines connect.
-    ray_address: str | None = None  # HOST:PORT or `auto`; None starts a cluster on this machine, for this run alone
+    witness: bool = False  # Whether the launcher starts one more, without lanes, which collects rollouts again.
+    step_timeout: float = 60.0  # Seconds without progress after which an actor counts as hung.
+    workers: Literal["processes", "threads", "ray"] = "processes"  # Ray places the actors, not the learner.
+    transport: Literal["ipc", "tcp"] = "ipc"  # Between processes on this machine.
+    address: str = ""  # The address to which the launcher's actors connect. The supervisor sets it.
+    remote: RemoteAccess | None = None  # How actors on other machines connect.
+    ray_address: str | None = None  # HOST:PORT or `auto`. None starts a cluster on this machine for this run only.
     sinks: tuple[SinkName, ...] = ()
     quiet: bool = False
-    let_sleep: bool = False  # whether a Mac may fall asleep
+    let_sleep: bool = False  # Whether a Mac may fall asleep during the run.
 
     @property
     def actors(self) -> list[str]:
@@ -45,10 +45,10 @@ class Execution:
 
     @property
     def run_id(self) -> str:
-        """How messages name the run."""
+        """The name of the run in messages."""
         return self.run_dir.name
 
     @property
     def can_restart(self) -> bool:
-        """Whether what is lost can be started again. Threads cannot be killed."""
+        """Whether a lost learner or actor can be started again. A thread cannot, since it cannot be killed."""
         return self.workers != "threads"

@@ -1,4 +1,4 @@
-"""The part of the experiment that the actors and the learner share; it travels in the handshake."""
+"""The part of the experiment that the actors and the learner share. The handshake carries it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from protocol.randomness import MAX_SEED
 NETWORKS = ("mlp", "nature_cnn", "impala_cnn")
 
 
-MAX_SPARE_ACTORS = 64  # So many actors of one machine may have no lane.
+MAX_SPARE_ACTORS = 64  # Most actors of one machine that may have no lane.
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Experiment:
 
     @property
     def hidden_state_size(self) -> int:
-        """Numbers that a recurrent policy carries from step to step for each environment; 0 for any other policy."""
+        """Size of the hidden state of a recurrent policy for each environment; 0 for any other policy."""
         return self.recurrent_size
 
     @property
@@ -69,12 +69,12 @@ class Experiment:
         return self.num_envs * self.rollout_length
 
     def acting_version(self, rollout_index: int) -> int:
-        """The policy version that rollout `rollout_index` acts with; in `async` nobody can say."""
+        """The policy version with which rollout `rollout_index` acts. In `async` it is not known in advance."""
         assert self.schedule != "async"
         return rollout_index if self.schedule == "sync" else max(0, rollout_index - 1)
 
     def check_actors(self, flag: str, count: int, least: int = 1) -> None:
-        """Raise `UserError` on a number of actors that cannot be meant: one without a lane holds memory for nothing."""
+        """Raise `UserError` on an implausible number of actors: an actor without a lane takes memory for nothing."""
         most = self.num_lanes + MAX_SPARE_ACTORS
         if not least <= count <= most:
             raise UserError(
@@ -83,7 +83,7 @@ class Experiment:
             )
 
     def check(self) -> None:
-        """Raise `UserError` on a setting that cannot work, naming the flag and what to do."""
+        """Raise `UserError` on a setting that cannot work. The error names the flag and what to do."""
         for name in ("num_envs", "lane_size", "rollout_length", "replay_cap", "max_lag"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")

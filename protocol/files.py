@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and files of JSON objects, one a line."""
+"""Writes files atomically, and reads and writes files of JSON objects, one a line."""
 
 import fcntl
 import json
@@ -9,19 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-LONGEST_NUMBER = 20  # A whole number of 64 bits has at most so many characters.
-TAIL = 2**16  # So many bytes at a file's end are read first to find its last rows.
+LONGEST_NUMBER = 20  # Most characters of a 64-bit integer.
+TAIL = 2**16  # Bytes at a file's end that are read first to find its last rows.
 
 
 def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Write `data` to `path` so that a crash at any moment leaves either the old file or the new. Raises `OSError`.
 
-    What need not outlive the machine is not `durable`, and then nobody waits for the disk. The umask limits `mode`.
+    If `durable`, wait until the data is on the disk, so that the file survives a crash of the machine. The umask limits
+    `mode`.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
     def new(name: str, flags: int) -> int:
-        # Whoever made the directory has put nothing there.
+        # The flags refuse a file or a link that the directory's maker may have put there.
         return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, mode)
 
     try:
@@ -36,7 +37,7 @@ def replace_file(path: Path, data: str | bytes, durable: bool = True, mode: int 
 
 
 def sync_directory(path: Path) -> None:
-    """Have a directory's entries on the disk."""
+    """Force a directory's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,7 +46,8 @@ def sync_directory(path: Path) -> None:
 
 
 def _sync(descriptor: int) -> None:
-    """Have a file on the disk. On macOS, fsync leaves it in the drive's cache, and some file systems know no better."""
+    """Force a file to the disk. On macOS, fsync leaves the data in the drive's cache, but some file systems have no
+    F_FULLFSYNC."""
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)
     if full_sync is not None:
         with suppress(OSError):
@@ -55,7 +57,7 @@ def _sync(descriptor: int) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append `text` to `path` as a line of its own. Raises `OSError`, and then leaves no part of it behind."""
+    """Append `text` to `path` as a line of its own. On `OSError`, which is raised, no part of the line stays behind."""
     with open(path, "ab") as file:
         end = file.tell()
         try:
@@ -70,8 +72,8 @@ def append_line(path: Path, text: str) -> None:
 def row_of(line: bytes) -> dict[str, Any] | None:
     """The object in a line of a file of JSON lines.
 
-    None for what is none: half written, torn by a kill or a full disk, or not written by this project, which writes no
-    number that JSON or a float cannot hold.
+    None for a line without an object: one that is half written, that a kill or a full disk cut short, or that another
+    program wrote. This project writes no number that JSON or a float cannot hold.
     """
     if not line.endswith(b"\n"):
         return None
@@ -85,25 +87,25 @@ def row_of(line: bytes) -> dict[str, Any] | None:
 def _number(text: str) -> int:
     if len(text) > LONGEST_NUMBER:
         raise ValueError("a number that nobody here wrote")
-    return int(text)  # NaN and Infinity are none
+    return int(text)  # `int` raises ValueError on NaN and Infinity.
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no such file, or it holds no object."""
+    """The object in a JSON file; None if there is no such file, or if the file holds no object."""
     try:
-        found = json.loads(path.read_text()) if path.is_file() else None  # a pipe would be waited for
+        found = json.loads(path.read_text()) if path.is_file() else None  # Reading a pipe would block.
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def read_rows(path: Path, numbers: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines that have these numbers; what is no such row is left out.
+    """The objects in a file of JSON lines whose fields named in `numbers` are numbers. Other lines are left out.
 
-    Empty where there is no file; raises another `OSError`.
+    Yields nothing if there is no file. Raises any other `OSError`.
     """
     if path.exists() and not path.is_file():
-        return  # a pipe would be waited for
+        return  # Reading a pipe would block.
     with suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             row = row_of(line)
@@ -112,9 +114,9 @@ def read_rows(path: Path, numbers: Iterable[str] = ()) -> Iterator[dict[str, Any
 
 
 def keep_rows(path: Path, keep: Callable[[bytes], bool]) -> bytes | None:
-    """Cut a file of lines after the last one that `keep` takes, and take out others near the end that it does not.
+    """Cut a file after the last line that `keep` accepts, and remove refused lines near the end.
 
-    Returns that line; None where there is none. Reads no more of a long file than it has to. Raises `OSError`.
+    Returns the last accepted line; None if there is none. Reads no more of a long file than needed. Raises `OSError`.
     """
     try:
         file = open(path, "rb+")  # noqa: SIM115 - the with is below, outside the try
@@ -126,7 +128,7 @@ def keep_rows(path: Path, keep: Callable[[bytes], bool]) -> bytes | None:
             start = max(0, size - length)
             file.seek(start)
             if start:
-                start += len(file.readline())  # That line may have begun before.
+                start += len(file.readline())  # This line may have begun before `start`.
             lines = file.readlines()
             kept = [line for line in lines if line.endswith(b"\n") and keep(line)]
             if kept or start == 0 or length >= size:

@@ -1,9 +1,9 @@
-"""`python keeper.py PARENT MARK`: waits until process PARENT is gone, and then ends every process it has left behind.
+"""`python keeper.py PARENT MARK`: waits until process PARENT is gone, then kills every process that PARENT left behind.
 
-A process group does not reach a simulator with a session of its own, and a killed process can clean up nothing. So
-this one remembers all descendants of PARENT that it sees, and its forks, which introduce themselves at standard input.
-At its end it looks for more by MARK, an environment variable (NAME=VALUE) that they have inherited. It is run as a
-script, and imports nothing of this project: it has to be there at once.
+A signal to a process group does not reach a simulator with a session of its own, and a killed process cannot clean up.
+So the keeper remembers every descendant of PARENT that it sees, and every fork, which reports itself on the keeper's
+standard input. When PARENT is gone, the keeper searches for more processes by MARK, an environment variable
+(NAME=VALUE) that they inherited. The keeper is run as a script and imports nothing of this project, to start at once.
 """
 
 import os
@@ -12,31 +12,31 @@ import time
 
 import psutil
 
-LOOK_SECONDS = 0.1  # It looks at the descendants that often.
-END_SECONDS = 5.0  # Ending them may take so long.
-FORKS_BYTES = 2**16  # A pipe holds no more.
-SAME_SECONDS = 2.0  # Two processes may be a second apart about when the system was started, from which they count.
-AGAIN_SECONDS = 0.05  # It tries again that often.
+LOOK_SECONDS = 0.1  # Seconds between two looks at the descendants.
+END_SECONDS = 5.0  # Most seconds that ending the processes may take.
+FORKS_BYTES = 2**16  # Bytes. A pipe holds no more.
+SAME_SECONDS = 2.0  # Seconds. Start times count from the system's boot, which two processes may see a second apart.
+AGAIN_SECONDS = 0.05  # Seconds between two attempts to kill.
 
-Seen = dict[int, psutil.Process]  # Processes by their number.
+Seen = dict[int, psutil.Process]  # Processes by their pid.
 
 
 def see_descendants(parent: int, seen: Seen) -> None:
-    """Add all that are alive to `seen`, but for this process."""
+    """Add every living descendant of `parent` to `seen`, except this process."""
     try:
         for child in psutil.Process(parent).children(recursive=True):
             if child.pid != os.getpid():
                 seen.setdefault(child.pid, child)
     except psutil.Error:
-        pass  # the parent has just ended
+        pass  # The parent has just ended.
 
 
 def hear_forks(seen: Seen) -> None:
-    """Add the forks that have introduced themselves, each by its pid and the time at which it began."""
+    """Add the forks that have reported themselves. Each sends its pid and its start time."""
     try:
         lines = os.read(0, FORKS_BYTES).decode().splitlines()
     except BlockingIOError:
-        return  # nobody has
+        return  # No fork has reported itself.
     for line in lines:
         try:
             pid, began = line.split()
@@ -44,11 +44,12 @@ def hear_forks(seen: Seen) -> None:
             if abs(process.create_time() - float(began)) < SAME_SECONDS:
                 seen.setdefault(process.pid, process)
         except (psutil.Error, ValueError):
-            continue  # it has ended, or the pipe was full and its line is none
+            continue  # The fork has ended, or the pipe was full and the line is incomplete.
 
 
 def see_strays(parent: int, mark: str, seen: Seen) -> None:
-    """Add whoever has the mark, or is in the session that `parent` leads or led, but for these two processes."""
+    """Add every process that has the mark or is in the session that `parent` leads or led, except `parent` and this
+    process."""
     name, _, value = mark.partition("=")
     for process in psutil.process_iter():
         if process.pid in (parent, os.getpid()) or process.pid in seen:
@@ -57,11 +58,11 @@ def see_strays(parent: int, mark: str, seen: Seen) -> None:
             if os.getsid(process.pid) == parent or process.environ().get(name) == value:
                 seen[process.pid] = process
         except (psutil.Error, OSError):
-            continue  # it has just ended, or is none of this user's
+            continue  # The process has just ended, or belongs to another user.
 
 
 def end_all(parent: int, mark: str, seen: Seen, spared: set[int]) -> None:
-    """Kill all in `seen`, and who else belongs to them, until nobody is left; never anyone `spared`, by pid."""
+    """Kill every process in `seen`, every descendant and stray, until none is left. Pids in `spared` are not killed."""
     deadline = time.monotonic() + END_SECONDS
     while time.monotonic() < deadline:
         see_strays(parent, mark, seen)
@@ -72,7 +73,7 @@ def end_all(parent: int, mark: str, seen: Seen, spared: set[int]) -> None:
             return
         for process in alive:
             try:
-                process.kill()  # psutil makes sure that the pid is still that process's
+                process.kill()  # psutil checks that the pid still belongs to that process.
             except psutil.Error:
                 continue
         time.sleep(AGAIN_SECONDS)

@@ -1,5 +1,5 @@
-"""Files of CURVE keys: the learner's pair, an actor's pair with the learner's public key, and the list of the allowed.
-And the keys that a launcher makes for one run, which are in no file.
+"""Files of CURVE keys: the learner's pair, an actor's pair with the learner's public key, and the list of allowed keys.
+A launcher also makes keys for one run, which are not stored in a file.
 
 Keys are in Z85, 40 characters each, as ZeroMQ writes them.
 """
@@ -22,14 +22,14 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True)
 class KeyPair:
-    """The keys of one side."""
+    """The public and secret key of one side of a connection."""
 
     public: str
     secret: str
 
     @classmethod
     def fresh(cls) -> "KeyPair":
-        import zmq  # here: the launcher needs it for nothing else
+        import zmq  # Imported here, since the launcher needs zmq for nothing else.
 
         public, secret = zmq.curve_keypair()
         return cls(public.decode(), secret.decode())
@@ -39,9 +39,9 @@ class KeyPair:
 class ActorKey:
     """The keys that an actor needs to connect."""
 
-    path: Path | None  # The key file; a run's own key has none.
+    path: Path | None  # The key file; None for the key of a run.
     pair: KeyPair
-    learner: str  # the learner's public key
+    learner: str  # The learner's public key.
 
     def __str__(self) -> str:
         return f"the key {self.path}" if self.path else "the key of its run"
@@ -49,15 +49,15 @@ class ActorKey:
 
 @dataclass(frozen=True)
 class LearnerKey:
-    """The keys with which the learner knows its launcher's actors."""
+    """The keys with which the learner recognises the actors of its launcher."""
 
     pair: KeyPair
-    actor: str  # the actors' public key, the same for all
+    actor: str  # The public key that all these actors share.
 
 
 @dataclass(frozen=True)
 class RunKeys:
-    """The keys of one run. Each side is told its words over its lifeline, and so nobody else can be of the run."""
+    """The keys of one run. Each process gets its keys over its lifeline, so no other process can join the run."""
 
     learner: KeyPair
     actor: KeyPair
@@ -74,21 +74,21 @@ class RunKeys:
 
 
 def learner_key(words: list[str]) -> LearnerKey:
-    """The key that `words_for_learner` tells."""
+    """The key in the words that `words_for_learner` returned."""
     public, secret, other = words
     return LearnerKey(KeyPair(public, secret), other)
 
 
 def actor_key(words: list[str]) -> ActorKey:
-    """The key that `words_for_actor` tells."""
+    """The key in the words that `words_for_actor` returned."""
     public, secret, other = words
     return ActorKey(None, KeyPair(public, secret), other)
 
 
 def make_keys(directory: Path, names: list[str]) -> list[Path]:
-    """Make a key for each name, allow it, and make the learner's unless it is there; returns the actors' files.
+    """Make a key for each name and allow it. Make the learner's key if there is none. Returns the actors' key files.
 
-    Nothing that exists is overwritten. Raises `UserError`, or `OSError`.
+    Existing keys are not overwritten. Raises `UserError`, or `OSError`.
     """
     if not names:
         raise UserError("--names needs a name at least")
@@ -133,7 +133,7 @@ def read_actor(path: Path) -> ActorKey:
 
 
 class AllowedKeys:
-    """The public keys that may connect, read again whenever the file has changed."""
+    """The public keys that may connect. The file is read again whenever it has changed."""
 
     def __init__(self, directory: Path, warn: Callable[[str], None]) -> None:
         self._path = directory / ALLOWED
@@ -146,9 +146,9 @@ class AllowedKeys:
         if stamp != self._stamp:
             try:
                 self._keys = self._load()
-            except UserError as error:  # half a file, while it is being edited, must not put everyone out
+            except UserError as error:  # Half a file, while a user edits it, must not shut out all actors.
                 self._warn(f"{error}; the keys allowed are those of before")
-            self._stamp = stamp  # last: two threads look, and neither may take old keys for those of the new file
+            self._stamp = stamp  # Set last: two threads read it, and neither may take old keys for new ones.
         return key in self._keys
 
     def _load(self) -> frozenset[str]:
@@ -181,7 +181,7 @@ def _read_secret(path: Path, names: set[str]) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """A file of keys by name."""
+    """The keys in a file, by name. Raises `UserError`."""
     try:
         return _parse(path.read_text(), path)
     except (OSError, UnicodeDecodeError) as error:
@@ -209,7 +209,7 @@ def _is_key(value: object) -> bool:
 
 
 def _refuse_open(path: Path, forbidden: int, remedy: str) -> None:
-    """Raise `UserError` if others may do with `path` what only its owner should."""
+    """Raise `UserError` if `path` gives other users one of the permission bits in `forbidden`."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -219,6 +219,6 @@ def _refuse_open(path: Path, forbidden: int, remedy: str) -> None:
 
 
 def _write(path: Path, comment: str, keys: dict[str, str]) -> None:
-    # The file is secret from the start. The umask would be the whole process's, and another thread may set it back.
+    # The file is created secret. The umask would apply to the whole process, and another thread may set it back.
     with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(f"# {comment}\n" + "".join(f'{name} = "{key}"\n' for name, key in keys.items()))

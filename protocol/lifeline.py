@@ -1,8 +1,8 @@
-"""A child's tie to its supervisor: standard input, a line for each thing to know; its end means that of the child.
+"""A child's lifeline: its standard input, on which the supervisor sends instructions. When it ends, the child ends.
 
-A learner is first told `execution JSON`, and whoever is of a run with a key `key WORD…`. Later, `stop` asks the learner
-to save and end; `lost LIFE` tells it that an actor's process is no more; `actors NAME…` tells it which actors there
-are, or will be again.
+Each instruction is one line. A learner first gets `execution JSON`. Every child of a run with a key gets `key WORD…`.
+Later, `stop` asks the learner to save and end; `lost LIFE` says that an actor's process has ended; `actors NAME…` lists
+the actors that run or will be started again.
 """
 
 import os
@@ -27,9 +27,11 @@ exit_at_once = os._exit  # Kept, since an environment may replace os._exit.
 
 
 def await_line(word: str) -> str:
-    """What the supervisor says after `word`, which it says first; for a child that is about to call `run_child`. Ends
-    the process where the supervisor is gone."""
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:  # no buffer may take what follows
+    """Read the supervisor's next line, which begins with `word`, and return the rest of the line.
+
+    A child calls this before `run_child`. Ends the process if the supervisor is gone.
+    """
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:  # A buffer would take later lines.
         said, _, rest = pipe.readline().decode().partition(" ")
     if said != word:
         leave(SUCCESS)
@@ -39,8 +41,9 @@ def await_line(word: str) -> str:
 def run_child(name: str, work: Callable[[], None], on_word: Callable[[list[str]], None]) -> NoReturn:
     """Run `work` as a child of the supervisor, and exit the process.
 
-    `on_word` is called, in another thread, with the words of each line that the supervisor sends, and with `stop` when
-    it is gone. The signals that a terminal sends to everything in it are left to the supervisor.
+    Another thread calls `on_word` with the words of each line that the supervisor sends, and with `stop` when the
+    supervisor is gone. The child ignores the signals that a terminal sends to all its processes: the supervisor handles
+    them.
     """
     seek_user_modules_last()
     for ignored in (signal.SIGINT, signal.SIGHUP):
@@ -70,14 +73,14 @@ def run_to_the_end(name: str, work: Callable[[], None]) -> NoReturn:
 
 
 def ends_of_a_run() -> list[signal.Signals]:
-    """The signals that end a run. Whoever ignores SIGHUP (`nohup`) wants it to go on without its terminal; a shell's
-    background job was given an ignored SIGINT without anyone wanting that."""
+    """The signals that end a run. An ignored SIGHUP (`nohup`) stays ignored: the user wants the run to outlive its
+    terminal. An ignored SIGINT does not: a shell ignores it for every background job, without the user's wish."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 def leave(code: int) -> NoReturn:
-    """End this process and all that its environments have started, without waiting for a library's threads."""
+    """End this process and all processes that its environments started, without waiting for a library's threads."""
     end_offspring()
     trace.flush()
     flush_streams()
@@ -85,9 +88,9 @@ def leave(code: int) -> NoReturn:
 
 
 def tell_who_exits() -> None:
-    """Let no environment end this process unseen: with `os._exit` it would look as if all had gone well.
+    """Replace `os._exit`, so that an environment cannot use it to end this process silently, as if with success.
 
-    For a process that has no parent which watches it. Its forks, which end in this way, stay as they are.
+    This is for a process without a parent that watches it. For its forks, `os._exit` works as before.
     """
     process = os.getpid()
 

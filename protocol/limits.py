@@ -1,14 +1,14 @@
-"""How many files a process may hold open. Each connection, pipe and log is one."""
+"""Raises the number of files that a process may hold open. Each connection, pipe and log is one."""
 
 import resource
 from contextlib import suppress
 
-# The usual limit is 1024, or 256 on macOS, which also refuses some limits that it says are allowed.
+# The usual limit is 1024, or 256 on macOS. macOS also refuses some limits that it reports as allowed.
 WANTED = (65_536, 10_240, 4_096)
 
 
 def allow_many_files() -> None:
-    """Raise this process's limit as far as the system lets it, up to the largest of `WANTED`."""
+    """Raise this process's limit as far as the system allows, up to the largest of `WANTED`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in WANTED:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,4 +1,4 @@
-"""The messages, and their strict passage to and from the wire: a map whose fields have exactly the declared types."""
+"""The messages between actors and learner. On the wire, each is a map whose fields have exactly the declared types."""
 
 import typing
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ PROTOCOL_VERSION = 7
 
 @dataclass(frozen=True)
 class Hello:
-    """Actor to learner, until it is answered and whenever it has nothing to do: I am here.
+    """Actor to learner: I am here. Sent until the learner answers, and whenever the actor has nothing to do.
 
-    A name is not enough to know a sender by: what a process said before it was killed may be read after its
-    replacement has said hello. Life and connection say which of the two is newer.
+    A name does not identify a sender: the learner may read a message of a killed process after its replacement has said
+    hello. `life` and `connection` say which of the two is newer.
     """
 
     actor: str  # A newer process of the same name replaces an older one. The launcher's actors are numbered.
-    life: int  # rises with every process that the launcher starts, and is 0 for one that was started by hand
-    fingerprint: dict[str, str]  # library versions, and a digest of a fixed forward pass: equal where results are
-    connection: int = 0  # rises with every connection of this life, as far as it can tell
-    pid: int = 0  # Shown to people.
+    life: int  # Grows with every process that the launcher starts; 0 for an actor that was started by hand.
+    fingerprint: dict[str, str]  # Library versions and a digest of a fixed forward pass. Equal where results are equal.
+    connection: int = 0  # Grows with every connection of this life that the actor notices.
+    pid: int = 0  # The actor's process id, to be shown to people.
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """Learner to actor: this is the run, and what is to be done in it."""
+    """Learner to actor: this is the run, and this is its experiment."""
 
     run_id: str
     experiment: Experiment
@@ -40,31 +40,31 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Learner to actor: you cannot take part, and why."""
+    """Learner to actor: you cannot take part, for this reason."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Actor to learner: my environments are made, these are their spaces, and this is what they are made of."""
+    """Actor to learner: my environments are made. These are their spaces, and the packages that they use."""
 
     spaces: Spaces
-    libraries: dict[str, str]  # versions of packages, beside those that the fingerprint names
-    observations: str = ""  # each by its name, with what it is taken for, to be shown
+    libraries: dict[str, str]  # Versions of packages that the fingerprint does not name.
+    observations: str = ""  # Each observation's name and how it is treated, to be shown to people.
 
 
 @dataclass(frozen=True)
 class Grant:
-    """Learner to actor: collect this rollout of this lane with this policy version, whose snapshot came before, or in
-    the schedule `async` with a newer one."""
+    """Learner to actor: collect this rollout of this lane with this policy version, whose snapshot was sent before. In
+    the schedule `async`, a newer version may be used."""
 
     run_id: str
     lane: int
     rollout_index: int
     policy_version: int
-    fencing_token: int  # rises each time the lane changes hands; a trajectory with an older one is refused
-    state: LaneState | None  # None if the actor holds the lane already, or nothing has happened in it.
+    fencing_token: int  # Grows whenever the lane gets another host; a trajectory with an older token is refused.
+    state: LaneState | None  # None if the actor hosts the lane already, or the lane has no steps yet.
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class SecondGrant:
 
 @dataclass(frozen=True)
 class SecondCollection:
-    """Actor to learner: what the second collection of a rollout gave. It is compared, and never trained on."""
+    """Actor to learner: the result of a rollout's second collection. It is compared, and never trained on."""
 
     fencing_token: int  # Copied from the grant.
-    trajectory: Trajectory | None  # None where the environments could not be made
+    trajectory: Trajectory | None  # None if the environments could not be made.
 
 
 @dataclass(frozen=True)
 class Release:
-    """Learner to actor: this lane has another host now; forget it, and what of it was granted and has not begun."""
+    """Learner to actor: this lane has another host now. Forget the lane, and its grants that you have not begun."""
 
     lane: int
     fencing_token: int  # Grants with this token or an older one are void.
@@ -94,9 +94,9 @@ class Release:
 class Progress:
     """Actor to learner, about twice a second: I am not hung, and this is how I spend my time."""
 
-    steps: int  # environment steps since it started, replayed ones among them
-    acting: float  # seconds since it started that it spent on lanes: stepping, and making and rebuilding them
-    waiting: float  # the other seconds, in which it had nothing to step
+    steps: int  # Environment steps since the actor started, including replayed steps.
+    acting: float  # Seconds since the start that were spent on lanes: stepping, making and rebuilding them.
+    waiting: float  # The other seconds since the start, in which the actor had nothing to step.
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def to_frames(message: Message) -> list[codec.Frame]:
 
 
 def from_frames(frames: Sequence[codec.Frame]) -> Message:
-    """The message in `frames`; raises `ProtocolError`, and nothing else, on anything that is not one."""
+    """The message in `frames`. Raises `ProtocolError`, and no other exception, if they hold no message."""
     fields = codec.decode(frames)
     version = fields.pop("protocol", None)
     if type(version) is not int or version != PROTOCOL_VERSION:

@@ -1,4 +1,4 @@
-"""Which network an experiment uses. Each is two classes: in NumPy for the actors, in MLX for the learner."""
+"""Which network an experiment uses. Each network is two classes: in NumPy for the actors, in MLX for the learner."""
 
 import importlib
 import importlib.util
@@ -8,17 +8,17 @@ from protocol.experiment import NETWORKS, Experiment
 from protocol.observations import InputShapes
 from protocol.process import taken_names
 
-SMALLEST_NATURE_IMAGE = 36  # Its convolutions leave nothing of an image with fewer pixels a side.
-NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Output channels, kernel and stride of each.
-IMPALA_CHANNELS = (16, 32, 32)  # One number for each block.
-IMPALA_RESIDUALS = 2  # Each block has so many, of two convolutions each.
+SMALLEST_NATURE_IMAGE = 36  # Pixels a side. The convolutions leave nothing of a smaller image.
+NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Output channels, kernel size and stride of each convolution.
+IMPALA_CHANNELS = (16, 32, 32)  # Output channels of each block.
+IMPALA_RESIDUALS = 2  # Residual parts of each block, of two convolutions each.
 DEFAULT_HIDDEN_SIZES = {"mlp": (64, 64), "nature_cnn": (512,), "impala_cnn": (256,)}
 
 
 def network_class(experiment: Experiment, shapes: InputShapes, side: str) -> type:
     """The class of the experiment's network for one `side`: `actor` or `learner`.
 
-    Raises `UserError` if there is none, or if it cannot take images of these shapes.
+    Raises `UserError` if there is no such class, or if the network cannot take images of these shapes.
     """
     name = network_name(experiment, shapes)
     if name == "nature_cnn" and any(min(image[:2]) < SMALLEST_NATURE_IMAGE for image in shapes.images):
@@ -32,7 +32,7 @@ def network_class(experiment: Experiment, shapes: InputShapes, side: str) -> typ
 
 
 def check_network(experiment: Experiment) -> None:
-    """Raise `UserError` unless the modules of a network of the user's own are there; neither is imported."""
+    """Raise `UserError` if a module of the user's own network is missing. Neither module is imported."""
     package, own, _ = experiment.network.partition(":")
     for module in (f"{package}.actor", f"{package}.learner") if own else ():
         try:
@@ -44,7 +44,7 @@ def check_network(experiment: Experiment) -> None:
 
 
 def network_name(experiment: Experiment, shapes: InputShapes) -> str:
-    """The experiment's network, with `auto` decided by the images."""
+    """The name of the experiment's network. For `auto`, the images decide."""
     if experiment.network != "auto":
         return experiment.network
     if not shapes.images:

@@ -1,4 +1,4 @@
-"""From stored observations to a network's inputs: what both sides must do alike, to the last bit."""
+"""Turns stored observations into a network's inputs. Actors and learner must do this alike, to the last bit."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ OBSERVATION_CLIP = np.float32(10.0)
 
 @dataclass(frozen=True)
 class InputShapes:
-    """What a network gets for a batch of B observations: a list of arrays, first the vector and then the images."""
+    """The inputs of a network for a batch of B observations: a list of arrays, first the vector and then the images."""
 
     vector: int  # float32 [B, vector]; may be 0
     images: tuple[tuple[int, int, int], ...]  # each uint8 [B, height, width, channels]
@@ -26,20 +26,23 @@ class InputShapes:
 
 
 def normalized_size(spaces: Spaces) -> int:
-    """Numbers of an observation that are normalised; they come first in the vector."""
+    """How many numbers of an observation are normalised. They come first in the vector."""
     return sum(part.box.size for part in spaces.parts if part.kind == "numbers")
 
 
 def normalization(statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, one over the standard deviation), float32, as a snapshot carries them, of running statistics: `count` [],
-    `mean` and `squares` (the sum of squared deviations), float64. The variance is 1 before the first sample."""
+    """(mean, one over the standard deviation), float32, as a snapshot carries them.
+
+    `statistics` are running: `count` [], `mean` and `squares` (the sum of squared deviations), float64. The variance is
+    1 before the first sample.
+    """
     count, squares = int(statistics["count"]), statistics["squares"]
     variance = squares / count if count else np.ones_like(squares)
     return statistics["mean"].astype(np.float32), (1 / np.sqrt(variance + 1e-8)).astype(np.float32)
 
 
 def numbers_of(observations: np.ndarray, spaces: Spaces) -> np.ndarray:
-    """Those numbers, raw [B, normalized_size], of stored observations [B, *observation]."""
+    """The numbers to be normalised, raw [B, normalized_size], of stored observations [B, *observation]."""
     return _numbers(spaces.unpack(observations), spaces)
 
 
@@ -58,7 +61,7 @@ def network_inputs(
     `normalization` is the mean and one over the standard deviation, both float32 [normalized_size].
     """
     rows = len(observations)
-    only_numbers = len(spaces.parts) == 1 and spaces.parts[0].kind == "numbers"  # the shortest way, for actors' sake
+    only_numbers = len(spaces.parts) == 1 and spaces.parts[0].kind == "numbers"  # A shortcut that saves actors time.
     arrays = [observations] if only_numbers else spaces.unpack(observations)
     numbers = observations.reshape(rows, -1) if only_numbers else _numbers(arrays, spaces)
     vector = normalize(numbers, *normalization) if normalization else numbers.astype(np.float32)
@@ -80,12 +83,12 @@ def normalize(numbers: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.nd
     normalized = numbers.astype(np.float32)
     normalized -= mean
     normalized *= scale
-    np.maximum(normalized, -OBSERVATION_CLIP, out=normalized)  # np.clip takes longer for a lane's few numbers
+    np.maximum(normalized, -OBSERVATION_CLIP, out=normalized)  # np.clip is slower for the few numbers of a lane.
     return np.minimum(normalized, OBSERVATION_CLIP, out=normalized)
 
 
 def one_hot(chosen: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:
-    """float32 [B, sum of choices] with a 1 for each number chosen [B, len(choices)], counted from 0."""
+    """float32 [B, sum of choices] with a 1 for each number in `chosen` [B, len(choices)], which counts from 0."""
     encoded = np.zeros((len(chosen), sum(choices)), np.float32)
     first = np.cumsum((0, *choices[:-1]))
     np.put_along_axis(encoded, chosen + first, 1, axis=1)
@@ -95,8 +98,8 @@ def one_hot(chosen: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:
 def channels_last(images: np.ndarray) -> np.ndarray:
     """Images as contiguous [B, height, width, channels], from [B, …] of one of these shapes.
 
-    [height, width]; [height, width, channels] or [channels, height, width], channels being the smaller number; and
-    either of them stacked [frames, …], which makes channels of the frames.
+    [height, width]; [height, width, channels] or [channels, height, width], where channels is the smaller number; and
+    either of these two stacked as [frames, …], where the frames become channels.
     """
     if images.ndim == 3:
         images = images[..., None]

@@ -1,7 +1,7 @@
-"""Processes that environments start, such as simulators: none of them outlives the process that steps them.
+"""Ends the processes that environments start, such as simulators, at the latest with the process that steps them.
 
-As soon as this process is about to start one, it starts a keeper (`protocol/keeper.py`) beside it. An environment that
-starts none costs nothing.
+When this process is about to start its first child, it also starts a keeper (`protocol/keeper.py`). An environment that
+starts no process costs nothing.
 """
 
 import os
@@ -13,29 +13,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "PPO_OFFSPRING"  # Everything that this process starts has it in its environment.
-FOR_CHILD = "-child-"  # It stands between the parent's pid and the rest of a mark that a parent gives.
+VARIABLE = "PPO_OFFSPRING"  # Every process that this one starts has this variable in its environment.
+FOR_CHILD = "-child-"  # Separates the parent's pid from the rest of a mark that a parent gives.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn"}
-# These modules start processes without any of these events.
+# Modules that start processes without any of the audit events in `STARTS`.
 STARTERS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}
 KEEPERS_VARIABLES = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
-SIBLINGS_SECONDS = 5.0  # They have so long to end by themselves.
-LOOK_SECONDS = 1.0  # That often one looks for processes that Python did not start.
+SIBLINGS_SECONDS = 5.0  # Seconds that siblings have to end by themselves.
+LOOK_SECONDS = 1.0  # Seconds between two looks for processes that Python did not start.
 
-_owner: int | None = None  # the process that watches: its forks have inherited the hook
+_owner: int | None = None  # Pid of the process that watches. Its forks inherit the audit hook and ignore it.
 _keeper: subprocess.Popen[bytes] | None = None
-_to_keeper: int | None = None  # a pipe, on which forks introduce themselves
+_to_keeper: int | None = None  # A pipe on which forks report themselves.
 _starting = False
 _next_look = 0.0  # time.monotonic()
 
 
 def watch() -> None:
-    """From now on, let nothing that this process starts outlive it; to be called before an environment is made."""
+    """From now on, no process that this one starts outlives it. Call this before an environment is made."""
     global _owner
     if _owner != os.getpid():
         first, _owner = _owner is None, os.getpid()
         given = os.environ.get(VARIABLE, "")
-        if not given.startswith(f"{os.getppid()}{FOR_CHILD}"):  # inherited: it marks somebody else's offspring
+        if not given.startswith(f"{os.getppid()}{FOR_CHILD}"):  # An inherited mark is another process's.
             os.environ[VARIABLE] = secrets.token_hex(16)
         if first:
             sys.addaudithook(_notice)
@@ -44,16 +44,18 @@ def watch() -> None:
 
 
 def mark_for_child() -> dict[str, str]:
-    """What to add to the environment of a child that will run environments: a mark that its forks have from the start,
-    which they would not have of one that it makes itself."""
+    """A mark to add to the environment variables of a child that will run environments.
+
+    The child's forks then show the mark from their start. They would not show a mark that the child sets itself.
+    """
     return {VARIABLE: f"{os.getpid()}{FOR_CHILD}{secrets.token_hex(16)}"}
 
 
 def look() -> None:
-    """Notice what was started by other means than Python's; to be called after an environment was made."""
+    """Notice processes that were started by other means than Python's. Call this after an environment was made."""
     global _next_look
     if _keeper is None and time.monotonic() >= _next_look:
-        import psutil  # here: launch.py says itself what an installation lacks
+        import psutil  # Imported here: launch.py itself reports what an installation lacks.
 
         _next_look = time.monotonic() + LOOK_SECONDS
         if psutil.Process().children():
@@ -61,7 +63,7 @@ def look() -> None:
 
 
 def end_offspring() -> None:
-    """End whatever this process's environments have started and left; nothing where they started nothing."""
+    """Kill the processes that this process's environments started and left. Does nothing if there are none."""
     if _keeper is not None and _owner == os.getpid():
         from protocol.keeper import Seen, end_all, see_descendants
 
@@ -71,9 +73,9 @@ def end_offspring() -> None:
 
 
 def end_siblings(parent: int) -> None:
-    """End what is left of the children of process `parent`, which is gone, but for this one.
+    """End the remaining children of process `parent`, which is gone, except this process.
 
-    They end by themselves where they can. One that was stopped, or hangs in C code, cannot.
+    Children normally end by themselves. A child that was stopped, or hangs in C code, cannot.
     """
     import psutil
 
@@ -83,7 +85,7 @@ def end_siblings(parent: int) -> None:
             try:
                 mark = process.environ().get(VARIABLE, "")
             except (psutil.Error, OSError):
-                continue  # it has just ended, or is none of this user's
+                continue  # The process has just ended, or belongs to another user.
             if process.pid != os.getpid() and mark.startswith(f"{parent}{FOR_CHILD}"):
                 found.append(process)
         return found
@@ -106,14 +108,15 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _introduce_fork() -> None:
-    """Tell the keeper of this process, which has just been forked: its parent may be killed before the keeper looks.
+    """Report this process, a new fork, to the keeper: the parent may be killed before the keeper looks.
 
-    A fork does not show the mark that its parent has made for itself. A pid alone may be another process's by then.
+    A fork does not show a mark that its parent set itself. Another process may have the pid when the keeper reads it,
+    so the start time is sent as well.
     """
     if _to_keeper is not None:
         import psutil
 
-        with suppress(OSError, psutil.Error):  # the keeper is gone, or has not read for long; then it looks for itself
+        with suppress(OSError, psutil.Error):  # The keeper is gone, or has not read for long and will look itself.
             os.write(_to_keeper, f"{os.getpid()} {psutil.Process().create_time()}\n".encode())
 
 
@@ -134,7 +137,7 @@ def _start_keeper() -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            # Without what marks an environment's processes, here or for anybody else: the keeper is none of them.
+            # Leave out variables that mark an environment's processes: the keeper is not one of these.
             env={name: os.environ[name] for name in KEEPERS_VARIABLES if name in os.environ},
             start_new_session=True,  # A signal to this process's group must not kill the keeper.
         )

@@ -1,6 +1,7 @@
-"""What this program says, where an environment may be at work: through handles that no environment can take away.
+"""Prints this program's output through handles that no environment can take away.
 
-One that replaces `sys.stdout`, closes it or sets it to None silences itself. The standard streams are for the rest.
+An environment that replaces `sys.stdout`, closes it or sets it to None silences only itself. The standard streams are
+for all other output.
 """
 
 import os
@@ -9,19 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-STANDARD_OUTPUT, STANDARD_ERROR = 1, 2  # Their file descriptors.
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2  # File descriptors.
 
-_own: list[Any] = []  # handles for output and errors, once they are kept
+_own: list[Any] = []  # Handles for output and errors; empty before `keep_output`.
 
 
 def keep_output() -> None:
-    """From here on, say things where the standard streams lead now, whatever becomes of them."""
+    """From now on, print to where the standard streams lead now, even if they are replaced or closed later."""
     _own[:] = _handle(sys.stdout), _handle(sys.stderr)
 
 
 def _handle(stream: TextIO | None) -> TextIO:
-    """Another handle of the same file."""
-    if stream is None:  # this program was started without it
+    """Another handle of the stream's file."""
+    if stream is None:  # The program was started without this stream.
         return open(os.devnull, "w")
     return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace", buffering=1)
 
@@ -49,15 +50,15 @@ def complain(text: str) -> None:
 
 
 def flush_streams() -> None:
-    """Write what waits in the standard streams, as far as there are any."""
+    """Flush the standard streams that exist."""
     for stream in (sys.__stdout__, sys.__stderr__):
-        with suppress(AttributeError, ValueError, OSError):  # gone, closed, or nobody reads
+        with suppress(AttributeError, ValueError, OSError):  # The stream is gone, closed, or has no reader.
             stream.flush()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @contextmanager
 def held(stream: Any) -> Iterator[None]:
-    """Let all that is printed in the meantime go to `stream`."""
+    """Send everything that is printed within the context to `stream`."""
     before = [*_own]
     _own[:] = stream, stream
     try:

@@ -1,13 +1,13 @@
-"""The state of a process that must not decide what a run computes: its hash seed, and where it looks for modules.
+"""Fixes the state of a process that must not change what a run computes: its hash seed and its module search path.
 
-Imported before anything else, by every program of this project.
+Every program of this project imports this module before anything else.
 """
 
 import os
 import shlex
 import sys
 
-# BLAS has one thread, since another number may give other low bits. OpenCV has one, since it gains nothing by more.
+# BLAS has one thread, since another number may change the lowest bits. OpenCV has one, since more do not help.
 ONE_THREAD: dict[str, str] = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -15,7 +15,7 @@ ONE_THREAD: dict[str, str] = {
     "MKL_NUM_THREADS": "1",
     "OPENCV_FOR_THREADS_NUM": "1",
 }
-# Every process that may run an environment has it, since sets are iterated in hash order.
+# Set for every process that may run an environment, since sets are iterated in hash order.
 HASH_SEED = {"PYTHONHASHSEED": "0"}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - imports nothing
 OWN = {
@@ -34,7 +34,7 @@ START = os.getcwd()  # noqa: PTH109 - It stays the user's folder, whatever an en
 
 
 def taken_names() -> str:
-    """What to add where a module of the user's cannot be imported: files of theirs that have names of ours."""
+    """A hint for a failed import of a user's module: which of the user's files have the names of our modules."""
     taken = [] if START == ROOT else sorted({name.removesuffix(".py") for name in os.listdir(START)} & OWN)  # noqa: PTH208
     if not taken:
         return ""
@@ -42,10 +42,10 @@ def taken_names() -> str:
 
 
 def fix_hash_seed() -> None:
-    """Run this program anew, in this process, unless its hash seed is that of every run.
+    """Restart this program in the same process, unless it already has the hash seed that every run uses.
 
-    Python reads the seed when it starts. A seed of the user's own does not count: it would change the result. Exits
-    with code 2 where Python was told to keep the seed random.
+    Python reads the seed only when it starts. A user's own seed is replaced, since it would change the result. Exits
+    with code 2 if Python was told to keep the seed random.
     """
     if not HASH_SEED.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HASH_SEED)
@@ -55,27 +55,27 @@ def fix_hash_seed() -> None:
 
 
 def hash_seed_is_fixed() -> bool:
-    """Whether texts have the same hashes in this process as in every other of the run."""
+    """Whether strings have the same hashes in this process as in every other process of the run."""
     return not sys.flags.hash_randomization
 
 
 def as_typed(path: str | os.PathLike[str]) -> str:
-    """A path as a user in `START` would type it: relative, if it lies there. Inside, all paths are absolute."""
+    """A path as a user in `START` would type it: relative if it lies there. The program itself uses absolute paths."""
     path = os.fspath(path)
     return path.removeprefix(START.rstrip(os.sep) + os.sep)
 
 
 def as_word(path: str | os.PathLike[str]) -> str:
-    """A path as a word of a command that a user can paste into a shell."""
+    """A path, quoted as one word of a command that a user can paste into a shell."""
     word = as_typed(path)
     return shlex.quote(f"./{word}" if word.startswith("-") else word)
 
 
 def seek_user_modules_last() -> None:
-    """Let the user's folder take no module's place: neither of Python's, nor of a library's, nor of ours.
+    """Put the user's folder last in `sys.path`, so that it hides no module of Python, of a library or of this project.
 
-    The folder is the one this program was started in. Python puts it first for `python -m`. The folder of this project
-    stays where it is: another copy may be installed.
+    The user's folder is the one in which this program was started. Python puts it first for `python -m`. The folder of
+    this project stays where it is, since another copy may be installed.
     """
     if START == ROOT:
         return

@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they are for, so that no number depends on a process's history."""
+"""Random numbers keyed by their purpose, so that no number depends on a process's history."""
 
 from enum import IntEnum
 from functools import lru_cache
@@ -6,11 +6,11 @@ from functools import lru_cache
 import numpy as np
 
 MAX_SEED = 2**63 - 1
-SEEDS_AT_A_TIME = 64  # One generator gives the seeds of so many episodes: one each would cost as much as steps.
+SEEDS_AT_A_TIME = 64  # Episodes that share one generator for seeds: one each would cost as much as steps.
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for, and what its two counters `a` and `b` mean."""
+    """The purpose of a stream of random numbers. The comments name its two counters `a` and `b`."""
 
     ACTION_NOISE = 1  # lane, rollout index
     EPISODE_SEED = 2  # environment index, episode index in blocks

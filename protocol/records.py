@@ -1,4 +1,4 @@
-"""Dataclasses as plain data and back: on the way back every field has exactly its declared type, or it is refused."""
+"""Converts dataclasses to plain data and back. On the way back, a field of another type than declared is refused."""
 
 import dataclasses
 import types
@@ -11,7 +11,7 @@ from protocol.errors import ProtocolError
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A dataclass as a map, with lists for tuples and texts for paths; arrays stay arrays."""
+    """A dataclass as a map, with lists for tuples and strings for paths. Arrays stay arrays."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {name: _plain_value(value) for name, value in values.items()}
 
@@ -26,12 +26,12 @@ def _plain_value(value: Any) -> Any:
 
 @cache
 def _hints_of(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, by name: slow to find out, and asked for with every message."""
+    """The types of a dataclass's fields, by name. Cached, since finding them is slow and every message needs them."""
     return typing.get_type_hints(kind)
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` if it is exactly of the type `hint` (a dataclass is built from its map), else `ProtocolError`."""
+    """`value`, if it has exactly the type `hint`; a dataclass is built from its map. Else raises `ProtocolError`."""
     if hint is Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -1,4 +1,4 @@
-"""Where actors of other machines reach the learner, and who may."""
+"""Where actors on other machines reach the learner, and which of them may connect."""
 
 import ipaddress
 import re
@@ -12,14 +12,14 @@ _ADDRESS = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 
 @dataclass(frozen=True)
 class RemoteAccess:
-    """The address that the learner listens on for remote actors, beside that of its own."""
+    """The address on which the learner listens for remote actors, in addition to the address for its own actors."""
 
     address: str  # tcp://HOST:PORT
-    keys: Path | None  # the directory with the learner's key and those it allows; None lets anyone in…
-    supervised: bool = False  # …unless only the launcher starts such actors, which then have the run's key
+    keys: Path | None  # Directory of the learner's key and the allowed keys. None lets anyone in unless `supervised`.
+    supervised: bool = False  # Whether only the launcher starts remote actors, which then have the run's key.
 
     def check(self, insecure: bool) -> None:
-        """Raise `UserError` on an address that is none, or that would be open to others though nobody asked for it."""
+        """Raise `UserError` on an invalid address, or on one that is open to others although the user did not ask."""
         host = check_tcp(self.address, "--listen")
         if self.keys is not None and insecure:
             raise UserError("--keys and --insecure exclude each other")
@@ -31,7 +31,7 @@ class RemoteAccess:
 
 
 def check_tcp(address: str, flag: str) -> str:
-    """The host of tcp://HOST:PORT, an IPv6 address without its brackets. Raises `UserError`."""
+    """The host of tcp://HOST:PORT; an IPv6 address comes without its brackets. Raises `UserError`."""
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match[2]) < 65_536:
         raise UserError(f"{flag} {address} must be tcp://HOST:PORT, such as tcp://0.0.0.0:5555")

@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PolicySnapshot:
-    """Weights, observation statistics and version of the policy, inseparable. The critic stays with the learner."""
+    """Weights, observation statistics and version of the policy, always sent together. The learner keeps the critic."""
 
     policy_version: int  # learner iterations completed
     weights: dict[str, np.ndarray]  # float32, by parameter name
@@ -16,5 +16,5 @@ class PolicySnapshot:
 
 
 def part_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with `prefix`, without it."""
+    """The arrays whose names begin with `prefix`. The result's names leave the prefix out."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

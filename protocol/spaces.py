@@ -1,4 +1,4 @@
-"""Observation and action spaces as plain data: what the learner knows of an environment it never sees."""
+"""Observation and action spaces as plain data. The learner knows nothing else of an environment."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from protocol.arrays import DTYPES, MAX_DIMENSIONS
 from protocol.errors import ProtocolError
 
-MAX_SIZE = 2**24  # An observation has at most so many numbers, and the policy network so many outputs.
+MAX_SIZE = 2**24  # Most numbers in an observation, and most outputs of the policy network.
 MAX_PARTS = 1024
 
 
@@ -32,7 +32,7 @@ class BoxSpace:
         return self.size * np.dtype(self.dtype).itemsize
 
     def check(self, name: str) -> None:
-        """Raise `ProtocolError` unless an array can be like this."""
+        """Raise `ProtocolError` unless an array can have this shape and dtype."""
         if self.dtype not in {dtype.name for dtype in DTYPES.values()}:
             raise ProtocolError(f"the {name} space has dtype {self.dtype:.40}")
         if len(self.shape) >= MAX_DIMENSIONS - 1:
@@ -46,16 +46,16 @@ class BoxSpace:
 
 @dataclass(frozen=True)
 class ObservationPart:
-    """One leaf of the observation space, and how a network is to see it."""
+    """One leaf of the observation space, and how a network sees this leaf."""
 
     # `numbers`: as float32, normalised. `binary`: as float32. `choices`: one-hot. `image`: by a convolutional network.
     kind: Literal["numbers", "binary", "choices", "image"]
     box: BoxSpace
-    choices: tuple[int, ...]  # Of a `choices` part: the number of values of each entry, counted from 0.
+    choices: tuple[int, ...]  # Of a `choices` part: the number of values of each entry. Values count from 0.
 
 
 def stored_as(parts: tuple[ObservationPart, ...]) -> BoxSpace:
-    """One part as it is; several as their bytes, one after the other."""
+    """How observations are stored: one part as it is, several parts as their bytes, one after the other."""
     return parts[0].box if len(parts) == 1 else BoxSpace((sum(part.box.nbytes for part in parts),), "uint8")
 
 
@@ -71,11 +71,11 @@ class Spaces:
 
     @property
     def distribution_size(self) -> int:
-        """Outputs of the policy network."""
+        """How many outputs the policy network has."""
         return sum(self.choices) if self.distribution == "categorical" else self.action.size
 
     def unpack(self, observations: np.ndarray) -> list[np.ndarray]:
-        """The parts [B, *part] of stored observations [B, *observation]; views, where the parts allow it."""
+        """The parts [B, *part] of stored observations [B, *observation]; views if the parts allow it."""
         if len(self.parts) == 1:
             return [observations]
         arrays, start = [], 0
@@ -87,7 +87,7 @@ class Spaces:
         return arrays
 
     def check_observations(self, observations: np.ndarray, name: str = "an observation") -> None:
-        """Raise `ProtocolError`, saying `name`, unless all of stored observations [B, *observation] are possible."""
+        """Raise `ProtocolError` unless all stored observations [B, *observation] are possible. Errors say `name`."""
         for part, array in zip(self.parts, self.unpack(observations), strict=True):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ProtocolError(f"{name} holds a value that is not finite")
@@ -97,7 +97,7 @@ class Spaces:
                 _check_choices(array, part.choices, "an observation")
 
     def check_actions(self, actions: np.ndarray) -> None:
-        """Raise `ProtocolError` unless actions [B, *action] are possible ones."""
+        """Raise `ProtocolError` unless all actions [B, *action] are possible."""
         if self.distribution == "categorical":
             _check_choices(actions, self.choices, "an action")
         elif self.distribution == "bernoulli" and not np.isin(actions, (0, 1)).all():

@@ -16,9 +16,9 @@ from protocol.errors import UserError
 from protocol.output import complain
 from protocol.process import as_typed
 
-VARIABLE = "PPO_TRACE_FILE"  # The launcher and its children have it in their environment.
-BEGINNING = b'[\n{"ph": '  # Every such file begins so.
-FLUSH_SECONDS = 0.5  # Events lie in memory for so long at most; those are lost with a killed process.
+VARIABLE = "PPO_TRACE_FILE"  # The launcher and its children have this variable in their environment.
+BEGINNING = b'[\n{"ph": '  # The first bytes of every timeline.
+FLUSH_SECONDS = 0.5  # Most seconds that events stay in memory. A killed process loses them.
 
 
 class _Recorder:
@@ -26,7 +26,7 @@ class _Recorder:
 
     def __init__(self, path: str, process: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self._lock = threading.Lock()  # threads of --in-process share this
+        self._lock = threading.Lock()  # The threads of --in-process share this recorder.
         self._lines: list[str] = []
         self._flushed = time.monotonic()
         self.add({"ph": "M", "name": "process_name", "args": {"name": process}})
@@ -43,15 +43,15 @@ class _Recorder:
             data = ("".join(self._lines) + last).encode()
             self._lines.clear()
             self._flushed = time.monotonic()
-            os.write(self._file, data)  # one write, so that no other process's lines come between
+            os.write(self._file, data)  # One write, so that no other process's lines come between.
 
 
 _recorder: _Recorder | None = None
 
 
 def begin(path: Path) -> None:
-    """Start a fresh file, which this process and its children will fill. An older timeline is replaced; raises
-    `UserError` where there is another file, and `OSError`."""
+    """Start a new file, which this process and its children will fill. An older timeline is replaced. Raises
+    `UserError` if another kind of file is there, and `OSError`."""
     if path.is_file():
         with open(path, "rb") as file:
             if not BEGINNING.startswith(file.read(len(BEGINNING))):
@@ -61,7 +61,7 @@ def begin(path: Path) -> None:
 
 
 def join(process: str) -> None:
-    """Take part in the timeline, if there is one, as the process of that name."""
+    """Take part in the timeline, if there is one, under the name `process`."""
     global _recorder
     if VARIABLE in os.environ:
         with _or_else_without():
@@ -69,14 +69,14 @@ def join(process: str) -> None:
 
 
 def flush() -> None:
-    """Write what was recorded: a process's last words."""
+    """Write the recorded events. A process calls this before it ends."""
     if _recorder is not None:
         with _or_else_without():
             _recorder.flush()
 
 
 def end() -> None:
-    """Complete the file, once nobody else writes to it any more."""
+    """Complete the file. Call this when no other process writes to it any more."""
     if _recorder is not None:
         with _or_else_without():
             _recorder.flush(
@@ -86,7 +86,7 @@ def end() -> None:
 
 @contextmanager
 def span(name: str, **facts: int) -> Iterator[None]:
-    """Record how long the context lasts, under `name`, with the numbers that belong to it."""
+    """Record how long the context lasts, under `name`, together with the numbers `facts`."""
     if _recorder is None:
         yield
         return
@@ -100,7 +100,7 @@ def span(name: str, **facts: int) -> Iterator[None]:
 
 @contextmanager
 def _or_else_without() -> Iterator[None]:
-    """A timeline that cannot be written is given up; the run goes on."""
+    """Give up the timeline if it cannot be written. The run goes on."""
     global _recorder
     try:
         yield

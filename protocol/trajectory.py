@@ -1,4 +1,4 @@
-"""One lane's fixed-length piece of experience, and the state that lets any actor take the lane over."""
+"""One lane's fixed-length piece of experience, and the state with which another actor can take the lane over."""
 
 from dataclasses import dataclass
 
@@ -10,28 +10,28 @@ from protocol.spaces import Spaces
 from protocol.text import MAX_TEXT
 
 DIGEST_SIZE = 8
-LARGEST_REWARD = float(np.finfo(np.float32).max)  # A trajectory can hold no larger one.
-MAX_FAULTS_TOLD = 20  # So many faults of one trajectory are told. The others are counted.
-MAX_FAILED_BEGINNINGS = 100  # After so many failed resets and constructions in a row, an actor gives up.
+LARGEST_REWARD = float(np.finfo(np.float32).max)  # The largest reward that a trajectory can hold.
+MAX_FAULTS_TOLD = 20  # Most faults that a trajectory describes. The others are only counted.
+MAX_FAILED_BEGINNINGS = 100  # Failed resets and constructions in a row after which an actor gives up.
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An environment raised, or returned nonsense."""
+    """An environment raised an exception, or returned an invalid value."""
 
-    environment: int  # Its index in the run.
-    episode: int  # index
+    environment: int  # The environment's index in the run.
+    episode: int  # The episode's index.
     seed: int  # The episode's seed.
     phase: str  # `constructor`, `reset` or `step`
-    step: int  # steps of the episode before it
-    time: int  # the step of the rollout in which it happened; -1 before the first
+    step: int  # Steps of the episode before the fault.
+    time: int  # The rollout's step in which the fault happened; -1 before the first step.
     text: str  # What happened, in one line.
 
     def __str__(self) -> str:
         return f"environment {self.environment} (episode seed {self.seed}, step {self.step}): {self.text}"
 
 
-AXES = {  # Of each array: T steps, N environments, K truncated episodes, E finished episodes.
+AXES = {  # The axes of each array: T steps, N environments, K truncated episodes, E finished episodes.
     "observations": "TN",
     "last_observations": "N",
     "actions": "TN",
@@ -53,7 +53,7 @@ EXTRAS = ("initial_hidden_state", "last_hidden_state")  # Not every experiment h
 
 
 def element_types(experiment: Experiment, spaces: Spaces) -> dict[str, tuple[tuple[int, ...], str]]:
-    """(shape behind the axes, dtype) of each array that a trajectory of this experiment has."""
+    """(shape after the axes of `AXES`, dtype) of each array that a trajectory of this experiment has."""
     observation, action = spaces.observation, spaces.action
     elements = {
         "observations": (observation.shape, observation.dtype),
@@ -79,10 +79,10 @@ def element_types(experiment: Experiment, spaces: Spaces) -> dict[str, tuple[tup
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The experience of one lane in one rollout. T is the rollout length, N the lane size, arrays are time-major.
+    """The experience of one lane in one rollout. T is the rollout length, N the lane size. Arrays are time-major.
 
-    What is new in some experiments only is an extra: name it in `AXES`, `EXTRAS` and `element_types`, and fill it in
-    actors/rollout.py. It is then checked, sent, compared by the witness, and stacked in the batch's extras.
+    An array that only some experiments have is an extra: name it in `AXES`, `EXTRAS` and `element_types`, and fill it
+    in actors/rollout.py. The extra is then checked, sent, compared by the witness, and stacked in the batch's extras.
     """
 
     run_id: str
@@ -91,26 +91,26 @@ class Trajectory:
     policy_version: int
     fencing_token: int
     observations: np.ndarray  # [T, N, *observation], raw: normalisation is part of the policy
-    last_observations: np.ndarray  # [N, *observation], what the next rollout starts from
-    actions: np.ndarray  # [T, N, *action], as sampled; clipped only on their way into the environment
+    last_observations: np.ndarray  # [N, *observation], from which the next rollout starts
+    actions: np.ndarray  # [T, N, *action], as sampled; only the environment gets them clipped
     behaviour_log_probs: np.ndarray  # float32 [T, N]
     rewards: np.ndarray  # float32 [T, N]
     terminated: np.ndarray  # bool [T, N]
-    truncated: np.ndarray  # bool [T, N], and not terminated
+    truncated: np.ndarray  # bool [T, N], False where terminated
     final_observations: np.ndarray  # [K, *observation], of the K truncated episodes, in the order (t, n)
     episode_returns: np.ndarray  # float64 [E], of the E finished episodes, in the order (t, n)
     episode_lengths: np.ndarray  # int64 [E], steps
-    episode_indices: np.ndarray  # int64 [N], the episode each environment is in at the rollout's end
+    episode_indices: np.ndarray  # int64 [N], each environment's episode at the rollout's end
     restarted: np.ndarray  # bool [N], environments that could not be rebuilt and began a fresh episode
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE], of (observation, return, length) at the rollout's end
-    failed_resets: np.ndarray  # int64 [N], episodes that did not come about, since their resets failed
-    faults: tuple[Fault, ...]  # the first ones, at most MAX_FAULTS_TOLD
-    fault_count: int  # all of them
-    moved_global_random: bool  # the environments drew from `random` or `np.random`, which no seed of theirs controls
+    failed_resets: np.ndarray  # int64 [N], episodes that never began, since their resets failed
+    faults: tuple[Fault, ...]  # The first faults, at most MAX_FAULTS_TOLD.
+    fault_count: int  # The number of all faults.
+    moved_global_random: bool  # Whether environments used `random` or `np.random`, which their seeds do not control.
     extras: dict[str, np.ndarray]  # the arrays of `EXTRAS` that this experiment has
 
     def has(self, name: str) -> bool:
-        """Whether this experiment has an array of this name, of those in `AXES`."""
+        """Whether this trajectory has the array `name` of `AXES`."""
         return name not in EXTRAS or name in self.extras
 
     def array(self, name: str) -> np.ndarray:
@@ -143,7 +143,7 @@ class Trajectory:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
         if np.any((self.episode_lengths < 0) | (self.episode_lengths > experiment.replay_cap)):
             raise ProtocolError("episode_lengths holds a number that cannot be")
-        # No sum of so many rewards comes near to this, and no sum of these to infinity.
+        # No return of `replay_cap` rewards comes near to this limit, and no sum of such returns comes near to infinity.
         if np.any(np.abs(self.episode_returns) > 2 * experiment.replay_cap * LARGEST_REWARD):
             raise ProtocolError("episode_returns holds a number that cannot be")
         if np.any(self.terminated & self.truncated):
@@ -167,9 +167,10 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class LaneState:
-    """Everything another actor needs to continue a lane at a rollout's border: reset, replay, compare the digest."""
+    """Everything that another actor needs to continue a lane between two rollouts. That actor resets the environments,
+    replays the actions, and compares the digests."""
 
-    rollout_index: int  # the rollout that starts at this border
+    rollout_index: int  # The lane's next rollout.
     episode_indices: np.ndarray  # int64 [N]
     episode_steps: np.ndarray  # int64 [N], actions since each episode's reset
     actions: np.ndarray  # [sum of episode_steps, *action], environment by environment

@@ -1,7 +1,7 @@
-"""Messages over ZeroMQ: a ROUTER in the learner for its own actors and one for remote ones, a DEALER in each actor.
+"""Messages over ZeroMQ. The learner has a ROUTER for its own actors and one for remote actors; an actor has a DEALER.
 
-Flow is controlled by grants (an actor has only what it was granted), so the queues between processes of one machine
-need no high-water mark. Those of remote actors have one that only a peer which does not keep to its grants can reach.
+Grants control the flow: an actor has only what it was granted. So the queues between processes of one machine need no
+high-water mark. The queues of remote actors have a mark that only a peer which ignores its grants can reach.
 """
 
 import ctypes
@@ -22,17 +22,17 @@ from protocol.keys import ActorKey, AllowedKeys, KeyPair, LearnerKey, read_learn
 from protocol.messages import Message, from_frames, to_frames
 from protocol.remote import RemoteAccess
 
-MAX_FRAME = 2**30  # One array may have so many bytes. A rollout of images may take tens of MB.
-SEND_QUEUE = 1024  # So many messages may wait for a remote actor: 256 lanes have two rollouts each under way.
-RECEIVE_QUEUE = 64  # So many messages of a remote actor wait here. More wait on its own machine.
-HANDSHAKE_SECONDS = 5.0  # A connection that says nothing for so long is closed.
-PROBE_SECONDS = 10  # That often one looks whether the other machine is still there.
-PROBES = 2  # It is gone when it has not answered so often.
-ABSENCE_SECONDS = 30  # A machine that has not answered for so long is gone. Linux gives up what was sent to it then.
-CONNECTING_SECONDS = 5.0  # A connection that does not come about is tried anew after so long.
-FAILED_HANDSHAKES = 5  # So many failures in a row are no accident, where no handshake has succeeded.
+MAX_FRAME = 2**30  # Most bytes of an array. A rollout of images may take tens of MB.
+SEND_QUEUE = 1024  # Most messages that wait for a remote actor: 256 lanes have two rollouts each under way.
+RECEIVE_QUEUE = 64  # Most messages of a remote actor that wait here. More wait on the actor's machine.
+HANDSHAKE_SECONDS = 5.0  # Seconds after which a connection that says nothing is closed.
+PROBE_SECONDS = 10  # Seconds between two checks that the other machine is still there.
+PROBES = 2  # Unanswered checks after which the other machine counts as gone.
+ABSENCE_SECONDS = 30  # Seconds without an answer after which a machine is gone. Linux then drops what was sent to it.
+CONNECTING_SECONDS = 5.0  # Seconds after which an attempt to connect is given up and repeated.
+FAILED_HANDSHAKES = 5  # Failures in a row that are no accident if no handshake has ever succeeded.
 
-_LOCAL, _REMOTE = b"l", b"r"  # The learner puts one of them before a peer's identity.
+_LOCAL, _REMOTE = b"l", b"r"  # The learner puts one of these before a peer's identity.
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _DENIED = 400  # FAILED_AUTH has this value for a key that is not allowed.
 
@@ -47,10 +47,10 @@ def _socket(kind: int) -> zmq.Socket:
 
 
 def _prepare_for_tcp(socket: zmq.Socket, address: str) -> None:
-    """Options of the connections made from now on.
+    """Set the options of the connections made from now on.
 
-    The system looks whether the other machine is there. ZeroMQ's heartbeats would do so, too, but version 4.3.5 aborts
-    the process where one falls due for a peer that has filled its queue and gone (`!_io_error`, in out_event).
+    The system checks whether the other machine is there. ZeroMQ's heartbeats would do so too, but version 4.3.5 aborts
+    the process when a heartbeat is due for a peer that has filled its queue and gone (`!_io_error`, in out_event).
     """
     socket.setsockopt(zmq.IPV6, int(address.startswith("tcp://[")))
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
@@ -68,7 +68,8 @@ class ConnectionEvent(NamedTuple):
 
 
 def _monitor_of(socket: zmq.Socket, kinds: int) -> zmq.Socket:
-    """Where events of these kinds arrive. No mark limits them: at it, ZeroMQ's thread would wait, and all with it."""
+    """A socket that receives these kinds of events. It has no high-water mark, at which ZeroMQ's thread would wait and
+    block all connections."""
     address = f"inproc://events-{uuid.uuid4().hex}"
     socket.monitor(address, kinds)
     monitor = _socket(zmq.PAIR)
@@ -85,24 +86,24 @@ def _events(monitor: zmq.Socket) -> Iterator[ConnectionEvent]:
 
 @dataclass(frozen=True)
 class Received:
-    """A message, and who sent it."""
+    """A message and its sender."""
 
     identity: bytes  # Names the connection.
-    user: str | None  # the public key that the connection was opened with; None where none is asked for
-    message: Message | ProtocolError  # The error, where it is no message.
-    local: bool = True  # whether it came over the learner's own address, which only its own actors are told
+    user: str | None  # The public key of the connection; None if no key is asked for.
+    message: Message | ProtocolError  # An error if the frames hold no message.
+    local: bool = True  # Whether the message came from one of the launcher's own actors.
 
 
 @dataclass(frozen=True)
 class Disturbances:
-    """The events of a learner's connections."""
+    """How many failures a learner's connections had."""
 
     failed_handshakes: int = 0
     disconnections: int = 0
 
 
 class LearnerSocket:
-    """The learner's end: receives from any actor, sends to one by its identity."""
+    """The learner's socket: receives from any actor, and sends to one actor by its identity."""
 
     def __init__(
         self,
@@ -111,11 +112,11 @@ class LearnerSocket:
         warn: Callable[[str], None] = lambda _: None,
         key: LearnerKey | None = None,
     ) -> None:
-        """Listen on `address` for the actors of this machine, and for remote ones where `remote` says. With the run's
-        `key`, nobody is let in without it whom the launcher should have started."""
+        """Listen on `address` for the actors of this machine, and on the address in `remote` for remote ones. With the
+        run's `key`, actors that only the launcher may start cannot connect without it."""
         self._allowed: AllowedKeys | None = None
         self._authenticator: Any = None
-        self._supervised = remote is not None and remote.supervised  # all then have one key
+        self._supervised = remote is not None and remote.supervised  # All remote actors then have the run's key.
         self._monitors: dict[bytes, zmq.Socket] = {}
         self._sockets: dict[bytes, zmq.Socket] = {}
         self._poller = zmq.Poller()
@@ -135,7 +136,7 @@ class LearnerSocket:
 
     def _open_to(self, remote: RemoteAccess, warn: Callable[[str], None], key: LearnerKey | None) -> None:
         """Listen for remote actors as well."""
-        address = remote.address.replace("//localhost:", "//127.0.0.1:")  # ZeroMQ binds no names
+        address = remote.address.replace("//localhost:", "//127.0.0.1:")  # ZeroMQ binds no host names.
         socket = self._router(_REMOTE)
         self._monitors[_REMOTE] = _monitor_of(socket, _FAILURES | zmq.EVENT_DISCONNECTED)
         _prepare_for_tcp(socket, address)
@@ -152,15 +153,15 @@ class LearnerSocket:
         self._bind(socket, address)
 
     def _ask_for_keys(self, socket: zmq.Socket, domain: str, pair: KeyPair, allowed: Container[str]) -> None:
-        """Let nobody in whose public key is not `allowed`; ZeroMQ asks about keys by their `domain`."""
+        """Refuse peers whose public key is not `allowed`. ZeroMQ asks about keys by their `domain`."""
         self._authenticate(domain, allowed)
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
         socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # If the authenticator is missing, refuse everybody.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # If the authenticator is missing, refuse all peers.
 
     def _authenticate(self, domain: str, allowed: Container[str]) -> None:
-        from zmq.auth.thread import ThreadAuthenticator  # here: few runs need it, and it brings asyncio
+        from zmq.auth.thread import ThreadAuthenticator  # Imported here: few runs need it, and it loads asyncio.
 
         class Provider:
             def callback(self, domain: str, key: bytes) -> bool:
@@ -172,14 +173,14 @@ class LearnerSocket:
         self._authenticator.configure_curve_callback(domain, Provider())
 
     def _router(self, prefix: bytes) -> zmq.Socket:
-        """A socket whose peers are known by `prefix` and their identity, which a remote one may choose.
+        """A socket whose peers are known by `prefix` and their identity, which a remote peer may choose.
 
-        ZeroMQ numbers those that choose none, from a number on that it takes from C's `rand`, and aborts the process
-        where one of them has chosen the next number. So nobody else may know how `rand` goes on.
+        ZeroMQ numbers the peers that choose no identity, from a first number that it takes from C's `rand`. It aborts
+        the process if a peer has chosen the next number. So `rand` gets a secret seed: no peer can guess the number.
         """
         ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))
         socket = self._sockets[prefix] = _socket(zmq.ROUTER)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to an actor that has gone is an error, not silence
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # Sending to an actor that has gone is an error, not silence.
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
@@ -193,13 +194,13 @@ class LearnerSocket:
             raise UserError(f"cannot listen on {address}: {error.strerror}; {remedy}") from None
 
     def listen_anew(self) -> None:
-        """Make the socket file again if it was removed, and its folder is there; the connections stay as they are."""
+        """Make the socket file again if it was removed and its folder exists. The connections stay as they are."""
         if self._file is not None and not self._file.exists() and self._file.parent.is_dir():
-            with suppress(UserError):  # it has just been removed again: the next look finds that
+            with suppress(UserError):  # The folder was just removed again; the next look finds that.
                 self._bind(self._sockets[_LOCAL], self._address)
 
     def receive(self, timeout: float) -> Received | None:
-        """The next message, those of the learner's own actors first; None after `timeout` seconds of silence."""
+        """The next message; None after `timeout` seconds of silence. The learner's own actors come first."""
         ready = dict(self._poller.poll(round(timeout * 1000)))
         if not ready:
             return None
@@ -214,15 +215,15 @@ class LearnerSocket:
         return Received(prefix + identity.bytes, user, message, local)
 
     def allows(self, user: str | None) -> bool:
-        """Whether who connected with that key, or without one, may still take part."""
+        """Whether a peer that connected with this key, or without a key, may still take part."""
         return user is None or self._allowed is None or user in self._allowed
 
     def send(self, identity: bytes, message: Message) -> bool:
-        """Queue `message` for the actor; False if it is no longer connected, or takes nothing any more."""
+        """Queue `message` for the actor. Returns False if the actor is no longer connected, or its queue is full."""
         return self._send(identity, to_frames(message))
 
     def reaches(self, identity: bytes) -> bool:
-        """Whether the actor is still connected; it takes no notice of the question."""
+        """Whether the actor is still connected. The actor ignores the empty message that is sent to find out."""
         return self._send(identity, [b""])
 
     def _send(self, identity: bytes, frames: list) -> bool:
@@ -235,15 +236,15 @@ class LearnerSocket:
         return True
 
     def disturbances(self) -> Disturbances:
-        """The events since the last call, for remote actors and for actors that need the run's key."""
+        """The failures since the last call, of remote actors and of actors that need the run's key."""
         events = [event for monitor in self._monitors.values() for event in _events(monitor)]
         failures = sum(bool(event.kind & _FAILURES) for event in events)
         return Disturbances(failures, len(events) - failures)
 
     def close(self) -> None:
-        """Close; what was sent last (the word to stop) has 200 ms to leave."""
+        """Close the sockets. The last messages (`Stop`) have 200 ms to leave."""
         for prefix, monitor in self._monitors.items():
-            self._sockets[prefix].disable_monitor()  # ZeroMQ's thread would wait for the other end.
+            self._sockets[prefix].disable_monitor()  # Else ZeroMQ's thread would wait for the monitor's other end.
             monitor.close()
         for socket in self._sockets.values():
             socket.close(linger=200)
@@ -252,10 +253,10 @@ class LearnerSocket:
 
 
 class ActorSocket:
-    """An actor's end. ZeroMQ connects, and connects again, by itself."""
+    """An actor's socket. ZeroMQ connects, and connects again, by itself."""
 
     def __init__(self, address: str, key: ActorKey | None = None) -> None:
-        self.connected = True  # Only TCP tells whether it is.
+        self.connected = True  # Stays True except over TCP, where the monitor's events set it.
         self._address = address
         self._key = key
         self._newly_connected = False
@@ -285,9 +286,9 @@ class ActorSocket:
         self.connected = False
 
     def receive(self, timeout: float) -> Message | None:
-        """The learner's next message; None after `timeout` seconds of silence, or when something else has happened.
+        """The learner's next message; None after `timeout` seconds of silence, or after an event of the connection.
 
-        Raises `ProtocolError`, and `UserError` where the learner does not let this actor in.
+        Raises `ProtocolError`, and `UserError` if the learner does not let this actor in.
         """
         ready = dict(self._poller.poll(round(timeout * 1000)))
         if self._monitor in ready:
@@ -295,17 +296,17 @@ class ActorSocket:
         if self._socket not in ready:
             return None
         frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
-        return None if frames == [b""] else from_frames(frames)  # the learner wants to know whether one is there
+        return None if frames == [b""] else from_frames(frames)  # An empty message only tests the connection.
 
     def is_newly_connected(self) -> bool:
-        """Whether the connection was made since the last call, which may be another one than before."""
+        """Whether a connection, the first or a new one, was made since the last call."""
         newly, self._newly_connected = self._newly_connected, False
         return newly
 
     def send(self, message: Message) -> None:
-        """Queue `message`, unless there is no connection: a later learner would have no use for it.
+        """Queue `message`. Drop it if there is no connection, since a later learner would have no use for it.
 
-        Raises `UserError` where it is too large.
+        Raises `UserError` if the message is too large.
         """
         if not self.connected:
             return
@@ -315,7 +316,7 @@ class ActorSocket:
                 f"an array of {largest:,} bytes is more than the {MAX_FRAME:,} that a message may hold;"
                 " choose a smaller --rollout-length or --lane-size"
             )
-        with suppress(zmq.Again):  # refused since the last `receive`, as the next will say; waiting would be for ever
+        with suppress(zmq.Again):  # The learner refused us; the next `receive` says so. Waiting would never end.
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Decides whose code may run here.
+"""Decides which code may run here.
 
-A run directory, a file of settings or a learner names modules: of an environment, of wrappers, of a network. To import
-one is to run its code. So a name is imported only if this user has typed it, has said --trust, or has started the run
-that it comes from. For the last, a run directory holds a signature with a secret of the user's.
+A run directory, a file of settings or a learner names modules of an environment, of wrappers or of a network. Importing
+a module runs its code. So a name is imported only if this user has typed it, has given --trust, or has started the run
+that the name comes from. To prove the last, a run directory holds a signature made with a secret of the user.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from protocol.files import replace_file
 from protocol.process import OWN
 from protocol.text import one_line
 
-HARMLESS = OWN | {"gymnasium"}  # To import one of these packages starts nothing, so a name may do so without trust.
+HARMLESS = OWN | {"gymnasium"}  # Importing one of these packages starts nothing, so their names need no trust.
 HARMLESS_WRAPPERS = re.compile(r"gymnasium\.wrappers:(?!Record)[A-Za-z]\w*(\(.*\))?")  # All but those that write files.
-LOADERS = "GymV"  # Gymnasium's ids that begin so import what their arguments name.
+LOADERS = "GymV"  # Gymnasium's ids with this prefix import the modules that their arguments name.
 SIGNATURE = ".signature"  # The file in the run directory.
 SECRET_BYTES = 32
 
 
 def foreign_names(experiment: Experiment) -> list[str]:
-    """What an experiment names of code that is neither this project's nor gymnasium's, as a command line would."""
+    """An experiment's names, as typed in a command, of code that is neither this project's nor gymnasium's."""
     modules = [name for name in (experiment.env, experiment.network) if ":" in name]
     names = [name for name in modules if name.split(":")[0].split(".")[0] not in HARMLESS]
     if experiment.env.rpartition(":")[2].startswith(LOADERS) and experiment.env not in names:
@@ -40,12 +40,12 @@ def foreign_names(experiment: Experiment) -> list[str]:
 def check_trust(
     experiment: Experiment, origin: Path, trust: bool, run_dir: Path | None = None, typed: Sequence[str] = ()
 ) -> None:
-    """Raise `UserError` where the experiment names code that this user has not trusted.
+    """Raise `UserError` if the experiment names code that this user has not trusted.
 
-    `origin` is the file or directory that names it, `run_dir` the run directory that it is or lies in, if any, and
-    `typed` are the words of the command line.
+    `origin` is the file or directory that names the code. `run_dir` is the run directory that `origin` is or lies in,
+    if any. `typed` are the words of the command line.
     """
-    words = {word for argument in typed for word in (argument, argument.partition("=")[2])}  # --env=NAME, too
+    words = {word for argument in typed for word in (argument, argument.partition("=")[2])}  # NAME of --env=NAME, too.
     names = [name for name in foreign_names(experiment) if name not in words]
     if names and not trust and not (run_dir is not None and _is_signed(run_dir, experiment)):
         raise UserError(
@@ -55,7 +55,7 @@ def check_trust(
 
 
 def sign(run_dir: Path, experiment: Experiment) -> None:
-    """Remember that this user has trusted what the run names. Without a place for a secret, nothing is remembered."""
+    """Record that this user has trusted the code that the run names. Without a place for a secret, do nothing."""
     if foreign_names(experiment) and (secret := _secret()) is not None:
         replace_file(run_dir / SIGNATURE, _signature(secret, experiment), durable=False)
 
@@ -75,7 +75,7 @@ def _signature(secret: bytes, experiment: Experiment) -> str:
 
 
 def _secret() -> bytes | None:
-    """This user's secret on this machine, made at first; None where there is no place for it that is the user's."""
+    """This user's secret on this machine, made on first use; None if there is no place for it that the user owns."""
     try:
         folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "distributed-ppo"
         path = folder / "secret"
@@ -86,13 +86,13 @@ def _secret() -> bytes | None:
             found = os.fstat(file.fileno())
             own = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
             secret = file.read(SECRET_BYTES) if own else b""
-    except (OSError, RuntimeError):  # no home, or no room in it
+    except (OSError, RuntimeError):  # There is no home folder, or no room in it.
         return None
     return secret if len(secret) == SECRET_BYTES else None
 
 
 def _make_secret(path: Path) -> None:
-    """Write a new secret, whole or not at all; where another process is first, that one's stays."""
+    """Write a new secret atomically. If another process is first, its secret stays."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.write(secrets.token_bytes(SECRET_BYTES))

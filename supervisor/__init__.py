@@ -1,1 +1,1 @@
-"""One learner and its actors as processes or threads: started, watched, shown in the terminal, and ended together."""
+"""Starts, watches, shows in the terminal, and ends one learner and its actors, which are processes or threads."""

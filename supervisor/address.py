@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TextIO
 
 PREFIX = f"mlx-ppo-{os.getuid()}-"
-TOUCH_SECONDS = 3600.0  # The folder of sockets is touched that often.
-MAX_SOCKET_PATH = 100  # A socket's path may have so many bytes. macOS allows 104.
+TOUCH_SECONDS = 3600.0  # Seconds between two touches of the folder of sockets.
+MAX_SOCKET_PATH = 100  # Most bytes of a socket's path. macOS allows 104.
 LOOPBACK = "127.0.0.1"
-LOCK = "lock"  # The file in a socket's folder.
+LOCK = "lock"  # The lock file in a socket's folder.
 
 
 @contextmanager
 def listening(transport: str) -> Iterator["Place"]:
-    """A place for `transport` (ipc, tcp or inproc) that is this run's alone, until the context ends."""
+    """A place for `transport` (ipc, tcp or inproc) that only this run uses until the context ends."""
     if transport == "inproc":
         yield Place(f"inproc://{uuid.uuid4().hex}")
     elif transport == "tcp":
@@ -37,23 +37,23 @@ def listening(transport: str) -> Iterator["Place"]:
 
 
 def socket_parent() -> Path:
-    """Where the folders of sockets are made: the temporary folder, unless its path is too long for a socket's."""
+    """Where the folders of sockets are made: the temporary folder, or /tmp if its path is too long for a socket."""
     parent = Path(tempfile.gettempdir())
     fits = len(os.fsencode(parent / PREFIX)) + len("12345678/learner") <= MAX_SOCKET_PATH
     return parent if fits else Path("/tmp")
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nobody on this machine uses."""
+    """A TCP port that no process on this machine uses."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
 class SocketFolder:
-    """A fresh folder, open to this user alone; those left by launchers that were killed are removed.
+    """A new folder that is open to this user only. Folders that killed launchers left are removed.
 
-    A second bind on a live socket file would silently steal it, so the folder is never shared: a lock says it is used.
+    A second bind on a live socket file would silently take it over, so no folder is shared: a lock marks it as used.
     """
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ class SocketFolder:
         self._next_touch = time.monotonic() + TOUCH_SECONDS
 
     def restore(self) -> bool:
-        """Make the folder again if it was removed, as by whatever tidies up temporary files. Returns whether it was.
-        Raises `OSError`."""
+        """Make the folder again if it was removed, for example by a program that cleans up temporary files. Returns
+        whether it was made again. Raises `OSError`."""
         if _is_at(self._lock, self.path / LOCK):
             self._keep_fresh()
             return False
@@ -78,17 +78,17 @@ class SocketFolder:
         if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.getuid():
             raise PermissionError(f"somebody else's is in the place of {self.path}")
         lock = _lock(self.path)
-        if lock is not None:  # else it was removed once more, and the next look finds that
+        if lock is not None:  # Else the folder was removed once more; the next look finds that.
             self._lock.close()
             self._lock = lock
         return lock is not None
 
     def _keep_fresh(self) -> None:
-        """Let nothing here look old: macOS removes temporary files that nobody has touched for three days."""
+        """Touch the folder and its files: macOS removes temporary files that were not touched for three days."""
         if time.monotonic() >= self._next_touch:
             self._next_touch = time.monotonic() + TOUCH_SECONDS
             for path in (*self.path.iterdir(), self.path):
-                with suppress(FileNotFoundError):  # a learner that ends removes its socket
+                with suppress(FileNotFoundError):  # A learner that ends removes its socket.
                     os.utime(path)
 
     def remove(self) -> None:
@@ -98,15 +98,15 @@ class SocketFolder:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a learner listens, and the folder of its socket file, where it has one."""
+    """Where a learner listens, and the folder of its socket file if it has one."""
 
     address: str
     folder: SocketFolder | None = None
 
 
 def _lock(folder: Path) -> TextIO | None:
-    """The lock of a folder, held; None where the folder was removed before it was: another launcher, which tidies up,
-    may have locked it first and taken it for one that nobody uses."""
+    """Lock a folder and return the open lock file. None if the folder was removed first: another launcher, which cleans
+    up, may have locked it first and taken it for an unused one."""
     try:
         lock = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the folder
     except FileNotFoundError:
@@ -133,8 +133,8 @@ def _sweep(parent: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
-            with suppress(FileNotFoundError):  # another launcher tidies up, too
-                if time.time() - folder.stat().st_mtime > 60:  # A younger one may be in the making.
+            with suppress(FileNotFoundError):  # Another launcher may clean up, too.
+                if time.time() - folder.stat().st_mtime > 60:  # A younger folder may not have its lock yet.
                     shutil.rmtree(folder, ignore_errors=True)
         except OSError:
-            pass  # It is in use, or somebody else's.
+            pass  # The folder is in use, or belongs to another user.

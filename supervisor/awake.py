@@ -1,4 +1,4 @@
-"""Keeping a Mac awake over a run: it falls asleep when nobody has touched it for a while."""
+"""Keeps a Mac awake during a run. Otherwise it falls asleep when nobody has used it for a while."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def awake(wanted: bool) -> Iterator[None]:
-    """As long as the context lasts, or this process if it is killed. Elsewhere than on a Mac this does nothing."""
+    """Keep a Mac awake until the context or this process ends. On other systems this does nothing."""
     caffeinate = shutil.which("caffeinate") if wanted and sys.platform == "darwin" else None
     if caffeinate is None:
         yield
         return
-    # It watches this process by its pid, and ends with it, however that ends.
+    # caffeinate watches this process by its pid and ends with it, even if this process is killed.
     process = subprocess.Popen(
         [caffeinate, "-i", "-w", str(os.getpid())], stdin=subprocess.DEVNULL, start_new_session=True
     )

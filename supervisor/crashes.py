@@ -1,10 +1,10 @@
-"""Why processes end, and when one that keeps ending is started again."""
+"""Says why a process ended, and when a process that keeps crashing is started again."""
 
 import signal
 
-# A process that has crashed twice is started again after so many seconds, later after more.
+# Seconds until the start after a second crash, and the longest wait after later crashes.
 BACKOFF, LAST_BACKOFF = 0.5, 30.0
-CRASHES_ALLOWED = 5  # A process that has crashed so often in a row, without progress, is given up.
+CRASHES_ALLOWED = 5  # Crashes in a row, without progress, after which a process is given up.
 
 
 class Crashes:
@@ -14,7 +14,7 @@ class Crashes:
         self.in_a_row = 0
 
     def next_backoff(self) -> float | None:
-        """Seconds to wait after one more crash, none after the first; None where it is one too many."""
+        """Count one more crash. Returns the seconds to wait, 0 after the first crash, or None to give up."""
         self.in_a_row += 1
         if self.in_a_row >= CRASHES_ALLOWED:
             return None
@@ -22,7 +22,7 @@ class Crashes:
 
 
 def when(backoff: float) -> str:
-    """A word for people."""
+    """The seconds to wait, in words."""
     return f"in {backoff:.1f} s" if backoff else "at once"
 
 
@@ -30,12 +30,12 @@ def killed_by(code: int) -> str:
     """The name of the signal that ended a process, from its negative exit code."""
     try:
         return f"killed by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal
+    except ValueError:  # The signal is a real-time signal.
         return f"killed by signal {-code}"
 
 
 def end_of(code: int, last_line: str) -> str:
-    """What ended a process, for people: `last_line` is the last that it said, and no news of one that was killed."""
+    """How a process ended, in words. `last_line` is the last line that it printed, which is left out after a kill."""
     if code < 0:
         return f"was {killed_by(code)}"
     return f"ended with exit code {code}" + (f": {last_line}" if last_line else "")

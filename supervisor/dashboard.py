@@ -1,4 +1,4 @@
-"""The run's page in the browser, served by a child that may come to grief without the run noticing."""
+"""Serves the run's page for the browser in a child process, whose failure does not affect the run."""
 
 import subprocess
 import threading
@@ -35,7 +35,7 @@ def dashboard(run_dir: Path) -> Iterator[None]:
 
 def _tell(process: subprocess.Popen[bytes], log: Path, over: threading.Event) -> None:
     assert process.stdout is not None
-    with process.stdout, suppress(OSError):  # nobody reads this process's output any more
+    with process.stdout, suppress(OSError):  # Nobody reads this process's output any more.
         for line in process.stdout:
             say(f"dashboard: {line.decode().strip()}")
         process.wait()

@@ -1,6 +1,6 @@
-"""Evaluation during training: one child at a time plays with the versions that the learner leaves for it.
+"""Evaluation during training: one child at a time evaluates the policy versions that the learner has saved for it.
 
-What comes out depends on version and seed alone, so neither the child's speed nor a kill changes it.
+The result depends on version and seed only, so neither the child's speed nor a kill changes the result.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
 from supervisor.process_workers import close_stdin, kill, last_line, size_of, start_child
 from supervisor.workers import Events
 
-LOOK_SECONDS = 0.2  # The child is looked at that often.
+LOOK_SECONDS = 0.2  # Seconds between two looks at the child.
 END_SECONDS = 2.0
 
 
@@ -36,7 +36,7 @@ def _outcome(result: dict[str, Any]) -> str:
 
 
 class Evaluation:
-    """The evaluations of one run; each one that is new is put into `events`."""
+    """The evaluations of one run. Each new evaluation is put into `events`."""
 
     def __init__(self, run_dir: Path, events: Events, step_timeout: float) -> None:
         self._run_dir = run_dir
@@ -44,7 +44,7 @@ class Evaluation:
         self._events = events
         self._log = run_dir / LOGS / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
-        self._log_start = 0  # What the child writes begins here.
+        self._log_start = 0  # The log's byte at which the child's output begins.
         self._crashes = Crashes()
         self._given_up = False
         self._due = 0.0  # time.monotonic() of the next look
@@ -52,7 +52,7 @@ class Evaluation:
         self._size = 0  # Bytes of the results when they were last read.
 
     def poll(self) -> None:
-        """Report what is new, and have a child evaluate whatever waits; to be called often."""
+        """Report new evaluations, and start a child if versions wait to be evaluated. To be called often."""
         now = time.monotonic()
         if now < self._due:
             return
@@ -69,11 +69,11 @@ class Evaluation:
             self._child = start_child("supervisor.evaluator", arguments, self._log, stdout=subprocess.DEVNULL)
 
     def pending(self) -> int:
-        """How many versions wait to be evaluated."""
+        """How many policy versions wait to be evaluated."""
         return len(list_checkpoints(self._run_dir / PENDING))
 
     def finish(self, show: Callable[[Event], None]) -> None:
-        """Wait for what is pending; a signal leaves it for --resume."""
+        """Wait for the pending evaluations. A signal leaves them for --resume."""
         if count := self.pending():
             text = f"evaluations to go: {count}; Ctrl-C leaves them for --resume"
             show(Note(text))
@@ -90,12 +90,12 @@ class Evaluation:
                 show(event)
 
     def end(self) -> None:
-        """End the child; what it was at is left to be done again."""
+        """End the child. Its unfinished evaluation will be done again."""
         if self._child is not None:
             self._end_child()
 
     def summary(self) -> dict[str, Any]:
-        """The best and the last evaluation, for the run's summary; empty where there was none."""
+        """The best and the last evaluation, for the run's summary; empty if there was none."""
         results = read_results(self._run_dir)
         if not results:
             return {}

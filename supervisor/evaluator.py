@@ -38,31 +38,31 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run")
     parser.add_argument("--step-timeout", type=float, required=True, help="seconds without progress that are a hang")
     arguments = parser.parse_args()
-    run_dir: Path = arguments.run_dir.absolute()  # an environment may change directory
+    run_dir: Path = arguments.run_dir.absolute()  # An environment may change the directory.
     os.nice(NICENESS)
 
     def work() -> None:
         with open(run_dir / ".evaluator-lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one whose launcher was killed may still be about to end
+            fcntl.flock(lock, fcntl.LOCK_EX)  # An evaluator whose launcher was killed may still be ending.
             evaluate_pending(run_dir, Watch(arguments.step_timeout))
 
     run_child("evaluator", work, on_word=lambda _: leave(SUCCESS))
 
 
 class Watch:
-    """Ends this process when an environment makes no progress: nobody else would notice."""
+    """Ends this process when an environment makes no progress, since no other process would notice."""
 
     def __init__(self, seconds: float) -> None:
-        """`seconds` that a construction, a reset or a step may take."""
+        """`seconds` is the longest time that a construction, a reset or a step may take."""
         self._seconds = seconds
-        self._last: float | None = None  # time.monotonic() of the last progress; None before an environment is made
+        self._last: float | None = None  # time.monotonic() of the last progress; None while no environment is at work.
         threading.Thread(target=self._look, daemon=True, name="watch").start()
 
     def progress(self) -> None:
         self._last = time.monotonic()
 
     def rest(self) -> None:
-        """From here on, the environment is not at work."""
+        """From now on, the environment is not at work."""
         self._last = None
 
     def _look(self) -> None:
@@ -72,11 +72,11 @@ class Watch:
             if last is not None and time.monotonic() - last > self._seconds:
                 text = f"the environment has made no progress for {self._seconds:g} s (--step-timeout)"
                 complain(text)
-                leave(USER_ERROR)  # it would hang again
+                leave(USER_ERROR)  # The environment would hang again.
 
 
 def evaluate_pending(run_dir: Path, watch: Watch) -> None:
-    """Evaluate each version that waits, enter it in evaluations.jsonl, and keep it in best/ if it is the best."""
+    """Evaluate each waiting version, write the result to evaluations.jsonl, and keep the best version in best/."""
     config = RunConfig.load(run_dir / CONFIG)
     remove_leftovers(run_dir / BEST)
     while pending := list_checkpoints(run_dir / PENDING):
@@ -91,7 +91,7 @@ def evaluate_pending(run_dir: Path, watch: Watch) -> None:
                 found = Results.of(scores)
                 watch.rest()
                 enter(run_dir, results, checkpoint, found, config)
-                stuck = end_if_stuck(SUCCESS)  # then whoever started this one starts another
+                stuck = end_if_stuck(SUCCESS)  # The supervisor then starts another evaluator.
             stuck.cancel()
         discard_checkpoint(path)
 
@@ -99,7 +99,7 @@ def evaluate_pending(run_dir: Path, watch: Watch) -> None:
 def enter(
     run_dir: Path, results: list[dict[str, Any]], checkpoint: Checkpoint, found: Results, config: RunConfig
 ) -> None:
-    """Enter what was found of a checkpoint's policy in evaluations.jsonl, after `results`."""
+    """Write the results `found` for a checkpoint's policy to evaluations.jsonl, after the earlier `results`."""
     result = {
         "policy_version": checkpoint.policy_version,
         "env_steps": checkpoint.policy_version * config.experiment.env_steps_per_iteration,
@@ -116,7 +116,7 @@ def enter(
         for other in list_checkpoints(run_dir / BEST):
             if other != kept:
                 discard_checkpoint(other)
-    replace_file(run_dir / EVALUATIONS, text)  # last but for the removal: entered is what needs no more doing
+    replace_file(run_dir / EVALUATIONS, text)  # After best/: a version in this file is not evaluated again.
 
 
 if __name__ == "__main__":

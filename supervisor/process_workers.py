@@ -1,4 +1,4 @@
-"""The learner and the actors as child processes, each tied to this one by its standard input."""
+"""The learner and the actors as child processes. The lifeline of each is its standard input."""
 
 import json
 import os
@@ -26,9 +26,9 @@ from protocol.text import one_line
 from rundir.names import LOGS
 from supervisor.workers import END_SECONDS, Events
 
-MAX_LOG, KEPT_LOG = 2**20, 2**18  # A log that has become longer than the first is cut to the second, in bytes.
-MAX_LAST_LINE = 2000  # A last line has at most so many characters.
-MAX_LAST_WORDS = 2**16  # The last line is looked for in so many bytes at a log's end.
+MAX_LOG, KEPT_LOG = 2**20, 2**18  # Bytes. A log longer than MAX_LOG is cut to its last KEPT_LOG.
+MAX_LAST_LINE = 2000  # Most characters of a last line.
+MAX_LAST_WORDS = 2**16  # Bytes at a log's end in which the last line is searched.
 ROOT = Path(__file__).parent.parent
 
 
@@ -37,13 +37,13 @@ class ProcessWorkers:
 
     def __init__(self, execution: Execution, events: Events) -> None:
         self._execution, self._events = execution, events
-        # A socket file is guarded by its folder. A port is not: there, only who has the run's key is of the run.
+        # A socket file is protected by its folder, but anyone can reach a port. There, an actor needs the run's key.
         remote = execution.remote
         open_to_all = execution.address.startswith("tcp://") or (remote is not None and remote.supervised)
         self._keys = RunKeys.fresh() if open_to_all else None
         self._learner: subprocess.Popen[bytes] | None = None
         self._actors: dict[str, subprocess.Popen[bytes]] = {}
-        self._lives: dict[str, int] = {}  # The life of each of those actors.
+        self._lives: dict[str, int] = {}  # The life of each actor in `_actors`.
         self._watchers: list[threading.Thread] = []
         (execution.run_dir / LOGS).mkdir(exist_ok=True)
 
@@ -78,7 +78,7 @@ class ProcessWorkers:
         try:
             return self._learner is not None and psutil.Process(self._learner.pid).status() == psutil.STATUS_STOPPED
         except psutil.Error:
-            return False  # it has ended
+            return False  # The learner has ended.
 
     def kill_learner(self) -> bool:
         if self._learner is not None:
@@ -112,7 +112,7 @@ class ProcessWorkers:
         processes = [*self._actors.values(), *([self._learner] if self._learner else [])]
         for process in processes:
             close_stdin(process)
-        deadline = time.monotonic() + seconds  # Shared by all of them.
+        deadline = time.monotonic() + seconds  # Shared by all processes.
         for process in processes:
             end_child(process, max(0.0, deadline - time.monotonic()))
         for watcher in self._watchers:
@@ -120,7 +120,7 @@ class ProcessWorkers:
 
     def _tell(self, process: subprocess.Popen[bytes] | None, line: str) -> None:
         if process is not None and process.stdin is not None:
-            with suppress(BrokenPipeError, ValueError):  # it has ended, and its exit is on the way or was handled
+            with suppress(BrokenPipeError, ValueError):  # The process has ended; its exit event reports that.
                 process.stdin.write(f"{line}\n".encode())
                 process.stdin.flush()
 
@@ -142,7 +142,7 @@ class ProcessWorkers:
         self._events.put(LearnerExit(code, last_line(self._log("learner"), start)))
 
     def _read_events(self, process: subprocess.Popen[bytes]) -> Iterator[Event]:
-        """What a child reports, until it ends."""
+        """The events that a child reports until it ends."""
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
@@ -154,7 +154,7 @@ class ProcessWorkers:
 
 
 def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> subprocess.Popen[bytes]:
-    """Start `python -m MODULE` with a lifeline to this process, and what it says of errors in `log`."""
+    """Start `python -m MODULE` with a lifeline to this process. Its standard error goes to `log`."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `run_child` adds the user's folder
     with open(log, "ab") as stderr:
         return subprocess.Popen(
@@ -164,12 +164,12 @@ def start_child(module: str, arguments: list[str], log: Path, stdout: int) -> su
             stderr=stderr,
             env=os.environ | ONE_THREAD | HASH_SEED | mark_for_child() | {"PYTHONPATH": os.pathsep.join(path)},
             cwd=START,
-            start_new_session=True,  # a terminal's signals are for the supervisor alone
+            start_new_session=True,  # Only the supervisor gets a terminal's signals.
         )
 
 
 def end_child(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Let go of a child, and kill it if it has not ended within so many seconds."""
+    """Ask a child to end, and kill it if it has not ended within `seconds`."""
     close_stdin(process)
     try:
         process.wait(seconds)
@@ -179,22 +179,22 @@ def end_child(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child and whatever it started: each leads a session of its own."""
+    """Kill a child and the processes that it started: each child leads a session of its own."""
     if process.poll() is None:
-        # It has just ended, and the thread that awaits it has not said so yet. macOS calls that a lack of permission.
+        # The child may have just ended without its waiting thread knowing. macOS then reports a lack of permission.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def close_stdin(process: subprocess.Popen[bytes]) -> None:
-    """Let a child know that it is to end."""
+    """Close a child's lifeline, so that the child ends."""
     if process.stdin is not None:
-        with suppress(BrokenPipeError):  # it has ended before it read everything
+        with suppress(BrokenPipeError):  # The child ended before it had read everything.
             process.stdin.close()
 
 
 def size_of(log: Path) -> int:
-    """Bytes of a log; 0 where there is none."""
+    """Bytes of a log; 0 if there is none."""
     try:
         return log.stat().st_size
     except OSError:
@@ -202,12 +202,12 @@ def size_of(log: Path) -> int:
 
 
 def last_line(log: Path, start: int = 0) -> str:
-    """The last thing that a process said before it ended, whose words begin at byte `start`: an error's own line, where
-    there was one. Empty where it said nothing, or where the log cannot be read."""
+    """The last line that a process printed before it ended, such as an error. The process's output begins at byte
+    `start` of the log. Empty if the process printed nothing, or if the log cannot be read."""
     try:
         with open(log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(start if start <= size else 0, size - MAX_LAST_WORDS))  # it is shorter once it was cut
+            file.seek(max(start if start <= size else 0, size - MAX_LAST_WORDS))  # A log that was cut is shorter.
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
@@ -215,9 +215,9 @@ def last_line(log: Path, start: int = 0) -> str:
 
 
 def cut_log(log: Path) -> None:
-    """Keep no more than the newest part of a log that has grown too long; what is said meanwhile may be lost.
+    """Cut a log that has grown too long to its newest part. Lines that are written meanwhile may be lost.
 
-    Whoever writes to it appends, and goes on at its new end.
+    Processes append to the log, and so go on at its new end.
     """
     try:
         if log.stat().st_size <= MAX_LOG:
@@ -229,4 +229,4 @@ def cut_log(log: Path) -> None:
         with open(log, "ab") as file:
             file.write(b"(what was here before was too much to keep)\n" + kept[kept.find(b"\n") + 1 :])
     except OSError:
-        return  # it has gone, or the disk is full: whoever writes to it may go on
+        return  # The log has gone, or the disk is full. Its writer may go on.

@@ -1,4 +1,4 @@
-"""An actor in a process of Ray's, on whatever node that is; Ray imports this there."""
+"""An actor in one of Ray's processes. Ray imports this module on the node where it places the actor."""
 
 import importlib
 import os
@@ -18,11 +18,11 @@ class ActorHost:
     """One actor."""
 
     def node(self) -> str:
-        """The id of the node."""
+        """The id of the node on which this actor runs."""
         return importlib.import_module("ray").get_runtime_context().get_node_id()
 
     def run(self, name: str, number: int, address: str, key: ActorKey, folder: str, path: list[str]) -> tuple[int, str]:
-        """Act until the run is over; returns the exit code, and what there is to say about it."""
+        """Act until the run is over. Returns the exit code and a text that explains it, which may be empty."""
         if "numpy" in sys.modules and not ONE_THREAD.items() <= os.environ.items():
             limited = " ".join(f"{each}={value}" for each, value in ONE_THREAD.items())
             return (
@@ -33,7 +33,7 @@ class ActorHost:
             seed = " ".join(f"{each}={value}" for each, value in HASH_SEED.items())
             return USER_ERROR, f"actor {name}: Ray's processes have random hash seeds: {seed} ray start"
         os.environ |= ONE_THREAD
-        sys.path += [part for part in path if part not in sys.path]  # the user's modules, too
+        sys.path += [part for part in path if part not in sys.path]  # These include the folders of the user's modules.
         with suppress(OSError):  # A user's relative paths begin there.
             os.chdir(folder)
         try:

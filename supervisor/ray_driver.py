@@ -23,13 +23,13 @@ from protocol.keys import ActorKey, actor_key
 from protocol.lifeline import FAILURE, KEY, await_line, run_child
 from supervisor.ray_actor import ActorHost
 
-CONNECT_SECONDS = 5.0  # The head of a cluster has so long to answer.
-OBJECT_STORE = 100 * 2**20  # So many bytes, for a cluster of our own: nothing of a run goes through it.
-ANSWER_SECONDS = 1.0  # A node has so long to answer.
-AVOID_SECONDS = 60.0  # A node that does not is avoided for so long. Ray takes up to 30 s to call it dead.
-MAX_REASON = 300  # So many characters are kept of what Ray says about an actor's end.
+CONNECT_SECONDS = 5.0  # Seconds that the head of a cluster has to answer.
+OBJECT_STORE = 100 * 2**20  # Bytes, for a cluster of our own: a run puts nothing into the object store.
+ANSWER_SECONDS = 1.0  # Seconds that a node has to answer.
+AVOID_SECONDS = 60.0  # Seconds for which a silent node is avoided. Ray takes up to 30 s to call it dead.
+MAX_REASON = 300  # Most characters that are kept of what Ray says about an actor's end.
 
-Words = queue.SimpleQueue[list[Any]]  # the supervisor's, and what happens to actors, which Ray tells in other threads
+Words = queue.SimpleQueue[list[Any]]  # The supervisor's words, and Ray's news of actors, from other threads.
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Placed:
     """An actor that has not ended."""
 
     name: str
-    handle: Any  # Ray's
-    careful: bool  # whether it may run on some nodes only
-    node: str | None = None  # once it runs
+    handle: Any  # Ray's handle of the actor.
+    careful: bool  # Whether the actor may run on some nodes only.
+    node: str | None = None  # The id of the actor's node, once the actor runs.
 
 
 class Driver:
-    """Ray's side of the actors of one run."""
+    """Starts and ends the actors of one run with Ray."""
 
     def __init__(self, ray: Any, address: str, key: ActorKey, logs: Path, words: Words, events: int) -> None:
         self._ray = ray
@@ -53,8 +53,8 @@ class Driver:
         self._words = words
         self._events = events
         self._placed: dict[int, Placed] = {}  # By the actor's number.
-        self._avoided: dict[str, float] = {}  # nodes that cannot be reached, and since when that is known
-        # Without a `runtime_env`, for which Ray cannot use the workers it has ready, and starts each twice.
+        self._avoided: dict[str, float] = {}  # Unreachable nodes, and when this was found (time.monotonic()).
+        # There is no `runtime_env`: with one, Ray cannot use its idle workers, and starts each worker twice.
         self._options = {
             "num_cpus": 1,
             "max_restarts": 0,  # The supervisor restarts actors.
@@ -63,7 +63,7 @@ class Driver:
         self._host = ray.remote(ActorHost)
 
     def serve(self) -> None:
-        """Do as the supervisor says, until it says stop or is gone."""
+        """Follow the supervisor's words until it says `stop` or is gone."""
         while True:
             match self._words.get():
                 case ["start", str(name), number]:
@@ -72,7 +72,7 @@ class Driver:
                     self._kill(int(number))
                 case ["restart", number]:
                     placed = self._placed.get(int(number))
-                    if placed is not None and (placed.node or placed.careful):  # else it goes on waiting for a CPU
+                    if placed is not None and (placed.node or placed.careful):  # Else it still waits for a CPU.
                         self._kill(int(number))
                 case ["runs", int(number), str(node)]:
                     if number in self._placed:
@@ -87,7 +87,7 @@ class Driver:
 
     def _start(self, name: str, number: int) -> None:
         unreachable = self._unreachable_nodes()
-        # Ray still counts a node as alive that has just been lost, and would let the actor wait for it.
+        # Ray still counts a node that was just lost as alive, and would let the actor wait for that node.
         avoid = {"label_selector": {"ray.io/node-id": f"!in({','.join(unreachable)})"}} if unreachable else {}
         handle = self._host.options(**self._options, **avoid).remote()
         self._placed[number] = Placed(name, handle, careful=bool(unreachable))
@@ -100,7 +100,7 @@ class Driver:
         return [node for node, since in self._avoided.items() if now - since < AVOID_SECONDS]
 
     def _answers(self, node: str) -> bool:
-        """Whether a node is there, at the address of its part of Ray."""
+        """Whether a node answers at the address of its Ray process."""
         known = [each for each in self._ray.nodes() if each["NodeID"] == node]
         try:
             for each in known:
@@ -110,7 +110,7 @@ class Driver:
         return bool(known)
 
     def _note_start(self, number: int, future: Any) -> None:
-        if future.exception() is None:  # else it has ended, and the other future tells
+        if future.exception() is None:  # Else the actor has ended, and `_note_end` reports that.
             self._words.put(["runs", number, future.result()])
 
     def _note_end(self, number: int, future: Any) -> None:
@@ -124,7 +124,7 @@ class Driver:
         node = placed.node
         if node is not None and not answered and node not in self._unreachable_nodes() and not self._answers(node):
             self._avoided[node] = time.monotonic()
-        self._ray.kill(placed.handle)  # Its process may live on without a connection.
+        self._ray.kill(placed.handle)  # The actor's process may live on without a connection.
         if said:
             with open(self._logs / f"actor-{placed.name}.log", "a") as log:
                 log.write(f"{said}\n")
@@ -144,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     key = actor_key(await_line(KEY).split())
     events = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's own words go to the log, and tear no event
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's own output goes to the log and cuts no event in two.
     words: Words = queue.SimpleQueue()
 
     def work() -> None:
@@ -170,7 +170,7 @@ def _connect(address: str | None, num_actors: int) -> Any:
     own = {"num_cpus": num_actors, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     try:
         if address not in (None, "auto"):
-            host, _, port = address.rpartition(":")  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")  # Ray itself would try for minutes.
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         ray.init(address or "local", log_to_driver=False, **({} if address else own))
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """The learner as a child process, and the actors wherever Ray finds a CPU for them.
 
-Another child, `supervisor/ray_driver.py`, talks to Ray: so this process has neither Ray's threads and words, nor its
-habit of ending a process whose cluster is gone. Ray places processes; what actors and learner say goes over ZeroMQ.
+Another child, `supervisor/ray_driver.py`, talks to Ray. So this process has none of Ray's threads and output, and Ray
+cannot end it when the cluster is gone. Ray only places processes; actors and learner talk over ZeroMQ.
 """
 
 import subprocess
@@ -18,19 +18,19 @@ from supervisor.process_workers import ProcessWorkers, close_stdin, end_child, l
 from supervisor.workers import Events
 
 ANY_HOST = "0.0.0.0"
-SHUTDOWN_SECONDS = 5.0  # Ray has so long to end what it has started.
+SHUTDOWN_SECONDS = 5.0  # Seconds that Ray has to end the processes that it started.
 
 
 class RayWorkers(ProcessWorkers):
-    """Actors on the nodes of a Ray cluster, where no pid says which one is meant: their lives do."""
+    """Actors on the nodes of a Ray cluster. Their lives identify them, since their pids are those of many machines."""
 
     def __init__(self, execution: Execution, events: Events) -> None:
         self._port = free_port(ANY_HOST)
         remote = RemoteAccess(f"tcp://{ANY_HOST}:{self._port}", keys=None, supervised=True)
         super().__init__(replace(execution, remote=remote), events)
-        self._lock = threading.Lock()  # between this thread and the one that sees a driver's end
+        self._lock = threading.Lock()  # Shared with the thread that sees a driver's end.
         self._driver: subprocess.Popen[bytes] | None = None
-        self._placed: dict[int, str] = {}  # the driver's actors that have not ended: names by life
+        self._placed: dict[int, str] = {}  # Names of the driver's actors that have not ended, by life.
 
     def start_actor(self, name: str, life: int) -> int:
         with self._lock:
@@ -84,5 +84,5 @@ class RayWorkers(ProcessWorkers):
         with self._lock:  # The next actor starts a new driver.
             self._driver = None
         reason = last_line(self._log("ray")).removeprefix("ray: ")
-        for life, name in list(placed.items()):  # a cluster's actors end with their driver
+        for life, name in list(placed.items()):  # A cluster's actors end with their driver.
             self._events.put(ActorExit(name, life, code, reason))

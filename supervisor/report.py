@@ -1,4 +1,4 @@
-"""Everything that is told of a run passes here: to its status, to the terminal, to events.jsonl and status.json."""
+"""Reports what happens in a run: to its status, to the terminal, to events.jsonl and to status.json."""
 
 import json
 import os
@@ -23,28 +23,28 @@ from supervisor.terminal import Terminal
 from supervisor.words import DASH, number
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
-STATUS_SECONDS = 1.0  # status.json is written that often.
+STATUS_SECONDS = 1.0  # Seconds between two writes of status.json.
 SLOW_START_SECONDS = 3.0
-MAX_TEXT = 2000  # A text has at most so many characters.
-UNREMARKABLE = {"checkpoint"}  # These come too often for people.
+MAX_TEXT = 2000  # Most characters of a text.
+UNREMARKABLE = {"checkpoint"}  # Events that come too often for people.
 
 
 class Report:
-    """Tells what happens to a run to everyone who wants to know."""
+    """Reports the events of one run."""
 
     def __init__(self, run_dir: Path, status: RunStatus, terminal: Terminal) -> None:
         self.status = status
         self._run_dir = run_dir
         self._terminal = terminal
         self._next_status = 0.0  # time.monotonic()
-        self._waiting_since: float | None = None  # Since when the first iteration is awaited.
-        self._begun = False  # whether a learner was at work before
-        self._unwritten: set[str] = set()  # files that the disk does not take
-        with suppress(OSError):  # a disk that does not take it will be noticed
+        self._waiting_since: float | None = None  # When the wait for the first iteration began.
+        self._begun = False  # Whether a learner has started before.
+        self._unwritten: set[str] = set()  # Files that could not be written.
+        with suppress(OSError):  # The next write reports a disk that fails.
             keep_rows(run_dir / EVENTS, lambda _: True)  # A killed launcher may leave half a line.
 
     def tell(self, event: str, text: str, aloud: bool = True, **facts: Any) -> None:
-        """A thing happened: `text` says it to people (not `aloud`: only to those who look), `facts` to programs."""
+        """Report an event: `text` is for people, `facts` are for programs. If not `aloud`, no line is printed."""
         text = printable(text[:MAX_TEXT])
         happening = Happening(time.time(), event, text)
         line = json.dumps({"time": happening.time, "event": event, "text": text, **facts})
@@ -81,7 +81,7 @@ class Report:
                 self.tell("warning", text)
 
     def tick(self) -> None:
-        """A moment has passed."""
+        """Do what is due. To be called often."""
         now = time.monotonic()
         if self._waiting_since is not None and now - self._waiting_since > SLOW_START_SECONDS:
             self._waiting_since = None
@@ -92,7 +92,7 @@ class Report:
         self._terminal.tick()
 
     def end(self, summary: dict[str, Any] | None, error: str | None) -> None:
-        """The run is over, as `summary` says, or with an `error`."""
+        """Report the end of the run, with its `summary` or an `error`."""
         status = summary["status"] if summary is not None and error is None else "failed"
         words = last_words(summary, self._run_dir) if summary is not None else []
         self._terminal.close()
@@ -112,7 +112,7 @@ class Report:
             cut_log(log)
 
     def _write(self, name: str, write: Any) -> None:
-        """Write a file; where the disk will not have it, say so once and go on."""
+        """Write a file. If this fails, warn once and go on."""
         path = self._run_dir / name
         try:
             write(path)
@@ -147,7 +147,7 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
 
 
 def _launch() -> str:
-    """The command line for another command with the same Python."""
+    """The beginning of a command line: launch.py with the same Python."""
     found, python = shutil.which("python"), Path(sys.executable)
     if found is not None and Path(found).parent == python.parent:
         python = "python"

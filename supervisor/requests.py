@@ -14,14 +14,14 @@ def request_path(run_dir: Path) -> Path:
 
 
 def requests(run_dir: Path) -> Iterator[int]:
-    """The numbers asked for, oldest first. A request is removed once the caller asks for the next: the sender waits for
-    that."""
+    """The requested numbers, oldest first. A request is removed when the caller asks for the next number: the sender
+    waits for the removal."""
     paths = []
     for path in run_dir.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError):  # The sender has lost patience.
+        with suppress(FileNotFoundError):  # The sender has withdrawn its request.
             paths.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(paths):
-        with suppress(OSError, ValueError):  # It was removed meanwhile, or `launch.py actors` has not written it.
+        with suppress(OSError, ValueError):  # The file was removed meanwhile, or `launch.py actors` did not write it.
             if (count := int(path.read_text())) > 0:
                 yield count
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One run from its start to its end: who takes part in it is put together here, and what came of it is told."""
+"""One run from its start to its end: puts its parts together, and reports its result."""
 
 import json
 import queue
@@ -85,7 +85,7 @@ def supervise(config: RunConfig, execution: Execution) -> int:
 
 
 def _workers(config: RunConfig, execution: Execution, events: Events) -> Workers:
-    """What the run is to be made of. Each kind is imported where it is needed alone."""
+    """The learner and actors of the run. Each kind of workers is imported only if it is needed."""
     if execution.workers == "threads":
         from supervisor.thread_workers import ThreadWorkers
 
@@ -100,7 +100,7 @@ def _workers(config: RunConfig, execution: Execution, events: Events) -> Workers
 
 
 def _title(config: RunConfig, execution: Execution) -> str:
-    """What is run, and how, in a line."""
+    """The experiment and how it is executed, in one line."""
     experiment, number, remote = config.experiment, execution.num_actors, execution.remote
     transport = {"threads": "in-process", "ray": "Ray"}.get(execution.workers, execution.transport)
     parts = [f"{number} actor{'s' if number > 1 else ''} over {transport}"] if number else []
@@ -110,7 +110,7 @@ def _title(config: RunConfig, execution: Execution) -> str:
 
 
 def _tell_at_once(report: Report, terminal: Terminal, execution: Execution, num_lanes: int) -> None:
-    """What a user should know before anything happens."""
+    """Report what a user should know before anything happens."""
     remote, idle = execution.remote, execution.num_actors - num_lanes
     if remote is not None and remote.keys is None:
         warning = (
@@ -125,7 +125,7 @@ def _tell_at_once(report: Report, terminal: Terminal, execution: Execution, num_
 
 @contextmanager
 def _signals(events: Events) -> Iterator[None]:
-    """INT, TERM and HUP become events; a background job may have been given an ignored SIGINT, so all are set."""
+    """Turn INT, TERM and HUP into events. A background job may start with an ignored SIGINT, so INT is always set."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         events.put(SignalReceived(signal.Signals(number).name))

@@ -1,7 +1,7 @@
-"""Where else the metrics go: TensorBoard, Weights & Biases, trackio; each is fed by a thread of its own.
+"""Sends the metrics to TensorBoard, Weights & Biases or trackio. Each sink is fed by a thread of its own.
 
-metrics.jsonl and evaluations.jsonl are the truth. A launch first gives a sink what it lacks of them, then each
-iteration and evaluation as it comes, and each version once.
+metrics.jsonl and evaluations.jsonl are the truth. A launch first gives a sink the rows that the sink lacks, then each
+iteration and evaluation as it comes. A sink gets each version once.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ from rundir.config import RunConfig
 from rundir.names import EVALUATIONS, METRICS
 
 PROJECT = "mlx-distributed-ppo"
-CLOSE_SECONDS = 10.0  # The sinks have so long, together, to take the rest.
+CLOSE_SECONDS = 10.0  # Seconds that the sinks have, together, to take the rest.
 KINDS = {"iteration": METRICS, "evaluation": EVALUATIONS}  # Kinds of rows, and the files that hold them.
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a sink calls a run, the same in every launch."""
+    """The identity of a run in a sink, the same in every launch."""
 
     name: str
-    id: str  # unique, where several directories have the same name
+    id: str  # Unique, even if several directories have the same name.
     run_dir: Path
-    settings: dict[str, Any]  # hyperparameters
+    settings: dict[str, Any]  # Hyperparameters.
 
 
 class Sink(Protocol):
-    """One place that takes numbers by policy version. Whatever it raises ends its feeding, and nothing else."""
+    """One place that takes numbers by policy version. An exception of a sink ends its feeding, and nothing else."""
 
     def log(self, policy_version: int, numbers: dict[str, float]) -> None: ...
 
@@ -51,20 +51,20 @@ class Sink(Protocol):
 
 
 class TensorBoardSink:
-    """RUN_DIR/tensorboard, through the tensorboard package's own writer: no TensorFlow, no PyTorch."""
+    """Writes RUN_DIR/tensorboard with the tensorboard package's own writer, without TensorFlow or PyTorch."""
 
     def __init__(self, identity: Identity, fresh: bool) -> None:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        messages: Any = event_pb2  # generated as it is loaded, so that no type checker knows what is in it
+        messages: Any = event_pb2  # Generated at import, so that type checkers do not know its contents.
         self._event = messages.Event
         self._writer = EventFileWriter(str(identity.run_dir / "tensorboard"))
         if fresh:
             self._writer.add_event(self._settings(identity.settings))
 
     def log(self, policy_version: int, numbers: dict[str, float]) -> None:
-        event = self._event(wall_time=time.time(), step=policy_version)  # one for all: a kill cannot tear a row
+        event = self._event(wall_time=time.time(), step=policy_version)  # One event for all: a kill cannot cut a row.
         for name, number in numbers.items():
             event.summary.value.add(tag=name, simple_value=number)
         self._writer.add_event(event)
@@ -76,7 +76,7 @@ class TensorBoardSink:
         self._writer.close()
 
     def _settings(self, settings: dict[str, Any]) -> Any:
-        """What the HParams page reads."""
+        """The event that TensorBoard's HParams page reads."""
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
         messages: Any = plugin_data_pb2
@@ -93,7 +93,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases, online or as WANDB_MODE says; its files are in RUN_DIR/wandb."""
+    """Weights & Biases, online or as WANDB_MODE says. Its files are in RUN_DIR/wandb."""
 
     def __init__(self, identity: Identity, fresh: bool) -> None:
         import wandb
@@ -105,16 +105,16 @@ class WandbSink:
             resume="allow",
             dir=str(identity.run_dir),
             config=identity.settings,
-            settings=wandb.Settings(silent=True, console="off"),  # silent: it asks the terminal for nothing, either
+            settings=wandb.Settings(silent=True, console="off"),  # `silent` also stops questions in the terminal.
         )
-        # Its own steps may only grow, and an evaluation comes when its version is history.
+        # wandb's own steps may only grow, but an evaluation comes after the iterations that followed its version.
         self._run.define_metric("*", step_metric="policy_version")
 
     def log(self, policy_version: int, numbers: dict[str, float]) -> None:
         self._run.log({"policy_version": policy_version, **numbers})
 
     def flush(self) -> None:
-        pass  # it sends when it can, from a process of its own
+        pass  # wandb sends when it can, from a process of its own.
 
     def close(self) -> None:
         self._run.finish()
@@ -140,7 +140,7 @@ class TrackioSink:
         self._run.log(numbers, step=policy_version)
 
     def flush(self) -> None:
-        pass  # it stores twice a second, from a thread of its own
+        pass  # trackio stores twice a second, from a thread of its own.
 
     def close(self) -> None:
         self._run.finish()
@@ -163,7 +163,7 @@ def check_sinks(names: tuple[SinkName, ...]) -> None:
 
 
 def _has_wandb_key() -> bool:
-    """Whether a key for Weights & Biases is where it looks for one; its own answer would wait for the network."""
+    """Whether there is a key where wandb looks for one. wandb's own answer would wait for the network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
@@ -173,11 +173,11 @@ def _has_wandb_key() -> bool:
     return any(login == "user" for login, _, _ in hosts.values())  # `wandb login` writes this for any host.
 
 
-Rows = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]  # each with its kind; None is the end
+Rows = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]  # Each row comes after its kind; None is the end.
 
 
 class Sinks:
-    """The sinks of one launch. The user is warned of what is wrong with one, once."""
+    """The sinks of one launch. The user is warned once about each sink that fails."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class Sinks:
             self._threads[name].start()
 
     def feed(self, event: Event) -> None:
-        """Pass on an event, if it is of interest; never waits."""
+        """Pass an iteration or an evaluation on to the sinks, and ignore other events. Never waits."""
         match event:
             case Iteration(row):
                 fed = "iteration", row
@@ -209,7 +209,7 @@ class Sinks:
             rows.put(fed)
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Let the sinks take the rest."""
+        """Wait for at most `seconds` until the sinks have taken the rest."""
         for rows in self._queues.values():
             rows.put(None)
         deadline = time.monotonic() + seconds
@@ -220,7 +220,7 @@ class Sinks:
 
 
 class _Feeder:
-    """Gives one sink each version once, across launches: sinks/NAME.json says how far it is."""
+    """Gives one sink each version once, across launches: sinks/NAME.json holds the last versions that the sink got."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class _Feeder:
         """Feed the sink until None comes, or until it fails."""
         try:
             self._feed()
-        except Exception as error:  # whatever a library, a network or a disk comes up with
+        except Exception as error:  # A library, a network or a disk may raise anything.
             reason = error_line(error)
             self._warn(f"{self._name} GETS NO MORE METRICS: {reason}; training continues, and --resume makes up for it")
 
@@ -274,7 +274,7 @@ class _Feeder:
             self._state[kind] = version
 
     def _enter(self, sink: Sink) -> None:
-        """Note what the sink has; not synced, since this is done as often as an iteration ends."""
+        """Save what the sink has got. The file is not synced, since it is written after every iteration."""
         sink.flush()
         temporary = self._path.with_suffix(".new")
         temporary.write_text(json.dumps(self._state))
@@ -285,7 +285,7 @@ class _Feeder:
 
 
 def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:
-    """What a sink gets of an iteration or an evaluation."""
+    """The numbers of an iteration or an evaluation that a sink gets."""
     if kind == "evaluation":
         known = {name: row[name] for name in ("return_mean", "return_std") if row.get(name) is not None}
         return {f"evaluation/{name}": value for name, value in known.items()}

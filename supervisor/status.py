@@ -12,10 +12,10 @@ import psutil
 
 from protocol.events import ActorFacts
 
-SPEED_WINDOW = 30  # An actor's speed is taken over so many reports, about a second apart.
-SHARES_WINDOW = 20  # The learner's shares are taken over so many iterations.
-HAPPENED = 100  # So many things are remembered.
-KEEP_GONE_SECONDS = 60.0  # An actor of another machine is shown for so long after it has gone.
+SPEED_WINDOW = 30  # Reports, about a second apart, over which an actor's speed is taken.
+SHARES_WINDOW = 20  # Iterations over which the learner's shares are taken.
+HAPPENED = 100  # Most events that are remembered.
+KEEP_GONE_SECONDS = 60.0  # Seconds for which an actor of another machine is shown after it has gone.
 SHARES = {  # Shares of the learner's time, and of the actors', by the name of the metric.
     "acting": "time/actor_acting_share",
     "waiting": "time/learner_wait_share",
@@ -25,12 +25,12 @@ SHARES = {  # Shares of the learner's time, and of the actors', by the name of t
 
 
 class History:
-    """A curve of any length in bounded memory: where it is full, every two neighbours become one."""
+    """A curve of any length in bounded memory. When it is full, every two neighbouring points become one."""
 
     def __init__(self, capacity: int = 512) -> None:
         self._capacity = capacity
-        self._stride = 1  # values in a point
-        self._points: list[float] = []  # means, the oldest first
+        self._stride = 1  # Values in a point.
+        self._points: list[float] = []  # Means, the oldest first.
         self._pending: list[float] = []  # Values that the next point averages.
 
     def append(self, value: float) -> None:
@@ -54,41 +54,41 @@ class History:
 
 @dataclass
 class ActorStatus:
-    """What is known of an actor."""
+    """The state of one actor."""
 
     name: str
-    pid: int | None = None  # None for a thread, and while it is lost
-    state: str = "starting"  # Others: ready, working, idle (it has no lanes), lost.
+    pid: int | None = None  # None for a thread, and while the actor is lost.
+    state: str = "starting"  # Others: ready, working, idle (without lanes), lost.
     lanes: list[int] = field(default_factory=list)
-    env_steps: int = 0  # accepted from it since the launcher started
+    env_steps: int = 0  # Environment steps accepted from the actor since the launcher started.
     env_steps_per_second: float | None = None
-    acting: float | None = None  # the share of its time that it spends stepping
+    acting: float | None = None  # The share of the actor's time that it spends stepping.
     restarts: int = 0
-    memory: int | None = None  # bytes
+    memory: int | None = None  # Resident memory in bytes.
     seconds_silent: float = 0.0
 
     @property
     def local(self) -> bool:
-        """Whether the supervisor started it."""
+        """Whether the supervisor started this actor."""
         return self.name.isdecimal()
 
 
 class _Trace:
-    """What has to be remembered of an actor to tell its status."""
+    """An actor's earlier values, from which its status is computed."""
 
     def __init__(self, now: float) -> None:
-        self.since = now  # when its state became `starting` or `lost`
-        self.life = 0  # The number of its process.
-        self.before = 0  # env-steps of its earlier processes, or to earlier learners
-        self.reported = 0  # env-steps since
+        self.since = now  # When the actor's state became `starting` or `lost`.
+        self.life = 0  # The number of the actor's process.
+        self.before = 0  # Environment steps of its earlier processes, or to earlier learners.
+        self.reported = 0  # Environment steps since then.
         self.speeds: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW)  # (time, env-steps)
 
 
 @dataclass(frozen=True)
 class Happening:
-    """A thing that happened, for people."""
+    """An event, to be shown to people."""
 
-    time: float  # unix seconds
+    time: float  # Unix seconds.
     event: str
     text: str
 
@@ -99,16 +99,16 @@ class RunStatus:
     def __init__(
         self, title: str, total_steps: int, clock: Callable[[], float] = time.monotonic, elsewhere: bool = False
     ) -> None:
-        """`elsewhere` says that the actors' pids are none of this machine's."""
+        """`elsewhere` says that the actors' pids are those of other machines."""
         self._elsewhere = elsewhere
         self.title = title
         self.total_steps = total_steps
-        self.state = "starting"  # then training, stopping, and finished, stopped or failed
+        self.state = "starting"  # Later: training, stopping, and finished, stopped or failed.
         self.row: dict[str, Any] = {}  # The last row of metrics.jsonl.
         self.seconds_left: float | None = None
         self.returns = History()
         self.happenings: deque[Happening] = deque(maxlen=HAPPENED)
-        self.checkpoint: int | None = None  # the newest one's version
+        self.checkpoint: int | None = None  # The policy version of the newest checkpoint.
         self.learner_restarts = 0
         self.memory: dict[str, int | None] = {"launcher": None, "learner": None}
         self._clock = clock
@@ -124,12 +124,12 @@ class RunStatus:
 
     @property
     def actors(self) -> list[ActorStatus]:
-        """Those that this launcher started by their number, then the others by name."""
+        """All actors: those that this launcher started, by number, then the others, by name."""
         return sorted(self._actors.values(), key=lambda a: (not a.local, int(a.name) if a.local else 0, a.name))
 
     @property
     def shares(self) -> dict[str, float | None]:
-        """Where the time goes: the learner's, and under `acting` the actors'; None while unknown."""
+        """Shares of the learner's time and, under `acting`, of the actors' time; None while unknown."""
         means = {}
         for share, metric in SHARES.items():
             known = [row[metric] for row in self._shares if row.get(metric) is not None]
@@ -141,7 +141,7 @@ class RunStatus:
         self._learner_pid = pid or None
 
     def actor_started(self, name: str, pid: int, life: int, again: bool = False) -> None:
-        """Actor `name` is process `pid` now, 0 for none of this machine, in its `life`; `again` if it is a restart."""
+        """Actor `name` was started in its `life` as process `pid`, 0 if there is none here; `again` for a restart."""
         actor = self._actor(name)
         actor.pid, actor.state, actor.lanes, actor.memory = pid or None, "starting", [], None
         actor.restarts += again
@@ -172,7 +172,7 @@ class RunStatus:
         self.happenings.append(happening)
 
     def measure(self) -> None:
-        """See how much memory each process of this machine takes, and forget actors that have been gone for long."""
+        """Measure the memory of each process of this machine, and forget actors that have been gone for long."""
         now = self._clock()
         self.memory = {"launcher": memory_of(os.getpid()), "learner": memory_of(self._learner_pid)}
         for actor in list(self._actors.values()):
@@ -185,7 +185,7 @@ class RunStatus:
                 actor.seconds_silent = since
 
     def as_dict(self) -> dict[str, Any]:
-        """What status.json holds."""
+        """The content of status.json."""
         return {
             "time": time.time(),
             "state": self.state,
@@ -199,7 +199,7 @@ class RunStatus:
         }
 
     def take_row(self, row: dict[str, Any]) -> None:
-        """The last iteration's row of metrics.jsonl."""
+        """Take in the last iteration's row of metrics.jsonl."""
         now = self._clock()
         self.row = row
         self._shares.append(row)
@@ -213,15 +213,15 @@ class RunStatus:
             self.seconds_left = (self.total_steps - row["env_steps"]) / speed
 
     def take_actors(self, actors: Sequence[ActorFacts]) -> None:
-        """What the learner knows of all that take part."""
+        """Take in what the learner knows of all actors that take part."""
         now = self._clock()
         for told in actors:
             name = told.name
             known = self._actors.get(name)
             if name.isdecimal() and (known is None or self._traces[name].life != told.life or known.state == "lost"):
-                continue  # the learner does not know yet that this process has gone
+                continue  # The learner does not know yet that this process has gone.
             actor, trace = self._actor(name), self._traces[name]
-            if told.env_steps < trace.reported:  # it was counted by an earlier learner
+            if told.env_steps < trace.reported:  # An earlier learner counted the steps of before.
                 trace.before += trace.reported
             trace.reported = told.env_steps
             if not actor.local:
@@ -235,7 +235,7 @@ class RunStatus:
         reported = {told.name for told in actors}
         for actor in self._actors.values():
             if actor.name not in reported and actor.state in ("ready", "working", "idle"):
-                if actor.local:  # the learner is new to it, or takes it to hang
+                if actor.local:  # The learner is new to this actor, or takes it to hang.
                     actor.state, actor.lanes, self._traces[actor.name].since = "starting", [], now
                 else:
                     self.lose_actor(actor.name)
@@ -248,7 +248,7 @@ class RunStatus:
         actor.state, actor.pid, actor.lanes, actor.memory = "lost", None, [], None
         actor.env_steps_per_second = actor.acting = None
         self._traces[name].since = self._clock()
-        self._traces[name].speeds.clear()  # Its next process has a curve of its own.
+        self._traces[name].speeds.clear()  # The actor's next process has a speed of its own.
 
     def _actor(self, name: str) -> ActorStatus:
         if name not in self._actors:
@@ -257,10 +257,11 @@ class RunStatus:
 
 
 def memory_of(pid: int | None) -> int | None:
-    """Resident bytes of a process; None for none, for one that has gone, and where the system does not say."""
+    """Resident memory of a process in bytes. None without a pid, for a process that has gone, and if the system
+    does not say."""
     if pid is None:
         return None
     try:
-        return psutil.Process(pid).memory_info().rss or None  # a zombie has none
+        return psutil.Process(pid).memory_info().rss or None  # A zombie has none.
     except (psutil.Error, OSError):
         return None

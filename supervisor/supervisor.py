@@ -1,6 +1,6 @@
 """The supervisor: one learner and N actors, started together, watched, and ended together.
 
-It decides about processes and nothing else: the learner decides about lanes. Whatever happens arrives in one queue.
+It decides about processes only; the learner decides about lanes. All events arrive in one queue.
 """
 
 import math
@@ -36,16 +36,16 @@ from supervisor.requests import requests
 from supervisor.sinks import Sinks
 from supervisor.workers import Events, Workers
 
-STOP_SECONDS = 4.0  # A learner that was asked to stop has so long to save and end.
-START_SECONDS = 120.0  # An actor's process has so long to say hello to a learner that listens.
-LEARNER_START_SECONDS = 600.0  # A learner has so long for its first sign of life: it may load a large checkpoint.
-STOPPED_SECONDS = 10.0  # A learner that a signal has stopped is replaced after so long.
-DISMISSED_SECONDS = 2.0  # If a run goes on for so long after an actor ended with 0, the learner did not dismiss it.
-LONGEST_LOOK = 1.0  # A longer time between two looks does not count as listening: Ctrl-Z may have stopped us.
+STOP_SECONDS = 4.0  # Seconds that a learner has to save and end after it was asked to stop.
+START_SECONDS = 120.0  # Seconds that an actor's process has to say hello to a learner that listens.
+LEARNER_START_SECONDS = 600.0  # Seconds to a learner's first sign of life: it may load a large checkpoint.
+STOPPED_SECONDS = 10.0  # Seconds after which a learner that a signal has stopped is replaced.
+DISMISSED_SECONDS = 2.0  # Seconds. If the run outlasts an actor's exit with 0 by this, the actor was not dismissed.
+LONGEST_LOOK = 1.0  # Seconds. More time between two looks does not count as listening: Ctrl-Z may have stopped us.
 
 
 class RunFailed(Exception):
-    """The run cannot go on; what was saved stays saved. The text says why."""
+    """The run cannot go on. Its checkpoints are kept. The text says why."""
 
 
 class Supervisor:
@@ -66,41 +66,41 @@ class Supervisor:
         self._workers = workers
         self._execution = execution
         self._sockets = sockets
-        self._sockets_lost = False  # whether they could not be restored, and that was told
+        self._sockets_lost = False  # Whether the sockets could not be restored, and this was reported.
         self._events = events
         self._report = report
         self._status = report.status
         self._evaluation = evaluation
         self._sinks = sinks
-        self._slots: dict[str, Crashes] = {}  # the actors wanted, by name, but for the witness
-        self._witness = Crashes() if execution.witness else None  # None once it is given up, too
+        self._slots: dict[str, Crashes] = {}  # The crashes of each wanted actor, except the witness, by name.
+        self._witness = Crashes() if execution.witness else None  # None also after it was given up.
         self._learner_crashes = Crashes()
-        self._learning = False  # whether an iteration was completed: from then on every end has a summary
+        self._learning = False  # Whether an iteration was completed. From then on every end has a summary.
         self._started_lives = 0  # Each actor process gets the next number.
         self._lives: dict[str, int] = {}  # The number of each actor's present process.
-        self._pids: dict[str, int] = {}  # The process ids of the same.
-        self._hung: dict[int, str] = {}  # lives that the learner had killed, and why
-        self._awake, self._looked = 0.0, time.monotonic()  # seconds spent listening, and until when they are counted
+        self._pids: dict[str, int] = {}  # The pid of each actor's present process.
+        self._hung: dict[int, str] = {}  # Lives that are killed at the learner's request, and why.
+        self._awake, self._looked = 0.0, time.monotonic()  # Seconds spent listening, and until when they count.
         self._heard = 0.0  # When the learner last gave a sign of life.
-        self._silent_after = math.inf  # Later than this, the learner hangs.
-        self._lost_at: dict[str, float] = {}  # actors that do not deliver again yet, and since when they are lost
-        self._joining: dict[str, float] = {}  # actors that have not joined yet, and since when
-        self._due: dict[str, float] = {}  # actors to start again, and when
-        self._learner_due: float | None = None  # when a learner is to be started again
-        self._deadline: float | None = None  # By then the learner's summary must be there.
-        self._hurried = False  # whether that was asked twice
-        self._failure: str | None = None  # why it was asked to stop, unless by a signal
+        self._silent_after = math.inf  # After this time, the learner is taken to hang.
+        self._lost_at: dict[str, float] = {}  # Lost actors that do not deliver again yet, and when they were lost.
+        self._joining: dict[str, float] = {}  # Actors that have not said hello yet, and when they were started.
+        self._due: dict[str, float] = {}  # Actors to be started again, and when.
+        self._learner_due: float | None = None  # When a learner is to be started again.
+        self._deadline: float | None = None  # When the learner's summary must be there.
+        self._hurried = False  # Whether the run was asked twice to end.
+        self._failure: str | None = None  # Why the learner was asked to stop, unless by a signal.
 
     def start(self) -> None:
         for _ in requests(self._execution.run_dir):
-            pass  # They were for a run that has ended.
+            pass  # These requests were for a run that has ended.
         self._slots = {str(index): Crashes() for index in range(self._execution.num_actors)}
         self._start_learner()
         for name in self._wanted:
             self._start_actor(name)
 
     def watch(self) -> None:
-        """Until the learner has summarized the run. Raises `UserError` or `RunFailed` when that cannot be."""
+        """Watch the run until the learner has summarized it. Raises `UserError` or `RunFailed` if it cannot."""
         while self.summary is None:
             now = time.monotonic()
             self._awake += min(now - self._looked, LONGEST_LOOK)
@@ -129,7 +129,7 @@ class Supervisor:
             self._start_actor(name, again=True)
 
     def conclude(self) -> None:
-        """After the workers: evaluate what is pending, if the run is finished, and let the sinks take the rest."""
+        """After the workers have ended: finish pending evaluations if the run is finished, and close the sinks."""
         if self.summary and self.summary["status"] == "finished":
             self._evaluation.finish(self._handle)
         self._evaluation.end()
@@ -149,7 +149,7 @@ class Supervisor:
                 self.summary = facts
             case SignalReceived(name):
                 self._report.tell("signal", f"{name}: saving and ending", signal=name)
-                self._hurried = self._deadline is not None  # whoever asks twice will not wait for a slow disk
+                self._hurried = self._deadline is not None  # A user who asks twice will not wait for a slow disk.
                 self._deadline = None
                 self._stop()
             case ActorHangs(actor, life, reason):
@@ -159,7 +159,7 @@ class Supervisor:
             case Alive(patience, listening):
                 self._heard, self._silent_after = self._awake, self._awake + patience
                 if self._deadline is not None and not self._hurried:
-                    self._deadline = max(self._deadline, self._silent_after)  # it saves, and a disk may be slow
+                    self._deadline = max(self._deadline, self._silent_after)  # It is saving, and a disk may be slow.
                 if listening:
                     self._restart_actors_that_do_not_join()
             case ActorHello(actor):
@@ -167,7 +167,7 @@ class Supervisor:
             case ActorJoined(actor) if actor == WITNESS:
                 self._witness = self._witness and Crashes()
             case ActorJoined(actor):
-                # About the process of another machine's actor nothing can be decided here, so that it is worth a line.
+                # The supervisor did not start an actor of another machine, so its arrival is worth a line.
                 self._report.tell("actor_joined", f"actor {actor} has joined", not actor.isdecimal(), actor=actor)
             case ActorLost(actor):
                 self._status.lose_actor(actor)
@@ -186,7 +186,7 @@ class Supervisor:
                 self._report.take(event)
 
     def _note_delivery(self, name: str, seconds: float) -> None:
-        """An actor delivers, `seconds` after it joined."""
+        """An actor delivered its first trajectory, `seconds` after it joined."""
         if name in self._slots:
             self._slots[name] = Crashes()
         lost_at = self._lost_at.pop(name, None)
@@ -199,10 +199,10 @@ class Supervisor:
             )
 
     def _stop(self, failure: str | None = None) -> None:
-        """Ask the learner to save and end; what it summarizes is the run's end."""
+        """Ask the learner to save and end. The run ends with its summary."""
         self._failure = self._failure or failure
         if self._learner_due is not None:
-            self._start_learner()  # only a learner can tell what its newest checkpoint amounts to
+            self._start_learner()  # Only a learner can summarize its newest checkpoint.
         self._status.state = "stopping"
         self._workers.stop_learner()
         self._deadline = self._deadline or self._awake + STOP_SECONDS
@@ -214,7 +214,8 @@ class Supervisor:
         self._heard, self._silent_after = self._awake, self._awake + LEARNER_START_SECONDS
 
     def _look_after_sockets(self) -> None:
-        """Let actors that start again find the learner, which listens anew as soon as it sees that its file is gone."""
+        """Restore a removed folder of sockets, so that restarted actors find the learner. The learner makes its socket
+        file again when it sees that the file is gone."""
         if self._sockets is None:
             return
         try:
@@ -236,7 +237,8 @@ class Supervisor:
             self._stop(f"{text}, and a thread cannot be killed")
 
     def _restart_actors_that_do_not_join(self) -> None:
-        """To be called when the learner has heard everyone: before that, an actor may wait for the learner alone."""
+        """Restart actors that have not said hello in time. Call this only when the learner has read all messages:
+        before that, an actor may only be waiting for the learner."""
         now = time.monotonic()
         for name in [name for name, since in self._joining.items() if now - since > START_SECONDS]:
             del self._joining[name]
@@ -253,7 +255,7 @@ class Supervisor:
         self._lives[name] = self._started_lives
         pid = self._pids[name] = self._workers.start_actor(name, self._started_lives)
         if name == WITNESS:
-            return  # the run does not wait for it, and it has no part in the status
+            return  # The run does not wait for the witness, and the status does not show it.
         self._joining[name] = time.monotonic()
         self._status.actor_started(name, pid, self._started_lives, again)
         if again:
@@ -279,7 +281,7 @@ class Supervisor:
         self._workers.tell_lost(life)
         hung = self._hung.pop(life, None)
         if self._lives.get(actor) != life:
-            return  # another process has its place already
+            return  # Another process has this actor's place already.
         self._joining.pop(actor, None)
         if actor == WITNESS and self._deadline is None:
             self._lost_witness(ended)
@@ -288,11 +290,11 @@ class Supervisor:
         if code == USER_ERROR and not self._learning:
             raise UserError(last_line.removeprefix(f"actor {actor}: "))
         if code == ENVIRONMENT_ERROR and not self._learning:
-            self._stop(last_line.removeprefix(f"actor {actor}: "))  # another process would find the same
+            self._stop(last_line.removeprefix(f"actor {actor}: "))  # Another process would fail alike.
             return
         cause = f"actor {actor} {hung} and was killed" if hung else f"actor {actor} {end_of(code, last_line)}"
-        # The run is over in a moment; unless the actor ended by itself, or the learner is lost in that moment and the
-        # next one needs it.
+        # With exit code 0, the run is over in a moment, unless the actor ended by itself, or the learner is lost in
+        # that moment and the next learner needs the actor.
         dismissed = code == SUCCESS
         if not self._execution.can_restart:
             if not dismissed:
@@ -319,8 +321,8 @@ class Supervisor:
             self._stop(f"no actor is left: {cause}")
 
     def _lost_witness(self, ended: ActorExit) -> None:
-        """The run goes on without it. Until it is back, the learner asks other actors for second collections."""
-        given_up = ended.code in (USER_ERROR, ENVIRONMENT_ERROR)  # another process would find the same
+        """The run goes on without the witness. Meanwhile the learner asks other actors for second collections."""
+        given_up = ended.code in (USER_ERROR, ENVIRONMENT_ERROR)  # Another process would fail alike.
         backoff = None if given_up or self._witness is None else self._witness.next_backoff()
         if backoff is not None:
             self._due[WITNESS] = time.monotonic() + (backoff or DISMISSED_SECONDS)
@@ -331,7 +333,7 @@ class Supervisor:
         self._report.tell("note", f"the process that collects rollouts a second time {cause}; it is not started again")
 
     def _adjust_actors(self) -> None:
-        """Follow what `launch.py actors` wrote; threads cannot."""
+        """Follow the requests of `launch.py actors`. The number of threads cannot change."""
         for count in requests(self._execution.run_dir) if self._execution.can_restart else ():
             self._have_actors(count)
 

@@ -17,14 +17,14 @@ from supervisor.status import Happening, RunStatus
 from supervisor.view import View
 from supervisor.words import DASH, duration, number
 
-LINE_SECONDS = 1.0  # A plain line is printed that often.
-FRAME_SECONDS = 0.5  # The live view is drawn that often.
-HELD = 200  # So many lines that are said while the live view stands are printed after it.
+LINE_SECONDS = 1.0  # Least seconds between two plain lines.
+FRAME_SECONDS = 0.5  # Seconds between two frames of the live view.
+HELD = 200  # Most lines of the time of the live view that are printed after it.
 ALARMS = {"warning", "actor_lost", "actor_retired", "learner_lost"}
 
 
 class _Console(Console):
-    """Falls silent when nobody reads any more (`| head`, a terminal that was closed): the run matters more."""
+    """Stops printing when nobody reads any more (`| head`, a terminal that was closed), so that the run goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -40,7 +40,7 @@ class _Console(Console):
 
 
 class _Held(io.TextIOBase):
-    """Keeps what others print while the live view stands, the newest of it, until there is room again."""
+    """Keeps the newest of what other code prints during the live view, to print it afterwards."""
 
     def __init__(self) -> None:
         self.pieces: deque[str] = deque(maxlen=10 * HELD)
@@ -51,7 +51,7 @@ class _Held(io.TextIOBase):
 
 
 class Terminal:
-    """Says and shows. A context manager: the live view stands as long as the context lasts."""
+    """Prints lines and shows the live view. A context manager: the live view is shown as long as the context lasts."""
 
     def __init__(self, status: RunStatus, quiet: bool) -> None:
         self._status = status
@@ -75,10 +75,10 @@ class Terminal:
         self.close()
 
     def close(self) -> None:
-        """Take the live view away; what was said in the meantime is printed, and stays."""
+        """Remove the live view, and print the lines that were said meanwhile."""
         if self._live is None:
             return
-        self._console.print(Control.clear(), Control.home(), sep="", end="")  # some terminals leave a part behind
+        self._console.print(Control.clear(), Control.home(), sep="", end="")  # Some terminals leave a part of the view.
         self._live.close()
         self._live = None
         if len(self._held) > HELD:
@@ -86,11 +86,11 @@ class Terminal:
         for line in self._held[-HELD:]:
             self.say(line)
         if self._printed.pieces:
-            with suppress(OSError):  # a terminal that was closed
+            with suppress(OSError):  # The terminal was closed.
                 errors().write("".join(self._printed.pieces))
 
     def say(self, text: str) -> None:
-        """A line that stays. Some of it may be others' words."""
+        """Print a line that stays. It may hold text from outside this project."""
         text = printable(text)
         if self._live is not None:
             self._held.append(text)
@@ -98,14 +98,14 @@ class Terminal:
             self._console.print(text, markup=False)
 
     def tell(self, happening: Happening) -> None:
-        """A thing that happened; when quiet, only what is wrong."""
+        """Print an event; when quiet, only an event that is wrong."""
         if happening.event in ALARMS:
             self.say(f"warning: {happening.text}")
         elif not self._quiet:
             self.say(f"note: {happening.text}" if happening.event == "note" else happening.text)
 
     def show_iteration(self, row: dict[str, Any]) -> None:
-        """The row of metrics that an iteration gave."""
+        """Print an iteration's row of metrics."""
         now = time.monotonic()
         total = self._status.total_steps
         if self._live is not None or self._quiet or (now - self._last_line < LINE_SECONDS and row["env_steps"] < total):
@@ -122,7 +122,7 @@ class Terminal:
         )
 
     def tick(self) -> None:
-        """A moment has passed: a new picture may be due."""
+        """Draw the live view again if that is due."""
         now = time.monotonic()
         if self._live is not None and now >= self._next_frame:
             self._next_frame = now + FRAME_SECONDS

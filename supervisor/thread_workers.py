@@ -22,7 +22,7 @@ from supervisor.workers import Events
 
 
 class ThreadWorkers:
-    """The same learner and actor code as that of the processes, over `inproc://`."""
+    """Runs the same learner and actor code as the processes do, in threads and over `inproc://`."""
 
     def __init__(self, config: RunConfig, execution: Execution, events: Events) -> None:
         self._config, self._execution, self._events = config, execution, events
@@ -62,14 +62,14 @@ class ThreadWorkers:
         return False
 
     def restart_actor(self, name: str) -> None:
-        pass  # a thread cannot be killed, and may yet join
+        pass  # A thread cannot be killed, and may still join.
 
     def end_actor(self, name: str) -> None:
         raise NotImplementedError("threads cannot be taken away")
 
     def end(self, seconds: float) -> None:
         self._launcher.stop.set()
-        deadline = time.monotonic() + seconds  # Shared by all of them.
+        deadline = time.monotonic() + seconds  # Shared by all threads.
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -84,7 +84,7 @@ class ThreadWorkers:
                 code, last = ENVIRONMENT_ERROR, str(fault)
             except BaseException as error:
                 code, last = FAILURE, error_line(error)
-                with suppress(OSError):  # A process leaves it there, too.
+                with suppress(OSError):  # A process leaves its traceback there, too.
                     append_line(self._execution.run_dir / LOGS / f"{name}.log", traceback.format_exc().rstrip())
             self._events.put(exit_event(code, last))
 

@@ -12,8 +12,8 @@ from supervisor.status import ActorStatus, Happening, RunStatus
 from supervisor.words import DASH, compact, counted, duration, ranges, size_in_words
 
 NARROW, LOW = 60, 18  # With fewer columns or rows than these there is no room for boxes.
-WIDE = 116  # With so many columns, three boxes stand beside each other.
-ACTOR_COLUMNS = 92  # The table of actors takes another pile for every so many columns.
+WIDE = 116  # Columns from which three boxes stand beside each other.
+ACTOR_COLUMNS = 92  # Columns of each pile in the table of actors.
 NUMBER_COLUMNS = (6, 7, 6, 7, 8, 7)  # The widths of an actor's numbers.
 COLORS = {
     "starting": "yellow",
@@ -36,12 +36,12 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Glyphs:
-    """What lines and curves are made of."""
+    """The characters of lines and curves."""
 
     spark: str  # Bars from low to high.
-    bar: str  # full and empty
+    bar: str  # Full and empty.
     corners: str  # Corners of a box, clockwise from the top left.
-    edges: str  # horizontal and vertical
+    edges: str  # Horizontal and vertical.
     dash: str  # Stands for an unknown number.
     cut: str  # Ends a text that does not fit.
 
@@ -51,7 +51,7 @@ ASCII = Glyphs("_.-=+*#", "#.", "++++", "-|", "-", "~")
 
 
 class View:
-    """A renderable: whatever the status is when it is drawn."""
+    """A renderable that shows the status at the time of drawing."""
 
     def __init__(self, status: RunStatus) -> None:
         self._status = status
@@ -62,7 +62,7 @@ class View:
 
 
 def draw(status: RunStatus, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
-    """At most `height` lines of at most `width` columns, with what matters most."""
+    """At most `height` lines of at most `width` columns, with the most important parts of the status."""
     page = Page(status, width, glyphs)
     lines = page.plain(height) if width < NARROW or height < LOW else page.boxes(height)
     return [page.cut(line, width) for line in lines[:height]]
@@ -77,7 +77,7 @@ class Page:
         self._glyphs = glyphs
 
     def plain(self, height: int) -> list[Text]:
-        """One thing below the other, without boxes, for a small terminal."""
+        """All parts below each other, without boxes, for a small terminal."""
         status, row = self._status, self._status.row
         shares = {name: self._number(share, ".0%") for name, share in status.shares.items()}
         lines = [
@@ -106,7 +106,7 @@ class Page:
         return lines + self._happenings(height - len(lines), with_time=False)
 
     def boxes(self, height: int) -> list[Text]:
-        """Figures side by side, then the actors, then what happened last."""
+        """Figures side by side, then the actors, then the last events."""
         wide, tall = self._width >= WIDE, height >= 38
         rows = 10 if tall else 6 if height >= 22 else 4
         figures = [self._progress_box, self._time_box, self._learning_box][: 3 if wide else 2]
@@ -188,7 +188,7 @@ class Page:
         return self._box("learning", lines, width, rows)
 
     def _actors(self, rows: int, piles: int) -> list[Text]:
-        """A head line and a line for each actor; where not all fit, those in trouble come first."""
+        """A head line and a line for each actor. If not all fit, actors in trouble come first."""
         actors, room = self._status.actors, (rows - 1) * piles
         if not actors:
             return [Text("none has joined yet", style="dim")]
@@ -235,7 +235,7 @@ class Page:
         return self.cut(line, width)
 
     def _happenings(self, rows: int, with_time: bool = True) -> list[Text]:
-        """What happened last, the newest at the bottom."""
+        """The last events, the newest at the bottom."""
         if rows <= 0:
             return []
         happenings: Sequence[Happening] = list(self._status.happenings)[-rows:]
@@ -273,7 +273,7 @@ class Page:
         return f"{counted(actors)}" if actors else "none yet"
 
     def _sparkline(self, width: int, rows: int) -> list[Text]:
-        """The curve of the return in so many rows."""
+        """The curve of the return in `rows` rows."""
         values, levels = self._status.returns.values(max(1, width)), len(self._glyphs.spark)
         if not values:
             return [Text()] * rows
@@ -291,7 +291,7 @@ class Page:
         return Text.assemble((self._glyphs.bar[0] * full, "cyan"), (self._glyphs.bar[1] * (width - full), "dim"))
 
     def _box(self, title: str, lines: list[Text], width: int, rows: int) -> list[Text]:
-        """A box around exactly so many rows."""
+        """A box around exactly `rows` rows."""
         horizontal, vertical = self._glyphs.edges
         top_left, top_right, low_left, low_right = self._glyphs.corners
         title = f" {self.cut(Text(title), width - 6).plain} "
@@ -307,12 +307,12 @@ class Page:
         ]
 
     def _labelled(self, name: str, value: str, width: int = 0) -> Text:
-        """A name and its value, at the two ends of so many columns."""
+        """A name and its value, at the two ends of `width` columns; side by side if `width` is 0."""
         label, number = Text(f"{name} ", style="dim"), Text(value)
         return self._ends(label, number, width) if width else label.append_text(number)
 
     def _ends(self, left: Text, right: Text, width: int | None = None) -> Text:
-        """`left` and `right` at the two ends of a line, the left one cut where it must be."""
+        """`left` and `right` at the two ends of a line. `left` is cut if it must be."""
         width = width or self._width
         right = self.cut(right, width)
         left = self.cut(left, max(0, width - right.cell_len - 1))
@@ -323,7 +323,7 @@ class Page:
         return Text.assemble(line, " " * (width - line.cell_len))
 
     def _middle_cut(self, name: str, width: int) -> str:
-        """A name whose beginning and end still tell it from others."""
+        """A name, cut in the middle to `width` columns: beginning and end tell it from other names."""
         if len(name) <= width:
             return name
         half = (width - 1) // 2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from supervisor.status import ActorStatus
 
-DASH = "–"  # It stands for what is not known.
+DASH = "–"  # Stands for an unknown value.
 
 
 def counted(actors: Sequence[ActorStatus]) -> str:
@@ -43,5 +43,5 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """A dash for what is not known yet."""
+    """`value` as text, or a dash while it is unknown."""
     return DASH if value is None else format(value, form)

@@ -1,6 +1,6 @@
-"""The learner and the actors as the supervisor sees them: processes, here or all over a Ray cluster, or threads.
+"""The learner and the actors as the supervisor sees them: processes, on this machine or on a Ray cluster, or threads.
 
-All kinds put what happens into one queue: the learner's events as it reports them, and each end of an actor or of the
+All kinds put their events into one queue: the events that the learner reports, and each exit of an actor or of the
 learner.
 """
 
@@ -11,18 +11,18 @@ from typing import Protocol
 from protocol.events import Event
 
 Events = SimpleQueue[Event]
-END_SECONDS = 3.0  # A process has so long to end by itself: an actor closes its environments.
+END_SECONDS = 3.0  # Seconds that a process has to end by itself: an actor closes its environments.
 
 
 class Workers(Protocol):
     """One learner and its actors."""
 
     def start_learner(self) -> int:
-        """Start a learner; returns its pid, 0 for a thread."""
+        """Start a learner. Returns its pid, or 0 for a thread."""
         ...
 
     def start_actor(self, name: str, life: int) -> int:
-        """Start an actor in its `life`, a number that no actor before it had; returns its pid, 0 where it has none on
+        """Start an actor in its `life`, a number that no earlier actor had. Returns its pid, or 0 if it has none on
         this machine."""
         ...
 
@@ -31,23 +31,23 @@ class Workers(Protocol):
         ...
 
     def learner_is_stopped(self) -> bool:
-        """Whether the system runs the learner no more, since someone sent it SIGSTOP."""
+        """Whether a SIGSTOP has suspended the learner."""
         ...
 
     def kill_learner(self) -> bool:
-        """Kill a learner that hangs; False where that cannot be done."""
+        """Kill a learner that hangs. Returns False if that is impossible."""
         ...
 
     def tell_lost(self, life: int) -> None:
-        """Tell the learner that an actor's life is over."""
+        """Tell the learner that the actor process of this life has ended."""
         ...
 
     def tell_wanted(self, names: Iterable[str]) -> None:
-        """Tell the learner, and each that is started after it, which actors there are from now on, or will be again."""
+        """Tell the learner, and each later learner, which actors run from now on or will be started again."""
         ...
 
     def kill_actor(self, name: str, life: int) -> bool:
-        """Kill an actor that hangs, unless another has its place already; False where that cannot be done."""
+        """Kill an actor that hangs, unless it was already replaced. Returns False if that is impossible."""
         ...
 
     def restart_actor(self, name: str) -> None:

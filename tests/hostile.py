@@ -508,7 +508,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--connections", type=int, default=10_000, help="connections that send no ZMTP, or half of it")
-    parser.add_argument("--holders", type=int, default=200, help="strangers that take a lane and send invalid trajectories")
+    parser.add_argument(
+        "--holders", type=int, default=200, help="strangers that take a lane and send invalid trajectories"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -176,7 +176,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", type=float, default=0.0, help="percent of the packets that are lost, each way")
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds that a packet takes, each way")
-    parser.add_argument("--fault", nargs="*", choices=FAULTS, default=[], help="faults to test, each in a run of its own")
+    parser.add_argument(
+        "--fault", nargs="*", choices=FAULTS, default=[], help="faults to test, each in a run of its own"
+    )
     parser.add_argument("--fault-seconds", type=float, default=8.0, help="how long it lasts at least")
     parser.add_argument("--actors", type=int, default=2, help="on the other machine")
     parser.add_argument("--local-actors", type=int, default=0, help="on the learner's")
