@@ -147,7 +147,7 @@ class AllowedKeys:
             try:
                 self._keys = self._load()
             except UserError as error:  # Half a file, while a user edits it, must not shut out all actors.
-                self._warn(f"{error}; the keys allowed are those of before")
+                self._warn(f"{error}; the keys allowed before stay in use")
             self._stamp = stamp  # Set last: two threads read it, and neither may take old keys for new ones.
         return key in self._keys
 

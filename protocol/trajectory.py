@@ -142,27 +142,27 @@ class Trajectory:
         if np.count_nonzero(self.done) != episodes:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
         if np.any((self.episode_lengths < 0) | (self.episode_lengths > experiment.replay_cap)):
-            raise ProtocolError("episode_lengths holds a number that cannot be")
+            raise ProtocolError("episode_lengths holds an impossible number")
         # No return of `replay_cap` rewards comes near to this limit, and no sum of such returns comes near to infinity.
         if np.any(np.abs(self.episode_returns) > 2 * experiment.replay_cap * LARGEST_REWARD):
-            raise ProtocolError("episode_returns holds a number that cannot be")
+            raise ProtocolError("episode_returns holds an impossible number")
         if np.any(self.terminated & self.truncated):
             raise ProtocolError("a step is both terminated and truncated")
         if self.failed_resets.min() < 0 or self.failed_resets.max() > (t + 2) * MAX_FAILED_BEGINNINGS:
-            raise ProtocolError("failed_resets holds a number that cannot be")
+            raise ProtocolError("failed_resets holds an impossible number")
         self._check_faults(t, n)
         spaces.check_actions(self.actions)
 
     def _check_faults(self, t: int, n: int) -> None:
         if len(self.faults) != min(self.fault_count, MAX_FAULTS_TOLD):
-            raise ProtocolError(f"{len(self.faults)} faults are told of {self.fault_count}")
+            raise ProtocolError(f"{len(self.faults)} faults are described, of {self.fault_count}")
         if not 0 <= self.fault_count <= n * (t + 2) * MAX_FAILED_BEGINNINGS:
-            raise ProtocolError(f"{self.fault_count} faults cannot be")
+            raise ProtocolError(f"{self.fault_count} faults are impossible")
         first = self.lane * n
         for fault in self.faults:
             possible = first <= fault.environment < first + n and -1 <= fault.time < t and fault.step >= 0
             if not possible or fault.phase not in ("constructor", "reset", "step") or len(fault.text) > MAX_TEXT:
-                raise ProtocolError("a fault that cannot be")
+                raise ProtocolError("a fault with an impossible field")
 
 
 @dataclass(frozen=True)

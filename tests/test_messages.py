@@ -409,7 +409,7 @@ def test_a_trajectory_with_a_number_that_is_not_finite_is_refused_by_name(name: 
 def test_an_episode_that_cannot_be_is_refused_by_name(name: str, value: float) -> None:
     array = getattr(trajectory(), name).copy()
     array[-1] = value
-    assert f"{name} holds a number that cannot be" in refusal(replace(trajectory(), **{name: array}), DISCRETE)
+    assert f"{name} holds an impossible number" in refusal(replace(trajectory(), **{name: array}), DISCRETE)
 
 
 def test_an_episode_of_the_largest_rewards_is_accepted() -> None:
