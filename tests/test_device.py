@@ -124,6 +124,7 @@ def test_a_run_says_which_device_it_takes_and_keeps_it(tmp_path: Path) -> None:
     assert summary["deterministic"] is (summary["witness"]["updates"] > 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_without_its_gpu_says_so(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     pretend("--run-dir", run_dir, *SMALL, "--device", "gpu", "--total-steps", 10**6, "--stop-return", "1")

@@ -65,7 +65,7 @@ def test_an_environment_that_repeats_itself_is_said_to() -> None:
         ("CartPole", "there is CartPole-v1"),
         slow("tests.environments:Constructor-v0", "constructor: it raised RuntimeError: the constructor fails"),
         slow("tests.environments:Nan-v0", "step: the observation is not finite"),
-        ("tests.environments_doctor:Hashed-v0", "with another PYTHONHASHSEED"),
+        slow("tests.environments_doctor:Hashed-v0", "with another PYTHONHASHSEED"),
         slow("tests.environments_doctor:Numbered-v0", "in another process it goes another way"),
         slow("tests.environments_doctor:Shared-v0", "its instances share state"),
         slow("tests.environments_doctor:Drawn-v0", "np.random` in its constructor, reset:"),

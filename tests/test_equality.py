@@ -62,7 +62,7 @@ KINDS: dict[str, tuple[str, str, list[object]]] = {
     "several parts, a CNN and a memory": ("dict", "multi_discrete", ["--recurrent-size", 8, "--normalize-rewards"]),
     "in pipelined": ("dict", "multi_binary", ["--recurrent-size", 8, "--schedule", "pipelined"]),
 }
-QUICK = {"bytes", "several parts, a CNN and a memory"}
+QUICK = {"bytes"}
 
 
 @pytest.mark.parametrize("kind", [kind if kind in QUICK else slow(kind) for kind in KINDS])

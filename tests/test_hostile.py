@@ -31,6 +31,7 @@ from launching import (
     train,
     wait_for,
 )
+from marks import slow
 
 from protocol.keys import make_keys, read_actor
 from protocol.messages import Hello
@@ -167,7 +168,7 @@ def is_one_line(*flags: object, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("forge", "evaluated"),
-    [(without_arrays, True), (without_facts, False), (of_other_facts, False), (of_another_network, True)],
+    [(without_arrays, True), slow(without_facts, False), (of_other_facts, False), slow(of_another_network, True)],
 )
 def test_a_whole_checkpoint_of_another_making_is_one_line(
     small_run: Path, tmp_path: Path, forge: Callable[[Checkpoint], Checkpoint], evaluated: bool

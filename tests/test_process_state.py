@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launching import LAUNCH, ROOT, SMALL, TIMEOUT, metrics_of, summary_of
+from marks import slow
 
 from protocol.arithmetic import own_context
 from rundir.checkpoint import load_newest_checkpoint
@@ -187,7 +188,7 @@ def test_an_environment_may_change_the_working_directory(folder: Path) -> None:
         (folder / "trace.json").unlink()
 
 
-@pytest.mark.parametrize("name", ["learner", "protocol", "commands"])
+@pytest.mark.parametrize("name", ["learner", slow("protocol"), slow("commands")])
 def test_a_module_of_the_users_that_has_a_name_of_ours_is_named(folder: Path, name: str) -> None:
     (folder / f"{name}.py").write_text(SETS + "\nGRAVITY = 9.81\n")
     (folder / "mine.py").write_text(f"from {name} import GRAVITY\n")

@@ -82,6 +82,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return train(tmp_path_factory.mktemp("local") / "run", "--in-process", *EXPERIMENT, *STEPS)["weights_digest"]
 
 
+@pytest.mark.slow
 def test_remote_actors_that_die_and_a_learner_that_does_change_nothing(
     tmp_path: Path, address: str, keys: Path, undisturbed: str
 ) -> None:
@@ -226,6 +227,7 @@ def test_an_actor_with_another_version_of_the_environment_is_refused_naming_both
     assert summary_of(run_dir)["refused"] == {"fingerprint": 1}
 
 
+@pytest.mark.slow
 @needs_other_core
 def test_in_async_it_takes_part(tmp_path: Path, address: str, keys: Path) -> None:
     core = core_that_computes_otherwise()
@@ -253,6 +255,7 @@ def without_mlx(tmp_path: Path) -> str:
     return os.pathsep.join([str(ROOT), str(folder)])
 
 
+@pytest.mark.slow
 def test_an_actor_needs_no_mlx(tmp_path: Path, address: str, keys: Path, undisturbed: str, without_mlx: str) -> None:
     with (
         running(tmp_path / "run", *listening(address, keys), *STEPS) as process,
