@@ -4,19 +4,91 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.arguments import positive
-from benchmarks.contenders import CLEANRL, JAX, PEERS, SB3, Contender, Run, find_peers, ours
+from benchmarks.contenders import (
+    ASYNC_VECTOR,
+    CLEANRL,
+    COMPILED,
+    COMPILED_ENVPOOL,
+    JAX,
+    RLLIB,
+    SAMPLE_FACTORY,
+    SB3,
+    Contender,
+    Peer,
+    Run,
+    find_peers,
+    ours,
+)
 from benchmarks.measurements import Row, Samples, Target, at_least, at_most, interleave
 from benchmarks.peers.card import Card
-from benchmarks.processes import Outcome, train
+from benchmarks.processes import Outcome, cores, train
 from benchmarks.report import Report
 from protocol.errors import UserError
 
-CARD = Card("CartPole-v1", 8, 128, 4, 4, 2.5e-4, 102_400, learning_rate_schedule="linear", entropy_coef=0.01)
-CARD_TARGETS = {"pipelined": at_least(1.5), "sync": at_least(1)}
-HALFCHEETAH = Card("HalfCheetah-v5", 8, 256, 32, 10, 3e-4, 40_960, learning_rate_schedule="linear")
-HALFCHEETAH_TARGETS = {"pipelined": at_least(1.25)}
+
+@dataclass(frozen=True)
+class Work:
+    """A card, and what is expected of each schedule of this project: a share of the fastest judge, or of a limit."""
+
+    title: str
+    card: Card
+    targets: Mapping[str, Target]
+    judges: tuple[Peer, ...]
+    others: tuple[Peer, ...] = ()  # Peers whose speed is shown alone.
+    limit: float | None = None  # Env-steps per second that the environments allow, instead of judges.
+    shapes: tuple[str, ...] | None = None
+
+
+_SIMPLE = Card("CartPole-v1", 8, 128, 4, 4, 2.5e-4, 102_400, learning_rate_schedule="linear", entropy_coef=0.01)
+_SLOW = Card("benchmarks.environments:Sleep2ms-v0", 16, 128, 4, 4, 2.5e-4, 81_920)
+SPEEDS = {
+    "card": Work(
+        "CartPole-v1, 8 × 128 steps",
+        _SIMPLE,
+        {"pipelined": at_least(1.5), "sync": at_least(1)},
+        (JAX, COMPILED, CLEANRL, SB3),
+        (SAMPLE_FACTORY, RLLIB),
+    ),
+    "halfcheetah": Work(
+        "HalfCheetah-v5, 8 × 256 steps",
+        Card("HalfCheetah-v5", 8, 256, 32, 10, 3e-4, 40_960, learning_rate_schedule="linear"),
+        {"pipelined": at_least(1.25)},
+        (JAX, COMPILED, SB3),
+    ),
+    "images": Work(
+        "Pong, 8 × 128 steps, Nature CNN",
+        Card("ALE/Pong-v5", 8, 128, 4, 4, 2.5e-4, 10_240, network="nature_cnn", hidden_sizes=(512,)),
+        {"pipelined": at_least(1.2)},
+        (COMPILED_ENVPOOL,),
+    ),
+    "recurrent": Work(
+        "CartPole-v1, 8 × 128 steps, recurrent",
+        dataclasses.replace(_SIMPLE, recurrent_size=64, total_steps=20_480),
+        {"pipelined": at_least(3)},
+        (CLEANRL,),
+    ),
+    "sleeping": Work(
+        "16 environments that sleep 2 ms", _SLOW, {"pipelined": at_least(0.9)}, (), (ASYNC_VECTOR,), 8_000, ("1x16",)
+    ),
+    "busy": Work(
+        "16 environments that compute 2 ms",
+        dataclasses.replace(_SLOW, env="benchmarks.environments:Busy2ms-v0", total_steps=20_480),
+        {"pipelined": at_least(0.9)},
+        (),
+        (ASYNC_VECTOR,),
+        500.0 * cores(),
+        ("1x16",),
+    ),
+    "wide": Work(
+        "CartPole-v1, 64 × 128 steps, MLP 256",
+        dataclasses.replace(_SIMPLE, num_envs=64, minibatches=8, hidden_sizes=(256, 256), total_steps=163_840),
+        {"pipelined": at_least(1.1)},
+        (JAX, COMPILED),
+    ),
+}
 
 GOAL = 475.0  # Mean return of the last 100 episodes of CartPole.
 
@@ -46,8 +118,8 @@ SETTINGS = (Settings("64 envs", _WIDE, at_most(0.35)), Settings("its zoo's 8 env
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS), help="what to compare")
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="interpreter with peers")
-    parser.add_argument("--shapes", nargs="+", default=["8x1", "4x2", "2x4"], help="LANE_SIZExACTORS to choose from")
-    parser.add_argument("--iterations", type=positive(int), help="of `card` and `halfcheetah`, instead of 100 and 20")
+    parser.add_argument("--shapes", nargs="+", help="LANE_SIZExACTORS to choose from, instead of 8x1, 4x2 and 2x4")
+    parser.add_argument("--iterations", type=positive(int), help="of each run, instead of the card's")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "gpu"),
@@ -69,40 +141,26 @@ def run(arguments: argparse.Namespace) -> Report:
     return report
 
 
-def compare_card(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
-    """Compare speed where steps are cheap and updates small, with all peers."""
-    everyone = [peers[peer.name] for peer in PEERS if peer.name in peers]
-    compare_speeds("CartPole-v1, 8 × 128 steps", CARD, CARD_TARGETS, everyone, arguments, report)
-
-
-def compare_halfcheetah(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
-    """Compare speed where steps are more expensive and updates are many."""
-    rivals = [peers[peer.name] for peer in (JAX, SB3) if peer.name in peers]
-    compare_speeds("HalfCheetah-v5, 8 × 256 steps", HALFCHEETAH, HALFCHEETAH_TARGETS, rivals, arguments, report)
-
-
-def compare_speeds(
-    title: str,
-    card: Card,
-    targets: Mapping[str, Target],
-    peers: list[Contender],
-    arguments: argparse.Namespace,
-    report: Report,
-) -> None:
-    """Add rows of env-steps per second. Each schedule of this project is compared with the fastest rival."""
+def compare_speeds(work: Work, arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
+    """Add rows of env-steps per second. Each schedule here is compared with the fastest judge, or the limit."""
+    card = work.card
     if arguments.iterations is not None:
         card = dataclasses.replace(card, total_steps=arguments.iterations * card.batch)
-    everyone = [*(ours(schedule, arguments.shapes, arguments.device) for schedule in targets), *peers]
+    shapes = arguments.shapes or work.shapes or ("8x1", "4x2", "2x4")
+    rivals = [peers[peer.name] for peer in (*work.judges, *work.others) if peer.name in peers]
+    everyone = [*(ours(schedule, shapes, arguments.device) for schedule in work.targets), *rivals]
     runs = {c.name: with_seed(way, card) for c in everyone if (way := c.fastest(card, report.note))}
-    outcomes = interleave(runs, arguments.repeats, title)
-    rows = rows_of(title, "env-steps/s", outcomes, lambda run: run.rate)
-    rivals = [rows[peer.name] for peer in (JAX, CLEANRL, SB3) if peer.name in rows]
-    if rivals:
-        fastest = max(rivals, key=lambda row: row.samples.median)
-        for schedule, target in targets.items():
+    outcomes = interleave(runs, arguments.repeats, work.title)
+    rows = rows_of(work.title, "env-steps/s", outcomes, lambda run: run.rate)
+    if work.limit is not None:
+        rows["limit"] = Row(work.title, "env-steps/s", "", "limit", Samples.of([work.limit]))
+    judges = [rows[name] for name in ("limit", *(peer.name for peer in work.judges)) if name in rows]
+    if judges:
+        fastest = max(judges, key=lambda row: row.samples.median)
+        for schedule, target in work.targets.items():
             compare_row(rows, f"MLX {schedule}", [fastest.contender], [target])
     report.rows += rows.values()
-    report.rows += rows_of(f"{title}, whole process", "s", outcomes, lambda run: run.wall_seconds).values()
+    report.rows += rows_of(f"{work.title}, whole process", "s", outcomes, lambda run: run.wall_seconds).values()
 
 
 def compare_returns(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
@@ -143,4 +201,4 @@ def compare_row(rows: dict[str, Row], name: str, rivals: list[str], targets: lis
     rows[name] = dataclasses.replace(rows[name], comparisons=comparisons)
 
 
-WORKS = {"card": compare_card, "return": compare_returns, "halfcheetah": compare_halfcheetah}
+WORKS = {**{name: partial(compare_speeds, work) for name, work in SPEEDS.items()}, "return": compare_returns}

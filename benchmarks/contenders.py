@@ -83,16 +83,22 @@ class Peer:
     script: str
     package: str  # The package that the script needs, besides gymnasium.
     environs: Mapping[str, Mapping[str, str]]  # Environment variables of each way to run the script.
+    flags: tuple[str, ...] = ()
 
 
 ALONE = {"threads of its own choice": {}, "one thread": {"OMP_NUM_THREADS": "1"}}  # For PyTorch in a single process.
-CLEANRL = Peer("CleanRL-style", "cleanrl_card", "torch", ALONE)
+CLEANRL = Peer("CleanRL-style", "torch_card", "torch", ALONE)
+COMPILED = Peer("PyTorch, compiled", "torch_card", "torch", ALONE, ("--compile",))
+COMPILED_ENVPOOL = Peer(
+    "PyTorch, compiled, EnvPool", "torch_card", "envpool", ALONE, ("--compile", "--vector", "envpool")
+)
+ASYNC_VECTOR = Peer("AsyncVectorEnv", "torch_card", "torch", ALONE, ("--vector", "async"))
 SB3 = Peer("Stable-Baselines3", "stable_baselines3_card", "stable_baselines3", ALONE)
 SAMPLE_FACTORY = Peer("Sample Factory", "sample_factory_card", "sample_factory", {"its defaults": {}})
 RLLIB = Peer("RLlib", "rllib_card", "ray", {"its defaults": {}})
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OPENBLAS_NUM_THREADS": "1"}
 JAX = Peer("JAX, one file", "jax_card", "jax", {"threads of its own choice": {}, "one thread": ONE_THREAD})
-PEERS = (JAX, CLEANRL, SB3, SAMPLE_FACTORY, RLLIB)
+PEERS = (JAX, COMPILED, COMPILED_ENVPOOL, ASYNC_VECTOR, CLEANRL, SB3, SAMPLE_FACTORY, RLLIB)
 
 
 def find_peers(pythons: Sequence[str], note: Callable[[str], None]) -> dict[str, Contender]:
@@ -111,4 +117,4 @@ def find_peers(pythons: Sequence[str], note: Callable[[str], None]) -> dict[str,
 
 
 def _runner(python: str, peer: Peer, environ: Mapping[str, str]) -> Run:
-    return lambda card: run_peer(python, f"benchmarks.peers.{peer.script}", card.flags(), environ)
+    return lambda card: run_peer(python, f"benchmarks.peers.{peer.script}", [card.text(), *peer.flags], environ)

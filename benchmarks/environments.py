@@ -37,6 +37,17 @@ class Sleep(gymnasium.Env):
         return self.np_random.uniform(-1, 1, 4).astype(np.float32)
 
 
+class Busy(Sleep):
+    """Computes in every step for so much time of its process, like a simulator that needs a core."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        end = time.process_time() + self._seconds
+        while time.process_time() < end:
+            pass
+        self._steps += 1
+        return self._observe(), float(action == 1), False, self._steps >= EPISODE_LENGTH, {}
+
+
 class Uneven(CartPoleEnv):
     """CartPole that also sleeps in every step, from `slowest` seconds to a tenth of that, equally long in one process.
 
@@ -66,4 +77,6 @@ def take_place(folder: str) -> int:
 
 
 gymnasium.register(id="Sleep-v0", entry_point="benchmarks.environments:Sleep")
+gymnasium.register(id="Sleep2ms-v0", entry_point="benchmarks.environments:Sleep", kwargs={"seconds": 0.002})
+gymnasium.register(id="Busy2ms-v0", entry_point="benchmarks.environments:Busy", kwargs={"seconds": 0.002})
 gymnasium.register(id="Uneven-v0", entry_point="benchmarks.environments:Uneven", max_episode_steps=500)

@@ -19,7 +19,7 @@ from launching import ROOT, TIMEOUT, WARNINGS
 import benchmarks.environments
 from benchmarks import compare, contenders, report
 from benchmarks.__main__ import main
-from benchmarks.contenders import Contender, Peer, Shape, find_peers
+from benchmarks.contenders import CLEANRL, RLLIB, SB3, Contender, Peer, Shape, find_peers
 from benchmarks.measurements import Row, Samples, at_least, at_most, interleave
 from benchmarks.peers.card import Card
 from benchmarks.processes import Outcome, Worker, run_peer
@@ -174,9 +174,9 @@ def test_a_worker_that_fails_says_why_in_one_line() -> None:
 
 
 def test_every_contender_gets_the_same_card() -> None:
-    assert Card.from_flags(CARD.flags()) == CARD
-    goal = dataclasses.replace(CARD, stop_return=475.0, clip_range_schedule="linear", seed=3)
-    assert Card.from_flags(goal.flags()) == goal
+    for card in (CARD, dataclasses.replace(CARD, stop_return=475.0, hidden_sizes=(32,), network="nature_cnn", seed=3)):
+        assert Card.parse(card.text()) == card
+    assert {"--hidden-sizes 64 64", "--num-envs 8"} <= set(" ".join(CARD.flags()).replace(" --", "|--").split("|"))
     known = {field.name for kind in (Experiment, PPOConfig, TrainingConfig) for field in dataclasses.fields(kind)}
     assert {field.name for field in dataclasses.fields(Card)} <= known  # launch.py knows each field as a flag, too.
     assert (CARD.batch, CARD.minibatch, CARD.iterations) == (256, 128, 32)
@@ -230,13 +230,25 @@ def test_speed_is_compared_with_the_faster_one_of_the_two_usual_rivals(
     peers = [fake("CleanRL-style", 999, cleanrl, cleanrl, 1), fake("Stable-Baselines3", 999, sb3, 1, sb3)]
     arguments = argparse.Namespace(iterations=None, repeats=3, shapes=[], device="auto")
     found = Report("test")
-    targets = {"sync": at_least(4.0)}
-    compare.compare_speeds("speed", CARD, targets, [*peers, fake("RLlib", 50, 50, 50, 50)], arguments, found)
+    known = {peer.name: peer for peer in [*peers, fake("RLlib", 50, 50, 50, 50)]}
+    work = compare.Work("speed", CARD, {"sync": at_least(4.0)}, (CLEANRL, SB3), (RLLIB,))
+    compare.compare_speeds(work, arguments, known, found)
     first = found.rows[0]
     rival = "CleanRL-style" if cleanrl > sb3 else "Stable-Baselines3"
     assert first.contender == "MLX sync" and first.samples.values == pytest.approx((70, 90, 80))
     assert [(c.rival, c.ratio, c.target) for c in first.comparisons] == [(rival, pytest.approx(4), at_least(4.0))]
     assert [row.unit for row in found.rows] == ["env-steps/s"] * 4 + ["s"] * 4
+
+
+def test_where_environments_sleep_speed_is_compared_with_what_they_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "ours", lambda schedule, *_: fake(f"MLX {schedule}", 1, 70, 90, 80))
+    found = Report("test")
+    work = compare.Work("sleep", CARD, {"pipelined": at_least(0.9)}, (), (SB3,), limit=100.0)
+    arguments = argparse.Namespace(iterations=None, repeats=3, shapes=None, device="auto")
+    compare.compare_speeds(work, arguments, {SB3.name: fake(SB3.name, 1, 999, 999, 999)}, found)
+    assert [(c.rival, c.ratio, str(c.target)) for c in found.rows[0].comparisons] == [
+        ("limit", pytest.approx(0.8), "≥ 0.9")
+    ]
 
 
 def test_the_time_to_a_return_is_compared_with_both_settings_and_says_how_often_it_was_reached(
@@ -301,15 +313,29 @@ def test_the_rival_of_an_update_moves_every_parameter() -> None:
 
 @needs_torch
 def test_the_peer_in_the_manner_of_cleanrl_takes_the_steps_of_its_card_and_learns() -> None:
-    outcome = run_peer(sys.executable, "benchmarks.peers.cleanrl_card", CARD.flags(), {"OMP_NUM_THREADS": "1"})
+    outcome = run_peer(sys.executable, "benchmarks.peers.torch_card", [CARD.text()], {"OMP_NUM_THREADS": "1"})
     assert outcome.env_steps == 32 * 256  # Whole iterations.
     assert outcome.episode_return is not None and outcome.episode_return > 40  # Random actions reach 22.
     assert 0 < outcome.seconds <= outcome.wall_seconds
 
 
 @needs_torch
+@pytest.mark.parametrize(
+    "flags", [["--compile"], ["--vector", "async"], pytest.param(["recurrent"], id="recurrent")], ids=str
+)
+@pytest.mark.slow
+def test_the_peer_in_pytorch_learns_however_it_runs(flags: list[str]) -> None:
+    recurrent = flags == ["recurrent"]
+    card = dataclasses.replace(CARD, recurrent_size=64 * recurrent, total_steps=8_192 + 4_096 * recurrent)
+    arguments = [card.text(), *([] if recurrent else flags)]
+    outcome = run_peer(sys.executable, "benchmarks.peers.torch_card", arguments, {"OMP_NUM_THREADS": "1"})
+    assert outcome.env_steps == card.total_steps
+    assert outcome.episode_return is not None and outcome.episode_return > 40
+
+
+@needs_torch
 def test_the_peer_in_the_manner_of_cleanrl_stops_at_a_return() -> None:
-    from benchmarks.peers.cleanrl_card import train
+    from benchmarks.peers.torch_card import train
 
     answer = train(dataclasses.replace(CARD, stop_return=15.0, total_steps=20_000))
     assert answer.episode_return is not None and answer.episode_return >= 15

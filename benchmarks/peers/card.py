@@ -1,19 +1,17 @@
 """The work card: the training settings as flags that every contender reads, and the line that peers answer."""
 
-import argparse
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Settings that are the same for every contender, so they are not on the card.
-HIDDEN, VALUE_COEF, MAX_GRAD_NORM, ADAM_EPSILON = 64, 0.5, 0.5, 1e-5
+VALUE_COEF, MAX_GRAD_NORM, ADAM_EPSILON = 0.5, 0.5, 1e-5
 
 
 @dataclass(frozen=True)
 class Card:
-    """A training run with PPO: Adam, and two networks of two layers of 64 tanh units."""
+    """A training run with PPO and Adam."""
 
     env: str
     num_envs: int
@@ -30,6 +28,9 @@ class Card:
     entropy_coef: float = 0.0
     stop_return: float | None = None  # The run ends once the mean return of the last 100 episodes reaches this.
     seed: int = 0
+    network: str = "mlp"  # "mlp", two networks of two layers of tanh units, or "nature_cnn".
+    hidden_sizes: tuple[int, ...] = (64, 64)  # Units of the MLP's two layers, or of the layer after convolutions.
+    recurrent_size: int = 0  # Units of the recurrent cell after the MLP, if any.
 
     @property
     def batch(self) -> int:
@@ -44,20 +45,21 @@ class Card:
         return -(-self.total_steps // self.batch)
 
     def flags(self) -> list[str]:
-        """The card as flags, which launch.py understands, too."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        """The card as flags of launch.py."""
+        words = []
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return words
+
+    def text(self) -> str:
+        """The card as the one argument that a peer reads by `parse`."""
+        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_flags(cls, arguments: list[str]) -> "Card":
-        parser = argparse.ArgumentParser()
-        for field in dataclasses.fields(cls):
-            kind = float if field.name == "stop_return" else field.type
-            assert callable(kind)
-            required = field.default is dataclasses.MISSING
-            default = None if required else field.default
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, required=required, default=default)
-        return cls(**vars(parser.parse_args(arguments)))
+    def parse(cls, text: str) -> "Card":
+        values = json.loads(text)
+        return cls(**{**values, "hidden_sizes": tuple(values["hidden_sizes"])})
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,6 @@ def mean(returns: Sequence[float]) -> float | None:
     return sum(returns) / len(returns) if returns else None
 
 
-def answer(train: Callable[[Card], Answer]) -> None:
-    """Train as the command line says, and print the answer as the last line."""
-    print(json.dumps(dataclasses.asdict(train(Card.from_flags(sys.argv[1:])))))
+def answer(result: Answer) -> None:
+    """Print the result of a run as the last line."""
+    print(json.dumps(dataclasses.asdict(result)))

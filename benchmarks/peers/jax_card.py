@@ -1,8 +1,10 @@
 """PPO in a single file with JAX: NumPy acts, and an update with all of its epochs is one compiled function."""
 
+import sys
 import time
 from collections import deque
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -11,13 +13,15 @@ import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from benchmarks.peers.card import ADAM_EPSILON, HIDDEN, MAX_GRAD_NORM, VALUE_COEF, Answer, Card, answer, mean
+from benchmarks.peers.card import ADAM_EPSILON, MAX_GRAD_NORM, VALUE_COEF, Answer, Card, answer, mean
 
 Params = dict[str, Any]
 LOG_2PI = float(np.log(2 * np.pi))
 
 
-def initial_params(random: np.random.Generator, inputs: int, outputs: int, discrete: bool) -> Params:
+def initial_params(
+    random: np.random.Generator, inputs: int, hidden: tuple[int, ...], outputs: int, discrete: bool
+) -> Params:
     """Two networks of two hidden layers with orthogonal weights; each layer is (weight, bias)."""
 
     def layer(rows: int, columns: int, gain: float) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +29,10 @@ def initial_params(random: np.random.Generator, inputs: int, outputs: int, discr
         return (gain * square[:rows, :columns]).astype(np.float32), np.zeros(columns, np.float32)
 
     def network(last: int, gain: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [layer(inputs, HIDDEN, 2**0.5), layer(HIDDEN, HIDDEN, 2**0.5), layer(HIDDEN, last, gain)]
+        return [
+            *(layer(rows, columns, 2**0.5) for rows, columns in pairwise((inputs, *hidden))),
+            layer(hidden[-1], last, gain),
+        ]
 
     params: Params = {"policy": network(outputs, 0.01), "value": network(1, 1.0)}
     return params if discrete else {**params, "log_std": np.zeros(outputs, np.float32)}
@@ -118,7 +125,7 @@ def train(card: Card) -> Answer:
     observation = np.stack([env.reset(seed=card.seed + i)[0] for i, env in enumerate(envs)]).astype(np.float32)
     outputs = int(envs[0].action_space.n) if discrete else envs[0].action_space.shape[0]  # pyright: ignore
     low, high = (None, None) if discrete else (envs[0].action_space.low, envs[0].action_space.high)  # pyright: ignore
-    params = initial_params(random, observation.shape[1], outputs, discrete)
+    params = initial_params(random, observation.shape[1], card.hidden_sizes, outputs, discrete)
     moments = jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params)
     count = np.float32(0)
 
@@ -189,4 +196,4 @@ def train(card: Card) -> Answer:
 
 
 if __name__ == "__main__":
-    answer(train)
+    answer(train(Card.parse(sys.argv[1])))

@@ -1,6 +1,7 @@
 """Ray RLlib's PPO, used as intended: with an environment runner for each core except one."""
 
 import os
+import sys
 import time
 
 import ray  # pyright: ignore[reportMissingImports]
@@ -9,7 +10,7 @@ from ray.rllib.core.rl_module.default_model_config import (  # pyright: ignore[r
     DefaultModelConfig,
 )
 
-from benchmarks.peers.card import HIDDEN, MAX_GRAD_NORM, VALUE_COEF, Answer, Card, answer
+from benchmarks.peers.card import MAX_GRAD_NORM, VALUE_COEF, Answer, Card, answer
 
 
 def configuration(card: Card) -> PPOConfig:
@@ -43,7 +44,10 @@ def configuration(card: Card) -> PPOConfig:
         )
         .rl_module(
             model_config=DefaultModelConfig(
-                fcnet_hiddens=[HIDDEN, HIDDEN], fcnet_activation="tanh", head_fcnet_hiddens=[], vf_share_layers=False
+                fcnet_hiddens=list(card.hidden_sizes),
+                fcnet_activation="tanh",
+                head_fcnet_hiddens=[],
+                vf_share_layers=False,
             )
         )
         .debugging(seed=card.seed)
@@ -69,4 +73,4 @@ def train(card: Card) -> Answer:
 
 
 if __name__ == "__main__":
-    answer(train)
+    answer(train(Card.parse(sys.argv[1])))

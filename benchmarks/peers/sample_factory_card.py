@@ -12,7 +12,7 @@ from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args  # pyrigh
 from sample_factory.envs.env_utils import register_env  # pyright: ignore[reportMissingImports]
 from sample_factory.train import make_runner  # pyright: ignore[reportMissingImports]
 
-from benchmarks.peers.card import ADAM_EPSILON, HIDDEN, MAX_GRAD_NORM, VALUE_COEF, Answer, Card, answer, mean
+from benchmarks.peers.card import ADAM_EPSILON, MAX_GRAD_NORM, VALUE_COEF, Answer, Card, answer, mean
 
 
 class Clock(AlgoObserver):
@@ -63,7 +63,8 @@ def settings(card: Card, folder: str) -> list[str]:
         "save_every_sec": 10_000,
         "with_wandb": False,
     }
-    return [*(f"--{name}={value}" for name, value in values.items()), "--encoder_mlp_layers", str(HIDDEN), str(HIDDEN)]
+    layers = map(str, card.hidden_sizes)
+    return [*(f"--{name}={value}" for name, value in values.items()), "--encoder_mlp_layers", *layers]
 
 
 def train(card: Card) -> Answer:
@@ -87,4 +88,4 @@ def train(card: Card) -> Answer:
 
 
 if __name__ == "__main__":
-    answer(train)
+    answer(train(Card.parse(sys.argv[1])))

@@ -1,9 +1,11 @@
 """Stable-Baselines3's PPO with its DummyVecEnv, with the card's settings and otherwise the defaults."""
 
+import sys
 import time
 from collections.abc import Callable
 
 from stable_baselines3 import PPO  # pyright: ignore[reportMissingImports]
+from stable_baselines3.common.base_class import BaseAlgorithm  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
 
@@ -27,7 +29,7 @@ class StopAtReturn(BaseCallback):
         return not self._reached
 
 
-def returns_of(model: PPO) -> list[float]:
+def returns_of(model: BaseAlgorithm) -> list[float]:
     return [episode["r"] for episode in model.ep_info_buffer or ()]
 
 
@@ -36,7 +38,7 @@ def schedule(value: float, name: str) -> float | Callable[[float], float]:
 
 
 def train(card: Card) -> Answer:
-    """Do one run as the card says. The default MLP is two networks of 64 and 64 tanh units."""
+    """Do one run as the card says. Its MLP is two networks of tanh units."""
     envs = make_vec_env(card.env, n_envs=card.num_envs, seed=card.seed)
     model = PPO(
         "MlpPolicy",
@@ -49,6 +51,7 @@ def train(card: Card) -> Answer:
         gae_lambda=card.gae_lambda,
         clip_range=schedule(card.clip_range, card.clip_range_schedule),
         ent_coef=card.entropy_coef,
+        policy_kwargs={"net_arch": list(card.hidden_sizes)},
         seed=card.seed,
         device="cpu",
     )
@@ -59,4 +62,4 @@ def train(card: Card) -> Answer:
 
 
 if __name__ == "__main__":
-    answer(train)
+    answer(train(Card.parse(sys.argv[1])))
