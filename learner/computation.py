@@ -26,7 +26,7 @@ UPDATES = 3
 FIXED = ("num_envs", "lane_size")  # These say which lanes there are, and stay as a run began.
 
 
-def computation(device: str, threads: int, tf32: bool) -> dict[str, str]:
+def computation(device: str, threads: int | None, tf32: bool) -> dict[str, str]:
     """By name: device, BLAS and its threads, whether kernels are fused, versions, and a digest of small updates.
 
     The digest is that of a CPU alone: sums of a GPU differ from run to run.
@@ -41,7 +41,7 @@ def computation(device: str, threads: int, tf32: bool) -> dict[str, str]:
     if device == "cpu":
         record |= {
             "blas": _blas(),
-            "threads": str(threads),
+            "threads": str(threads or 1),
             "kernels": "fused" if sys.platform != "linux" or shutil.which("g++") else "not fused",
             "arithmetic": update_digest(),
         }

@@ -33,7 +33,7 @@ def convolve(x: mx.array, weight: mx.array, stride: int, padding: int) -> mx.arr
 
 
 def _by_stride(stride: int) -> Callable[[mx.array, mx.array], mx.array]:
-    """The convolution without padding, whose gradient unfolds and folds rather than scatters."""
+    """The convolution without padding, whose gradient unfolds rather than scatters."""
 
     @mx.custom_function
     def unfolded(x: mx.array, weight: mx.array) -> mx.array:
@@ -47,8 +47,7 @@ def _by_stride(stride: int) -> Callable[[mx.array, mx.array], mx.array]:
         windows = unfold(x, weight.shape[1], stride)
         flat = cotangent.reshape(-1, len(weight))
         by_weight = (flat.T @ windows.reshape(len(flat), -1)).reshape(weight.shape)
-        by_windows = (flat @ weight.reshape(len(weight), -1)).reshape(windows.shape)
-        return fold(by_windows, x.shape, stride), by_weight
+        return gradient_of_images(cotangent, weight, stride, x.shape), by_weight
 
     return cast(Callable[[mx.array, mx.array], mx.array], unfolded)
 
@@ -63,32 +62,25 @@ def unfold(x: mx.array, kernel: int, stride: int) -> mx.array:
     return mx.contiguous(mx.as_strided(mx.contiguous(x), shape, strides))
 
 
-def fold(windows: mx.array, shape: tuple[int, ...], stride: int) -> mx.array:
-    """The sum [B, height, width, channels] of windows laid where `unfold` took them from."""
-    batch, rows, columns, kernel, _, channels = windows.shape
-    if missing := -kernel % stride:
-        windows = mx.pad(windows, [(0, 0)] * 3 + [(0, missing)] * 2 + [(0, 0)])
-    # In blocks of `stride` pixels a window moves by one block: add first its columns of blocks, then its rows.
-    blocks = (kernel + missing) // stride
-    x = windows.reshape(batch, rows, columns, blocks * stride, blocks, stride * channels)
-    x = _overlapped([x[..., j, :] for j in range(blocks)], axis=2)
-    x = x.reshape(*x.shape[:3], blocks, stride, stride * channels)
-    x = _overlapped([x[:, :, :, i] for i in range(blocks)], axis=1)
-    x = x.swapaxes(2, 3).reshape(batch, x.shape[1] * stride, x.shape[2] * stride, channels)
-    height, width = shape[1:3]
-    x = x[:, :height, :width]
+def gradient_of_images(cotangent: mx.array, weight: mx.array, stride: int, shape: tuple[int, ...]) -> mx.array:
+    """The gradient [B, height, width, in] of a convolution's images, from that of its output [B, rows, columns, out].
+
+    It is a convolution, too: a pixel is in a square block of `stride` pixels, and each window covers `blocks` ×
+    `blocks` of these. So a block's gradient comes from that many outputs.
+    """
+    batch, height, width, channels = shape
+    outputs, kernel = weight.shape[:2]
+    blocks = -(-kernel // stride)
+    missing = blocks * stride - kernel
+    weight = mx.pad(weight, [(0, 0), (0, missing), (0, missing), (0, 0)])
+    weight = weight.reshape(outputs, blocks, stride, blocks, stride, channels)[:, ::-1, :, ::-1]
+    weight = weight.transpose(1, 3, 0, 2, 4, 5).reshape(blocks**2 * outputs, stride**2 * channels)
+    border = (blocks - 1, blocks - 1)
+    windows = unfold(mx.pad(cotangent, [(0, 0), border, border, (0, 0)]), blocks, 1)
+    rows, columns = windows.shape[1:3]
+    x = (windows.reshape(-1, len(weight)) @ weight).reshape(batch, rows, columns, stride, stride, channels)
+    x = x.swapaxes(2, 3).reshape(batch, rows * stride, columns * stride, channels)[:, :height, :width]
     return mx.pad(x, [(0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0)])
-
-
-def _overlapped(pieces: list[mx.array], axis: int) -> mx.array:
-    """The sum of pieces of one shape, each laid one further along `axis` than the one before."""
-    last = len(pieces) - 1
-    total = mx.array(0.0)
-    for i, piece in enumerate(pieces):
-        padding = [(0, 0)] * piece.ndim
-        padding[axis] = (i, last - i)
-        total = total + mx.pad(piece, padding)
-    return total
 
 
 def max_pool(x: mx.array) -> mx.array:

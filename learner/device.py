@@ -22,6 +22,8 @@ OPENBLAS_PACKAGE = "ngsolve_openblas"
 PROBE_SECONDS = 20
 TF32 = "MLX_ENABLE_TF32"
 ACCELERATE_THREADS = "VECLIB_MAXIMUM_THREADS"
+# In how many branches of a graph MLX goes ahead at once. Of the default, 20, only one CPU stream is kept busy.
+BREADTH, ALL_STREAMS = "MLX_BFS_MAX_WIDTH", "1000"
 # From so many parameters times samples a step on, `auto` takes the GPU. docs/devices.md has what was measured.
 GPU_WORK = 3e7
 MALLOC_TRIM_THRESHOLD, MALLOC_MAX_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h.
@@ -35,17 +37,21 @@ sys.exit(nine[0] != 9)
 """
 
 
-def prepare_device(name: str, threads: int, tf32: bool = False) -> tuple[str, list[str]]:
+def prepare_device(name: str, threads: int | None, tf32: bool = False) -> tuple[str, list[str]]:
     """Get MLX ready for `name` (auto, cpu or gpu); returns (cpu, gpu or auto, notes for the user).
 
     The device returned is MLX's default from now on. With `auto` that is the CPU, and there is a choice, which
-    `choose_device` makes. `tf32` lets a GPU round float32 matrix products. Raises `UserError`.
+    `choose_device` makes. `threads` are those of the BLAS, None is one. `tf32` lets a GPU round the factors
+    of float32 products. Raises `UserError`.
     """
     if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx.core") is None:  # any folder is an mlx
         extra = "" if sys.platform == "darwin" else "; add the extra `cpu` or `cuda` of this project"
         raise UserError(f"the learner needs MLX, which is not installed{extra}")
     os.environ[TF32] = str(int(tf32))  # MLX reads it when it is imported, or at its first product
     notes = []
+    threads = threads or 1
+    if name != "gpu":
+        os.environ.setdefault(BREADTH, ALL_STREAMS)
     if sys.platform == "darwin":
         os.environ[ACCELERATE_THREADS] = str(threads)  # Accelerate reads it at its first product.
     if sys.platform == "linux":
@@ -127,6 +133,13 @@ def preload_openblas(threads: int) -> list[str]:
         blas = ctypes.CDLL(str(path), mode=os.RTLD_GLOBAL)
     blas.openblas_set_num_threads(threads)
     return []
+
+
+def limit_blas_threads(threads: int) -> None:
+    """Let the OpenBLAS that was loaded, if any, use so many threads from now on."""
+    everything = ctypes.CDLL(None)
+    if hasattr(everything, "openblas_set_num_threads"):
+        everything.openblas_set_num_threads(threads)
 
 
 def _openblas_note() -> str:

@@ -1,13 +1,20 @@
-"""The step of any model: its loss, differentiated by MLX."""
+"""The step of any model: its loss, differentiated by MLX.
 
-from collections.abc import Iterator
+On a CPU, samples with images are computed in parts, side by side. The parts do not depend on the number of threads, so
+that the number never changes a bit.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from learner.device import limit_blas_threads
 from learner.distributions import Distribution
 from learner.layout import Layout
 from learner.model import ActorCritic
@@ -15,13 +22,21 @@ from learner.objective import Outcome, objective
 from protocol.observations import InputShapes
 from rundir.config import PPOConfig
 
+Found = TypeVar("Found")
+PARTS = 4  # Of images; fewer where the samples do not divide.
+
 
 class Differentiated:
     """The computation of any model. Its parameters are one vector in the order of `layout`."""
 
-    def __init__(self, model: ActorCritic, config: PPOConfig) -> None:
+    def __init__(self, model: ActorCritic, config: PPOConfig, threads: int | None = None) -> None:
+        """`threads` are those that compute parts on a CPU; None takes one for each part."""
         self.is_small = not InputShapes.of(model.spaces).images  # Then the features of a whole batch fit in memory.
         self.layout = Layout.of(model)
+        self._in_parts = not self.is_small and mx.default_device().type == mx.cpu
+        self._threads = min(threads or PARTS, PARTS)
+        if self._in_parts:
+            limit_blas_threads(1)
         self._model, self._config = model, config
         self._loss_and_gradients = nn.value_and_grad(model, self._loss)
 
@@ -33,16 +48,25 @@ class Differentiated:
         self, vector: mx.array, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array
     ) -> tuple[mx.array, Outcome]:
         """(the gradient of the mean loss for `vector`, what came of the samples)."""
+
+        def compute(part: dict[str, Any]) -> tuple[mx.array, Outcome]:
+            (_, outcome), gradients = self._loss_and_gradients(part, clip, entropy_coef)
+            return self.layout.join(dict(tree_flatten(gradients))), outcome
+
         with self._parameters(vector):
-            (_, outcome), gradients = self._loss_and_gradients(minibatch, clip, entropy_coef)
-        return self.layout.join(dict(tree_flatten(gradients))), outcome
+            gradients, outcomes = zip(*self._each_part(minibatch, compute), strict=True)
+        return functools.reduce(mx.add, gradients) * (1 / len(gradients)), _joined(outcomes)
 
     def evaluate(self, vector: mx.array, samples: dict[str, Any]) -> list[mx.array]:
         """[values, log-probabilities of the actions, for a recurrent policy the hidden states after each step]."""
+
+        def compute(part: dict[str, Any]) -> list[mx.array]:
+            distribution, values, hidden_states = forward(self._model, part)
+            found = [values, distribution.log_prob(part["actions"])]
+            return [*found, hidden_states] if self._model.recurrent else found
+
         with self._parameters(vector):
-            distribution, values, hidden_states = forward(self._model, samples)
-        found = [values, distribution.log_prob(samples["actions"])]
-        return [*found, hidden_states] if self._model.recurrent else found
+            return _joined(self._each_part(samples, compute))
 
     def values(self, vector: mx.array, inputs: list[mx.array], hidden_state: mx.array) -> mx.array:
         """The values [B] of states, of which a recurrent policy has the hidden states before them."""
@@ -51,6 +75,18 @@ class Differentiated:
                 return self._model(inputs, hidden_state, hidden_state)[1]
             sequences = [x[:, None] for x in inputs]  # Sequences of one step each.
             return self._model(sequences, hidden_state, mx.zeros((len(hidden_state), 1)))[1].squeeze(1)
+
+    def _each_part(self, samples: dict[str, Any], compute: Callable[[dict[str, Any]], Found]) -> list[Found]:
+        """What `compute` makes of each part of the samples, one thread beside the other; of all at once on a GPU."""
+        count = len(samples["actions"])
+        parts = math.gcd(count, PARTS) if self._in_parts else 1
+        if parts == 1:
+            return [compute(samples)]
+        found, size = [], count // parts
+        for i in range(parts):
+            with mx.stream(_stream(i % self._threads)):
+                found.append(compute(tree_map(lambda x: x[i * size : (i + 1) * size], samples)))  # noqa: B023
+        return found
 
     def _loss(self, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array) -> tuple[mx.array, Outcome]:
         return ppo_loss(self._model, minibatch, clip, entropy_coef, self._config)
@@ -64,6 +100,17 @@ class Differentiated:
             yield
         finally:
             self._model.update(tree_unflatten(list(own.items())))
+
+
+@functools.cache
+def _stream(number: int) -> mx.Stream:
+    """One of the CPU's streams; each has a thread."""
+    return mx.new_stream(mx.cpu)
+
+
+def _joined(parts: Sequence[list[mx.array]]) -> list[mx.array]:
+    """The arrays of all parts, one behind the other."""
+    return list(parts[0]) if len(parts) == 1 else [mx.concatenate(list(arrays)) for arrays in zip(*parts, strict=True)]
 
 
 def ppo_loss(

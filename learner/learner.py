@@ -167,7 +167,8 @@ class Learner:
             self._report(Note(self._conditions.choose(ActorCritic(spaces, experiment), samples)))
         model = ActorCritic(spaces, experiment)  # On the device that was chosen.
         self._agreement = Agreement(most_summed(model), self._conditions.rounds, self._warn)
-        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._total_iterations)
+        threads = self._config.training.learner_threads
+        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._total_iterations, threads)
         if checkpoint is None:
             arrays = self._ppo.state_dict()
             self._snapshots = [self._snapshot(arrays)]

@@ -62,7 +62,7 @@ class ActorCritic(nn.Module):
         episode begins.
         """
         if self.recurrent:
-            flat = [x.reshape(-1, *x.shape[2:]) for x in inputs]
+            flat = [x.flatten(0, 1) for x in inputs]
             x = self.encoder(flat).reshape(*inputs[0].shape[:2], -1)
             x = hidden_state = self.gru(x, hidden_state, starts)
         else:

@@ -38,21 +38,23 @@ class Prepared:
     ratios: np.ndarray  # [T, num_envs], π_proximal / π_behaviour
 
 
-def computation_of(model: ActorCritic, config: PPOConfig) -> StackedMLP | Differentiated:
+def computation_of(model: ActorCritic, config: PPOConfig, threads: int | None = None) -> StackedMLP | Differentiated:
     """The fastest computation of values and gradients of `model`."""
-    return StackedMLP(model, config) if StackedMLP.fits(model) else Differentiated(model, config)
+    return StackedMLP(model, config) if StackedMLP.fits(model) else Differentiated(model, config, threads)
 
 
 class PPO:
     """The clipped objective in its decoupled form (Hilton et al., arXiv 2110.00641), which is plain PPO at lag 0."""
 
-    def __init__(self, model: ActorCritic, config: PPOConfig, seed: int, total_iterations: int) -> None:
+    def __init__(
+        self, model: ActorCritic, config: PPOConfig, seed: int, total_iterations: int, threads: int | None = None
+    ) -> None:
         self.model = model
         self._config = config
         self._seed = seed
         self._total_iterations = total_iterations
         self._adapted_learning_rate = config.learning_rate  # Used where the schedule is adaptive.
-        self._computation = computation_of(model, config)
+        self._computation = computation_of(model, config, threads)
         self._optimizer = Adam(model, config.max_grad_norm, self._computation.layout)
         self._compile()
 

@@ -120,16 +120,18 @@ class TrainingConfig:
     tf32: bool = False
     """Let a GPU round the factors of float32 products to 10 bits, which some do many times faster. The learner then
     computes other probabilities than the actors, who do not round."""
-    learner_threads: int = 1
-    """Threads of the learner's BLAS on Linux CPUs; another number may give other low bits. macOS decides by itself."""
+    learner_threads: int | None = None
+    """Threads with which the learner computes on a CPU. None takes one, and for images four, which give the same bits
+    as one. For vectors they are the BLAS's, and another number may give other low bits."""
 
     def check(self) -> None:
         """Raise `UserError` on a setting that cannot work."""
-        for name in ("total_steps", "checkpoint_every", "eval_episodes", "learner_threads"):
+        for name in ("total_steps", "checkpoint_every", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        if self.eval_every is not None and self.eval_every < 1:
-            raise UserError(f"--eval-every must be at least 1, or None, not {self.eval_every}")
+        for name in ("eval_every", "learner_threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 1, or None, not {getattr(self, name)}")
         if self.stop_return is not None and not math.isfinite(self.stop_return):
             raise UserError(f"--stop-return must be a number, or None, not {self.stop_return}")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors import networks as on_actor
-from learner.convolution import Convolution, convolve, fold, max_pool, unfold
+from learner.convolution import Convolution, convolve, max_pool, unfold
 
 # (height, width), kernel, stride, padding
 SHAPES = {
@@ -69,25 +69,6 @@ def test_unfolding_lists_the_windows_that_a_convolution_sees(
         window = padded[b, row * stride :, column * stride :][:kernel, :kernel]
         np.testing.assert_array_equal(found[b, row, column], window)
     np.testing.assert_array_equal(np.array(unfold(mx.array(padded), kernel, stride)), found)
-
-
-@every_shape
-def test_folding_is_the_adjoint_of_unfolding(size: tuple[int, int], kernel: int, stride: int, padding: int) -> None:
-    size = size[0] + 2 * padding, size[1] + 2 * padding
-    x, _ = arrays(size, kernel)
-    windows = np.array(unfold(mx.array(x), kernel, stride))
-    others = np.random.default_rng(1).standard_normal(windows.shape).astype(np.float32)
-    folded = np.array(fold(mx.array(others), x.shape, stride))
-    assert folded.shape == x.shape
-    inner = float((windows.astype(np.float64) * others).sum())
-    assert float((x.astype(np.float64) * folded).sum()) == pytest.approx(inner, rel=1e-5, abs=1e-4)
-
-    literal = np.zeros(x.shape)
-    for row, column in itertools.product(*map(range, windows.shape[1:3])):
-        literal[:, row * stride : row * stride + kernel, column * stride : column * stride + kernel] += others[
-            :, row, column
-        ]
-    np.testing.assert_allclose(folded, literal, rtol=1e-5, atol=1e-5)
 
 
 def test_unfolding_takes_arrays_that_are_not_contiguous() -> None:

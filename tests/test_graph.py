@@ -11,6 +11,7 @@ from making import continuous, discrete, numbers
 from test_policies_agree import random_observations
 from test_ppo import random_actions
 
+from learner import differentiated
 from learner.model import ActorCritic
 from learner.ppo import PPO
 from protocol.experiment import Experiment
@@ -66,6 +67,12 @@ def operations_of(spaces: Spaces, experiment: Experiment) -> dict[str, tuple[str
     taken = re.findall(r'"[^"]+" -> (\d+)', text)
     given = re.findall(r'(\d+) -> "[^"]+"', text)
     return {key: (name, taken.count(key) + given.count(key)) for key, name in names.items()}
+
+
+@pytest.fixture(autouse=True)
+def in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU computes images."""
+    monkeypatch.setattr(differentiated, "PARTS", 1)
 
 
 @pytest.mark.parametrize(("spaces", "experiment", "most"), NETWORKS.values(), ids=NETWORKS)

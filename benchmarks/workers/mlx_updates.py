@@ -59,7 +59,8 @@ def prepare() -> Callable[..., dict[str, Any]]:
             learning_rate=LEARNING_RATE, learning_rate_schedule="constant", epochs=epochs, minibatches=MINIBATCHES
         )
         batch = Batch.stack([trajectory(spaces, experiment, lane=0, rollout_index=ITERATION)])
-        update = Update(PPO(ActorCritic(spaces, experiment), config, 0, total_iterations=10), batch, workload)
+        ppo = PPO(ActorCritic(spaces, experiment), config, 0, total_iterations=10, threads=arguments.threads)
+        update = Update(ppo, batch, workload)
         update.seconds()
         return update
 
