@@ -1,7 +1,7 @@
 """PPO: one iteration of epochs over minibatches, each a compiled step of Adam on the device."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from rundir.config import PPOConfig
 from rundir.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
 
 MAX_SAMPLE_WEIGHT = 2.0  # π_proximal / π_behaviour of a sample that older weights acted is cut here.
+TARGETS = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")  # What the loss compares with.
 STEP_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
 
 ToInputs = Callable[[np.ndarray], list[np.ndarray]]
@@ -100,11 +101,14 @@ class PPO:
     ) -> tuple[mx.array, int]:
         """(the sums of all steps' metrics, in the order of `STEP_METRICS`, how many steps) of an update."""
         clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
-        totals, steps = mx.zeros(len(STEP_METRICS)), 0
+        totals, steps, limit = mx.zeros(len(STEP_METRICS)), 0, self._config.target_kl
         previous: list[mx.array] = []
+        judged, outcomes = [], []  # Of the epochs that are not measured yet.
         for epoch in range(self._config.epochs):
-            shuffled, outcomes = self._shuffled(samples, iteration, epoch), []
-            for minibatch in self._minibatches(shuffled):
+            order = mx.array(self._order(len(samples["actions"]), iteration, epoch))
+            shuffled, minibatches = self._shuffle(samples, order)
+            judged.append(shuffled)
+            for minibatch in minibatches:
                 interrupt()
                 factors = self._optimizer.begin_step(settings["learning_rate"])
                 outcome = self._step(minibatch, clip, entropy_coef, factors)
@@ -112,10 +116,12 @@ class PPO:
                 mx.eval(previous)  # Stay one step ahead of the device, not a whole iteration.
                 previous = outcome
                 outcomes.append(outcome)
-            steps += len(outcomes)
-            means = self._measure(shuffled, outcomes, clip, entropy_coef)
+                steps += 1
+            if limit is None and epoch < self._config.epochs - 1:
+                continue
+            means = self._measure(judged, outcomes, clip, entropy_coef)
             totals = totals + len(outcomes) * means
-            limit = self._config.target_kl
+            judged, outcomes = [], []
             if limit is not None and float(np.array(means)[STEP_METRICS.index("approx_kl")]) > limit:
                 break
         return totals, steps
@@ -142,15 +148,17 @@ class PPO:
             return [*outcome, self._optimizer.step(gradient, factors)]
 
         def measure(
-            shuffled: dict[str, Any], outcomes: list[list[mx.array]], clip: mx.array, entropy_coef: mx.array
+            judged: list[dict[str, mx.array]], outcomes: list[list[mx.array]], clip: mx.array, entropy_coef: mx.array
         ) -> mx.array:
-            """The means of an epoch's metrics, in the order of `STEP_METRICS`."""
+            """The means of the metrics of some epochs, in the order of `STEP_METRICS`."""
             *outcome, norms = zip(*outcomes, strict=True)
             outcome = [mx.concatenate(list(arrays)) for arrays in outcome]
-            _, shown = objective(outcome, shuffled, clip, entropy_coef, self._config)
+            samples = {name: mx.concatenate([epoch[name] for epoch in judged]) for name in TARGETS}
+            _, shown = objective(outcome, samples, clip, entropy_coef, self._config)
             return mx.stack([*(array.mean() for array in shown), mx.stack(list(norms)).mean()])
 
         self._step = mx.compile(step, inputs=state, outputs=state)
+        self._shuffle = mx.compile(self._minibatches)
         self._measure = mx.compile(measure)
         self._evaluate = mx.compile(computation.evaluate)
         self._evaluate_states = mx.compile(computation.values)
@@ -271,20 +279,22 @@ class PPO:
             else array.reshape(math.prod(array.shape[:2]), *array.shape[2:])
         )
 
-    def _shuffled(self, samples: dict[str, Any], iteration: int, epoch: int) -> dict[str, Any]:
-        """The samples in an order that only iteration and epoch decide, with advantages normalised by minibatch."""
+    def _order(self, count: int, iteration: int, epoch: int) -> np.ndarray:
+        """The order of so many samples, uint32 [count], which only iteration and epoch decide."""
         random = generator(self._seed, Purpose.MINIBATCHES, iteration, epoch)
-        order = mx.array(random.permutation(len(samples["actions"])).astype(np.uint32))
+        return random.permutation(count).astype(np.uint32)
+
+    def _minibatches(
+        self, samples: dict[str, Any], order: mx.array
+    ) -> tuple[dict[str, mx.array], list[dict[str, Any]]]:
+        """(the targets in this order, all in it as minibatches), with advantages normalised over each minibatch."""
         shuffled = tree_map(lambda x: x[order], samples)
         if self._config.normalize_advantages:
             shuffled["advantages"] = normalized(shuffled["advantages"], self._config.minibatches)
-        return shuffled
-
-    def _minibatches(self, shuffled: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """An epoch's minibatches, all of one size."""
         names, arrays = zip(*tree_flatten(shuffled), strict=True)
-        for parts in zip(*(mx.split(x, self._config.minibatches) for x in arrays), strict=True):
-            yield tree_unflatten(list(zip(names, parts, strict=True)))
+        split = zip(*(mx.split(x, self._config.minibatches) for x in arrays), strict=True)
+        minibatches = [tree_unflatten(list(zip(names, parts, strict=True))) for parts in split]
+        return {name: shuffled[name] for name in TARGETS}, minibatches
 
 
 def _finite(value: float) -> float | None:
