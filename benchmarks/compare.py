@@ -54,13 +54,13 @@ SPEEDS = {
     ),
     "halfcheetah": Work(
         "HalfCheetah-v5, 8 × 256 steps",
-        Card("HalfCheetah-v5", 8, 256, 32, 10, 3e-4, 40_960, learning_rate_schedule="linear"),
+        Card("HalfCheetah-v5", 8, 256, 32, 10, 3e-4, 81_920, learning_rate_schedule="linear"),
         {"pipelined": at_least(1.25)},
         (JAX, COMPILED, SB3),
     ),
     "images": Work(
         "Pong, 8 × 128 steps, Nature CNN",
-        Card("ALE/Pong-v5", 8, 128, 4, 4, 2.5e-4, 10_240, network="nature_cnn", hidden_sizes=(512,)),
+        Card("ALE/Pong-v5", 8, 128, 4, 4, 2.5e-4, 20_480, network="nature_cnn", hidden_sizes=(512,)),
         {"pipelined": at_least(1.2)},
         (COMPILED_ENVPOOL,),
     ),

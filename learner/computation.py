@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import math
 import platform
 import shutil
 import sys
@@ -121,31 +122,47 @@ def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
 
 
 def update_digest() -> str:
-    """A digest of the weights that a few updates of a small network lead to, on made-up data.
+    """A digest of the weights that a few updates of two small networks lead to, on made-up data.
 
-    The model, the loss and the optimizer are those of training. They are not compiled here: each graph would cost a
-    cold machine seconds.
+    One network is the built-in MLP, and the other has convolutions and a GRU. Models, loss and optimizer are those of
+    training. They are not compiled here: each graph would cost a cold machine seconds.
     """
-    observation, action = BoxSpace((24,), "float32"), BoxSpace((4,), "float32")
-    spaces = Spaces(observation, (ObservationPart("numbers", observation, ()),), action, "gaussian", ())
-    model, config = ActorCritic(spaces, Experiment()), PPOConfig(value_clip_range=0.2)
+    box, action = BoxSpace((24,), "float32"), BoxSpace((4,), "float32")
+    vector = Spaces(box, (ObservationPart("numbers", box, ()),), action, "gaussian", ())
+    box = BoxSpace((36, 36, 1), "uint8")
+    image = Spaces(box, (ObservationPart("image", box, ()),), action, "gaussian", ())
+    digest = hashlib.blake2b(_weights_after(vector, Experiment(), (256,)).tobytes(), digest_size=8)
+    digest.update(_weights_after(image, Experiment(network="nature_cnn", recurrent_size=8), (8, 2)).tobytes())
+    return digest.hexdigest()
+
+
+def _weights_after(spaces: Spaces, experiment: Experiment, lead: tuple[int, ...]) -> np.ndarray:
+    """The weights after a few updates on samples of the leading shape `lead`."""
+    model, config = ActorCritic(spaces, experiment), PPOConfig(value_clip_range=0.2)
     computation = computation_of(model, config)
     optimizer = Adam(model, config.max_grad_norm, computation.layout)
     optimizer.take_parameters()
     random = np.random.Generator(np.random.Philox(key=1))
+    shape, count = (*lead, *spaces.observation.shape), math.prod(lead)
     for _ in range(UPDATES):
-        samples = {
-            "inputs": computation.prepare([mx.array(random.standard_normal((256, 24), np.float32))]),
-            "actions": mx.array(random.standard_normal((256, 4), np.float32)),
-            "weights": mx.ones(256),
+        if spaces.parts[0].kind == "image":
+            inputs = [np.zeros((*lead, 0), np.float32), random.integers(256, size=shape).astype(np.uint8)]
+        else:
+            inputs = [random.standard_normal(shape, np.float32)]
+        samples: dict[str, Any] = {
+            "inputs": computation.prepare([mx.array(x) for x in inputs]),
+            "actions": mx.array(random.standard_normal((*lead, 4), np.float32)),
+            "weights": mx.ones(lead),
         }
         names = ("proximal_log_probs", "advantages", "value_targets", "values")
-        samples |= {name: mx.array(random.standard_normal(256, np.float32)) for name in names}
+        samples |= {name: mx.array(random.standard_normal(lead, np.float32)) for name in names}
         samples["proximal_log_probs"] = samples["proximal_log_probs"] / 4 - 5  # near those of the policy
-        samples["advantages"] = normalized(samples["advantages"], minibatches=1)
+        samples["advantages"] = normalized(samples["advantages"].reshape(count), minibatches=1).reshape(lead)
+        if model.recurrent:
+            samples |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((lead[0], experiment.recurrent_size))}
         gradient, _ = computation.gradients(optimizer.state[0], samples, mx.array(0.2), mx.array(0.01))
         optimizer.step(gradient, optimizer.begin_step(1e-3))
-    return hashlib.blake2b(np.array(optimizer.state[0]).tobytes(), digest_size=8).hexdigest()
+    return np.array(optimizer.state[0])
 
 
 def _blas() -> str:

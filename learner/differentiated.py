@@ -14,7 +14,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from learner.device import limit_blas_threads
 from learner.distributions import Distribution
 from learner.layout import Layout
 from learner.model import ActorCritic
@@ -35,8 +34,6 @@ class Differentiated:
         self.layout = Layout.of(model)
         self._in_parts = not self.is_small and mx.default_device().type == mx.cpu
         self._threads = min(threads or PARTS, PARTS)
-        if self._in_parts:
-            limit_blas_threads(1)
         self._model, self._config = model, config
         self._loss_and_gradients = nn.value_and_grad(model, self._loss)
 

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from learner.advantage import Steps, gae, vtrace
 from learner.batch import Batch
+from learner.device import limit_blas_threads
 from learner.differentiated import Differentiated
 from learner.model import ActorCritic
 from learner.objective import normalized, objective
@@ -56,6 +57,8 @@ class PPO:
         self._total_iterations = total_iterations
         self._adapted_learning_rate = config.learning_rate  # Used where the schedule is adaptive.
         self._computation = computation_of(model, config, threads)
+        if not self._computation.is_small:
+            limit_blas_threads(1)  # Parts of images have threads of their own.
         self._optimizer = Adam(model, config.max_grad_norm, self._computation.layout)
         self._compile()
 
