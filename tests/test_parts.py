@@ -29,7 +29,7 @@ def gradients(experiment: Experiment, samples: int, threads: int | None = None) 
     computation = Differentiated(model, PPOConfig(), threads)
     vector = computation.layout.join(model.state_dict())
     minibatch: Any = tree_map(lambda x: x[:samples], minibatch_of(IMAGE, experiment.recurrent_size))
-    step = mx.compile(lambda *arguments: computation.gradients(*arguments))
+    step = mx.compile(computation.gradients)
     gradient, outcome = step(vector, minibatch, mx.array(0.2), mx.array(0.01))
     return np.array(gradient), [np.array(array) for array in outcome]
 
