@@ -39,7 +39,7 @@ class Work:
     judges: tuple[Peer, ...]
     others: tuple[Peer, ...] = ()  # Peers whose speed is shown alone.
     limit: float | None = None  # Env-steps per second that the environments allow, instead of judges.
-    shapes: tuple[str, ...] | None = None
+    shapes: tuple[str, ...] = ("8x1", "4x2", "2x4")  # Ways of this project to choose from.
 
 
 _SIMPLE = Card("CartPole-v1", 8, 128, 4, 4, 2.5e-4, 102_400, learning_rate_schedule="linear", entropy_coef=0.01)
@@ -118,7 +118,7 @@ SETTINGS = (Settings("64 envs", _WIDE, at_most(0.35)), Settings("its zoo's 8 env
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS), help="what to compare")
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="interpreter with peers")
-    parser.add_argument("--shapes", nargs="+", help="LANE_SIZExACTORS to choose from, instead of 8x1, 4x2 and 2x4")
+    parser.add_argument("--shapes", nargs="+", help="LANE_SIZExACTORS to choose from, instead of the work's own")
     parser.add_argument("--iterations", type=positive(int), help="of each run, instead of the card's")
     parser.add_argument(
         "--device",
@@ -146,7 +146,7 @@ def compare_speeds(work: Work, arguments: argparse.Namespace, peers: dict[str, C
     card = work.card
     if arguments.iterations is not None:
         card = dataclasses.replace(card, total_steps=arguments.iterations * card.batch)
-    shapes = arguments.shapes or work.shapes or ("8x1", "4x2", "2x4")
+    shapes = arguments.shapes or work.shapes
     rivals = [peers[peer.name] for peer in (*work.judges, *work.others) if peer.name in peers]
     everyone = [*(ours(schedule, shapes, arguments.device) for schedule in work.targets), *rivals]
     runs = {c.name: with_seed(way, card) for c in everyone if (way := c.fastest(card, report.note))}

@@ -29,9 +29,12 @@ class Sleep(gymnasium.Env):
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        time.sleep(self._seconds)
+        self._pass_time()
         self._steps += 1
         return self._observe(), float(action == 1), False, self._steps >= EPISODE_LENGTH, {}
+
+    def _pass_time(self) -> None:
+        time.sleep(self._seconds)
 
     def _observe(self) -> np.ndarray:
         return self.np_random.uniform(-1, 1, 4).astype(np.float32)
@@ -40,12 +43,10 @@ class Sleep(gymnasium.Env):
 class Busy(Sleep):
     """Computes in every step for so much time of its process, like a simulator that needs a core."""
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def _pass_time(self) -> None:
         end = time.process_time() + self._seconds
         while time.process_time() < end:
             pass
-        self._steps += 1
-        return self._observe(), float(action == 1), False, self._steps >= EPISODE_LENGTH, {}
 
 
 class Uneven(CartPoleEnv):

@@ -20,6 +20,7 @@ from learner.optimizer import Adam
 from learner.ppo import computation_of
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.observations import network_inputs
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 from rundir.config import PPOConfig
 
@@ -143,21 +144,22 @@ def _weights_after(spaces: Spaces, experiment: Experiment, lead: tuple[int, ...]
     optimizer = Adam(model, config.max_grad_norm, computation.layout)
     optimizer.take_parameters()
     random = np.random.Generator(np.random.Philox(key=1))
-    shape, count = (*lead, *spaces.observation.shape), math.prod(lead)
+    shape = math.prod(lead), *spaces.observation.shape
     for _ in range(UPDATES):
-        if spaces.parts[0].kind == "image":
-            inputs = [np.zeros((*lead, 0), np.float32), random.integers(256, size=shape).astype(np.uint8)]
+        if spaces.observation.dtype == "uint8":
+            observations = random.integers(256, size=shape).astype(np.uint8)
         else:
-            inputs = [random.standard_normal(shape, np.float32)]
+            observations = random.standard_normal(shape, np.float32)
+        inputs = [mx.array(x.reshape(*lead, *x.shape[1:])) for x in network_inputs(observations, spaces, None)]
         samples: dict[str, Any] = {
-            "inputs": computation.prepare([mx.array(x) for x in inputs]),
+            "inputs": computation.prepare(inputs),
             "actions": mx.array(random.standard_normal((*lead, 4), np.float32)),
             "weights": mx.ones(lead),
         }
         names = ("proximal_log_probs", "advantages", "value_targets", "values")
         samples |= {name: mx.array(random.standard_normal(lead, np.float32)) for name in names}
         samples["proximal_log_probs"] = samples["proximal_log_probs"] / 4 - 5  # near those of the policy
-        samples["advantages"] = normalized(samples["advantages"].reshape(count), minibatches=1).reshape(lead)
+        samples["advantages"] = normalized(samples["advantages"], minibatches=1)
         if model.recurrent:
             samples |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((lead[0], experiment.recurrent_size))}
         gradient, _ = computation.gradients(optimizer.state[0], samples, mx.array(0.2), mx.array(0.01))

@@ -130,8 +130,8 @@ def preload_openblas(threads: int) -> list[str]:
             last = probe.stderr.decode(errors="replace").strip().splitlines()[-1:]
             cause = ", ".join(last) or f"exit code {probe.returncode}"
             return [f"OpenBLAS does not work here ({cause}); MLX's own BLAS is used, and updates take longer"]
-        blas = ctypes.CDLL(str(path), mode=os.RTLD_GLOBAL)
-    blas.openblas_set_num_threads(threads)
+        ctypes.CDLL(str(path), mode=os.RTLD_GLOBAL)
+    limit_blas_threads(threads)
     return []
 
 

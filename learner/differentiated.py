@@ -52,7 +52,8 @@ class Differentiated:
 
         with self._parameters(vector):
             gradients, outcomes = zip(*self._each_part(minibatch, compute), strict=True)
-        return functools.reduce(mx.add, gradients) * (1 / len(gradients)), _joined(outcomes)
+        gradient = functools.reduce(mx.add, gradients)
+        return gradient if len(gradients) == 1 else gradient * (1 / len(gradients)), _joined(outcomes)
 
     def evaluate(self, vector: mx.array, samples: dict[str, Any]) -> list[mx.array]:
         """[values, log-probabilities of the actions, for a recurrent policy the hidden states after each step]."""

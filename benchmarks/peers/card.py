@@ -1,4 +1,4 @@
-"""The work card: the training settings as flags that every contender reads, and the line that peers answer."""
+"""The work card: the training settings, as flags of launch.py and as text for peers, and the line that peers answer."""
 
 import dataclasses
 import json

@@ -51,15 +51,15 @@ class Agent(nn.Module):
         super().__init__()
         self.memory, self.entropy_coef = card.recurrent_size, card.entropy_coef
         size = card.hidden_sizes[-1]
+        is_shared = card.network == "nature_cnn" or self.memory > 0
         if card.network == "nature_cnn":
             self.body = NatureCNN(shape[0], size)
-        elif self.memory:
-            self.body, self.lstm = mlp(shape[0], card.hidden_sizes), nn.LSTM(size, self.memory)
-            size = self.memory
         else:
-            self.body = nn.Identity()
+            self.body = mlp(shape[0], card.hidden_sizes) if is_shared else nn.Identity()
+        if self.memory:
+            self.lstm, size = nn.LSTM(size, self.memory), self.memory
         heads = layer(size, outputs, 0.01), layer(size, 1, 1.0)
-        if card.network == "mlp" and not self.memory:
+        if not is_shared:
             heads = tuple(nn.Sequential(mlp(shape[0], card.hidden_sizes), head) for head in heads)
         self.policy, self.value = heads
         self.log_std = None if discrete else nn.Parameter(torch.zeros(outputs))
@@ -93,9 +93,8 @@ class Agent(nn.Module):
         """(actions, log-probabilities, values, state) for one observation of each environment."""
         with torch.no_grad():
             outputs, values, state = self.evaluate(observations[None], state, starts[None])
-            noise = torch.rand_like(outputs)
             if self.log_std is None:
-                actions = (outputs - (-noise.log()).log()).argmax(-1)
+                actions = (outputs - (-torch.rand_like(outputs).log()).log()).argmax(-1)
             else:
                 actions = outputs + self.log_std.exp() * torch.randn_like(outputs)
             return actions, self.judge(outputs, actions)[0], values, state
@@ -181,7 +180,7 @@ def train(card: Card, compiled: bool = False, vector: str = "sync") -> Answer:
     rollout = {
         "observations": torch.zeros(length, num_envs, *observation.shape[1:], dtype=torch.as_tensor(observation).dtype),
         "actions": torch.zeros(
-            length, num_envs, *(() if discrete else (outputs,)), dtype=None if not discrete else torch.long
+            length, num_envs, *(() if discrete else (outputs,)), dtype=torch.long if discrete else None
         ),
         **{name: torch.zeros(length, num_envs) for name in ("log_probs", "values", "rewards", "starts")},
     }
