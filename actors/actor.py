@@ -166,9 +166,11 @@ class Actor:
         self._close_lanes()
         self._experiment = experiment
         with closing(Simulation(experiment)) as simulation:
-            self._spaces, env = simulation.spaces, simulation.env
+            env = simulation.env
             assert env is not None
-            ready = Ready(self._spaces, libraries_of(env), describe_observations(env, self._spaces.parts))
+            libraries, observations = libraries_of(env), describe_observations(env, simulation.spaces.parts)
+            self._spaces = simulation.find_masks()
+            ready = Ready(self._spaces, libraries, observations)
         self._socket.send(ready)
 
     def _receive_policy(self, snapshot: PolicySnapshot) -> None:
@@ -201,6 +203,7 @@ class Actor:
 
     def _bring(self, lane: Lane, grant: Grant) -> None:
         """Bring a new lane to where the granted rollout begins."""
+        lane.progress = grant.progress
         if grant.state is None:
             lane.begin()
         else:

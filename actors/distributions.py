@@ -11,6 +11,7 @@ import numpy as np
 
 from protocol.spaces import Spaces
 
+LOWEST = np.float32(-1e37)  # Of an allowed action's logit; with noise, it is still finite.
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -42,6 +43,14 @@ def make_distribution(spaces: Spaces, log_std: np.ndarray | None) -> Distributio
         return Bernoulli()
     assert log_std is not None
     return Gaussian(log_std)
+
+
+def masked(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Logits [..., size] with minus infinity where an action is not `allowed`, bool [..., size].
+
+    An allowed one never is: a network that has lost all measure must not choose what is not allowed either.
+    """
+    return np.where(allowed, np.maximum(logits, LOWEST), -np.inf).astype(np.float32, copy=False)
 
 
 class Categorical:

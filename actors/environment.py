@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -105,15 +105,25 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def reset_environment(env: gymnasium.Env, seed: int) -> Any:
-    """The first observation of the episode with this seed.
+def reset_environment(env: gymnasium.Env, seed: int) -> tuple[Any, Any]:
+    """(the first observation, info) of the episode with this seed.
 
     Raises whatever the environment does, and `Nonsense` where it returns something else than (observation, info).
     """
     game: Any = env.unwrapped
     if type(game).__module__ == "ale_py.env" and "load_game" not in vars(game):
         _load_from_memory(game)
-    return _first_observation(env.reset(seed=seed))
+    match env.reset(seed=seed):
+        case [observation, (Mapping() | None) as info]:
+            return observation, info
+        case result:
+            raise Nonsense(f"it returned {kind_of(result)} instead of observation, info")
+
+
+def method_of(env: gymnasium.Env, name: str) -> Callable[..., Any] | None:
+    """The method of that name of the environment, or of its outermost wrapper that has one; None where none has."""
+    method = env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
+    return method if callable(method) else None
 
 
 def _load_from_memory(game: Any) -> None:
@@ -124,13 +134,6 @@ def _load_from_memory(game: Any) -> None:
     if game.ale.getFloat("repeat_action_probability") == 0:
         game.load_game()
         game.load_game = partial(game.ale.restoreState, game.ale.cloneState(include_rng=True))
-
-
-def _first_observation(result: Any) -> Any:
-    match result:
-        case [observation, Mapping() | None]:
-            return observation
-    raise Nonsense(f"it returned {kind_of(result)} instead of observation, info")
 
 
 def kind_of(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,7 @@ from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
+from protocol.trajectory import EPISODE, MAX_METRICS
 
 
 class Score(NamedTuple):
@@ -24,6 +25,7 @@ class Score(NamedTuple):
     episode_return: float
     length: int  # steps
     seed: int  # The seed of its reset.
+    metrics: dict[str, float]  # What its last step told of it, by name.
     fault: EnvironmentFault | None = None  # What ended it, if the environment failed.
 
 
@@ -57,13 +59,14 @@ def _play(simulation: Simulation, policy: Policy, experiment: Experiment, episod
     try:
         observation = simulation.reset(seed)
         while not over and simulation.steps < experiment.replay_cap:
-            actions, hidden_state = own.run(policy.mode, observation[None], hidden_state)
+            allowed = simulation.allowed[None] if simulation.spaces.has_action_masks else None
+            actions, hidden_state = own.run(policy.mode, observation[None], hidden_state, allowed)
             (action,) = simulation.to_env(actions)
             observation, _, terminated, truncated = simulation.step(action)
             over = terminated or truncated
     except EnvironmentFault as error:
         fault = error
-    return Score(simulation.episode_return, simulation.steps, seed, fault)
+    return Score(simulation.episode_return, simulation.steps, seed, simulation.episode_metrics(), fault)
 
 
 def _policy(snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) -> Policy:
@@ -84,22 +87,28 @@ class Results(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
+    episode_metrics: dict[str, list[float | None]]  # By name, a value for each return; None where there is none.
     faults: list[dict[str, int | str]]  # which episode, its seed, the step, and what happened
 
     @classmethod
     def of(cls, scores: Iterator[Score]) -> "Results":
-        returns, lengths, faults = [], [], []
+        returns, lengths, told, faults = [], [], [], []
         for episode, score in enumerate(scores):
             if score.fault is None:
                 returns.append(score.episode_return)
                 lengths.append(score.length)
+                told.append(score.metrics)
             else:
                 faults.append({"episode": episode, "seed": score.seed, "step": score.length, "text": str(score.fault)})
-        return cls(returns, lengths, faults)
+        names = list(dict.fromkeys(name for metrics in told for name in metrics))[:MAX_METRICS]
+        return cls(returns, lengths, {name: [metrics.get(name) for metrics in told] for name in names}, faults)
 
-    def statistics(self) -> dict[str, float | None]:
-        """Mean and standard deviation of the returns, None where there are none."""
+    def statistics(self) -> dict[str, Any]:
+        """Mean and standard deviation of the returns, None where there are none; and the mean of each episode metric,
+        as `episode/NAME`, over the episodes that told it."""
+        known = {name: [v for v in values if v is not None] for name, values in self.episode_metrics.items()}
         return {
             "return_mean": float(np.mean(self.returns)) if self.returns else None,
             "return_std": float(np.std(self.returns)) if self.returns else None,
+            **{EPISODE + name: float(np.mean(values)) for name, values in known.items()},
         }

@@ -2,6 +2,7 @@
 
     policy = load_policy("policy.safetensors")
     action = policy(observation)  # An observation as the environment shows it, and an action as it takes it.
+    action = policy(observation, action_mask)  # Where the environment has action masks.
 
 The file is safetensors: the weights and the observation statistics, and as metadata what `Description` says, as JSON.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from actors.interface import ActionConverter, ActionForm, ObservationConverter, ObservationForm
+from actors.interface import ActionConverter, ActionForm, ObservationConverter, ObservationForm, mask_of
 from actors.policy import Policy
 from protocol.errors import ProtocolError, UserError
 from protocol.experiment import Experiment
@@ -25,7 +26,7 @@ from protocol.records import plain, typed
 from protocol.snapshot import PolicySnapshot, part_of
 from protocol.spaces import MAX_SIZE, Spaces
 
-FORMAT = 1
+FORMAT = 2  # Format 1, which knew no action masks and no episode metrics, is read, too.
 FORMAT_KEY, POLICY_KEY = "mlx-distributed-ppo", "policy"  # Keys of the file's metadata.
 WEIGHTS, MEAN, SCALE = "weights.", "observation_mean", "observation_scale"
 
@@ -69,16 +70,26 @@ class ExportedPolicy:
         """(distribution parameters [1, size], next hidden state), remembering nothing."""
         return self._policy.forward(self._block(observation), self._hidden_state)
 
-    def __call__(self, observation: Any) -> Any:
-        """The most probable action. Raises `ValueError` on an observation that is not of the space or not finite."""
-        action, self._hidden_state = self._policy.mode(self._block(observation), self._hidden_state)
+    def __call__(self, observation: Any, action_mask: Any = None) -> Any:
+        """The most probable action that the mask allows. Raises `ValueError` on an observation that is not of the space
+        or not finite, and on a mask that is missing or none."""
+        allowed = self._allowed(action_mask)
+        action, self._hidden_state = self._policy.mode(self._block(observation), self._hidden_state, allowed)
         return self._to_env(action)[0]
 
-    def sample(self, observation: Any, generator: np.random.Generator) -> Any:
+    def sample(self, observation: Any, generator: np.random.Generator, action_mask: Any = None) -> Any:
         """An action drawn from the policy's distribution, as in training."""
-        noise = self._policy.draw_noise(generator, (1,))
-        action, _, self._hidden_state = self._policy.act(self._block(observation), self._hidden_state, noise)
+        noise, allowed = self._policy.draw_noise(generator, (1,)), self._allowed(action_mask)
+        action, _, self._hidden_state = self._policy.act(self._block(observation), self._hidden_state, noise, allowed)
         return self._to_env(action)[0]
+
+    def _allowed(self, action_mask: Any) -> np.ndarray | None:
+        """The mask [1, size]; None for a policy without masks."""
+        if not self.description.spaces.has_action_masks:
+            return None
+        if action_mask is None:
+            raise ValueError("this policy was trained with action masks: give it the mask as well")
+        return mask_of(action_mask, self.description.spaces)[None]
 
     def _block(self, observation: Any) -> np.ndarray:
         stored = self._store(observation)
@@ -143,12 +154,16 @@ def _read(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
         raise UserError(f"{path} is not an exported policy, or damaged: {' '.join(str(error).split())}") from None
     if FORMAT_KEY not in metadata or POLICY_KEY not in metadata:
         raise UserError(f"{path} is not a policy that `launch.py export` wrote")
-    if metadata[FORMAT_KEY] != str(FORMAT):
+    if metadata[FORMAT_KEY] not in ("1", str(FORMAT)):
         raise UserError(f"{path} has policy format {metadata[FORMAT_KEY]:.20}; this release reads {FORMAT}")
     try:
-        description = typed(json.loads(metadata[POLICY_KEY]), Description, "the policy")
+        described = json.loads(metadata[POLICY_KEY])
+        if metadata[FORMAT_KEY] == "1":
+            described["experiment"].setdefault("episode_metrics", [])
+            described["spaces"].setdefault("has_action_masks", False)
+        description = typed(described, Description, "the policy")
         description.check()
-    except (ValueError, RecursionError, ProtocolError, UserError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ProtocolError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     size = normalized_size(description.spaces)
     for name, array in arrays.items():

@@ -1,9 +1,9 @@
 """An exported policy as an ONNX graph: raw observations in, the action for `env.step` out, normalisation and all.
 
 Inputs, for a batch of any size N: `observation`, or `observation.KEY…` for each part of a Dict or Tuple, as the
-environment shows it, but float64 as float32; and for a recurrent policy `hidden_state` [N, size], zeros where an
-episode begins. Outputs: `action`, the most probable one; `parameters`, the network's logits or means; `log_std` of a
-Gaussian; and `next_hidden_state`.
+environment shows it, but float64 as float32; for a recurrent policy `hidden_state` [N, size], zeros where an episode
+begins; and where there are action masks `action_mask` bool [N, size]. Outputs: `action`, the most probable one;
+`parameters`, the network's logits or means; `log_std` of a Gaussian; and `next_hidden_state`.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.distributions import LOWEST
 from actors.exported import ExportedPolicy
 from protocol.errors import UserError
 from protocol.files import replace_file
@@ -38,8 +39,10 @@ def input_names(policy: ExportedPolicy) -> list[str]:
     return [".".join(map(str, ("observation", *path))) for path in policy.description.observation.paths]
 
 
-def inputs_of(policy: ExportedPolicy, observation: Any, hidden_state: np.ndarray) -> dict[str, np.ndarray]:
-    """The graph's inputs for an environment's observation and the hidden state before it."""
+def inputs_of(
+    policy: ExportedPolicy, observation: Any, hidden_state: np.ndarray, allowed: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The graph's inputs for an environment's observation, the hidden state before it, and the allowed actions."""
     feed = {}
     form = policy.description.observation
     for name, path, part in zip(input_names(policy), form.paths, policy.description.spaces.parts, strict=True):
@@ -47,6 +50,8 @@ def inputs_of(policy: ExportedPolicy, observation: Any, hidden_state: np.ndarray
         for key in path:
             shown = shown[key]
         feed[name] = np.asarray(shown).astype(part.box.dtype)[None]
+    if allowed is not None and policy.description.spaces.has_action_masks:
+        feed["action_mask"] = allowed[None]
     return feed | ({"hidden_state": hidden_state} if policy.description.experiment.hidden_state_size else {})
 
 
@@ -74,6 +79,8 @@ class _Graph:
         ]
         outputs = [_value("action", description.action.dtype, spaces.action.shape)]
         outputs += [_value("parameters", "float32", (spaces.distribution_size,))]
+        if spaces.has_action_masks:
+            inputs.append(_value("action_mask", "bool", (spaces.distribution_size,)))
         if experiment.hidden_state_size:
             inputs.append(_value("hidden_state", "float32", (experiment.hidden_state_size,)))
             outputs.append(_value("next_hidden_state", "float32", (experiment.hidden_state_size,)))
@@ -224,8 +231,10 @@ class _Graph:
         """The action as `actors.interface.ActionConverter` gives it to the environment."""
         spaces, form = self._description.spaces, self._description.action
         if spaces.distribution == "categorical":
-            ends = np.cumsum(spaces.choices).tolist()
-            groups = [self._cut(parameters, end - n, end) for end, n in zip(ends, spaces.choices, strict=True)]
+            if spaces.has_action_masks:
+                raised = self._add("Max", [parameters, self._constant(LOWEST)])
+                parameters = self._add("Where", ["action_mask", raised, self._constant(np.float32(-np.inf))])
+            groups = [self._cut(parameters, start, end) for start, end in spaces.groups]
             chosen = self._joined([self._add("ArgMax", [group], axis=1, keepdims=1) for group in groups])
             x = self._add("Add", [chosen, self._constant(form.start, np.int64)])
         elif spaces.distribution == "bernoulli":

@@ -130,6 +130,29 @@ def _check_range(array: np.ndarray, dtype: np.dtype, name: str) -> None:
         raise ValueError(f"{name} holds {wrong}, which {dtype} cannot")
 
 
+def mask_of(shown: Any, spaces: Spaces, name: str = "the action mask") -> np.ndarray:
+    """An action mask as environments tell it, as bool [distribution_size]: one array, or one for each number of an
+    action. Raises `ValueError`, which calls it `name`, where it is none or allows no action."""
+    numbers = np.concatenate([np.zeros(0), *_flat_arrays(shown, name)])
+    if len(numbers) != spaces.distribution_size:
+        raise ValueError(f"{name} has {len(numbers)} entries; the actions have {spaces.distribution_size} choices")
+    if not np.isin(numbers, (0, 1)).all():
+        raise ValueError(f"{name} holds something else than 0 and 1, or False and True")
+    mask = numbers == 1
+    if not all(mask[start:end].any() for start, end in spaces.groups):
+        raise ValueError(f"{name} allows no action")
+    return mask
+
+
+def _flat_arrays(shown: Any, name: str) -> list[np.ndarray]:
+    if isinstance(shown, tuple | list):
+        return [array for part in shown for array in _flat_arrays(part, name)]
+    array = np.asarray(shown)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is no array of numbers, but of {array.dtype}")
+    return [array.reshape(-1)]
+
+
 class ActionConverter:
     """From a policy's action to what `env.step` takes: choices counted from their start, Box clipped to its bounds."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from actors.environment import make_environment
 from actors.simulation import EnvironmentFault, Simulation, global_random_state
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
@@ -40,18 +41,21 @@ class Lane:
         size = experiment.lane_size
         self.index = index
         self.observations = np.zeros((size, *spaces.observation.shape), spaces.observation.dtype)
+        self.allowed = np.ones((size, spaces.distribution_size), bool) if spaces.has_action_masks else None
         self._floats = self.observations.dtype.kind == "f"
         self.hidden_state = np.zeros((size, experiment.hidden_state_size), np.float32)
         self.episode_indices = np.zeros(size, np.int64)
         self.notes = Notes(size)
+        self.progress = 0.0  # The share of training that is over, of which the episodes that begin are told.
+        self._told = np.zeros(size)  # What each environment's episode was told of it.
         self.time = -1  # the step of the rollout that is under way
         self._experiment = experiment
         before = global_random_state()
         self._simulations: list[Simulation] = []
         try:
             for n in range(size):
-                row = self.observations[n, ...]
-                self._simulations.append(Simulation(experiment, spaces, observation=row, progress=progress))
+                rows = self.observations[n, ...], None if self.allowed is None else self.allowed[n]
+                self._simulations.append(Simulation(experiment, spaces, make_environment, *rows, progress=progress))
         except BaseException:
             self.close()
             raise
@@ -73,6 +77,7 @@ class Lane:
         """
         self.episode_indices[:] = state.episode_indices
         self.hidden_state[:] = state.hidden_state
+        self._told[:] = state.progress
         before = global_random_state()
         for n in range(len(self._simulations)):
             if not self._replay(n, state.actions_of(n)) or self.digest(n) != state.digests[n].tobytes():
@@ -128,13 +133,18 @@ class Lane:
         """(return, length) so far of environment `n`'s episode."""
         return self._simulations[n].episode_return, self._simulations[n].steps
 
+    def episode_metrics(self, n: int) -> dict[str, float]:
+        """What the last step of environment `n` tells of its episode, by name."""
+        return self._simulations[n].episode_metrics()
+
     def digest(self, n: int) -> bytes:
-        """What must be equal after a replay: the observation, and the return and length so far.
+        """What must be equal after a replay: the observation, the action mask, and the return and length so far.
 
         The return is there because a wrapper may remember rewards and leave observations alone.
         """
         progress = struct.pack("<dq", *self.episode(n))
-        return hashlib.blake2b(self.observations[n].tobytes() + progress, digest_size=DIGEST_SIZE).digest()
+        allowed = b"" if self.allowed is None else self.allowed[n].tobytes()
+        return hashlib.blake2b(self.observations[n].tobytes() + allowed + progress, digest_size=DIGEST_SIZE).digest()
 
     def close(self) -> None:
         """Close every environment, within a bounded time and whatever they do."""
@@ -154,10 +164,11 @@ class Lane:
         return True
 
     def _reset(self, n: int) -> None:
-        self._simulations[n].reset(self._episode_seed(n))
+        self._simulations[n].reset(self._episode_seed(n), float(self._told[n]))
 
     def _begin_episode(self, n: int) -> None:
         self.hidden_state[n] = 0
+        self._told[n] = self.progress
         fault = None
         for _ in range(MAX_FAILED_BEGINNINGS):
             try:
@@ -180,8 +191,8 @@ class Lane:
         if len(self.notes.faults) < MAX_FAULTS_TOLD:
             episode, seed = int(self.episode_indices[n]), self._episode_seed(n)
             steps = self._simulations[n].steps if fault.phase == "step" else 0
-            told = Fault(self._environment_index(n), episode, seed, fault.phase, steps, self.time, str(fault))
-            self.notes.faults.append(told)
+            where = self._environment_index(n), episode, seed, fault.phase, steps, self.time
+            self.notes.faults.append(Fault(*where, str(fault), float(self._told[n])))
 
     def _note_global_random(self, before: tuple) -> None:
         self.notes.moved_global_random |= global_random_state() != before

@@ -6,7 +6,7 @@ multiplied on one thread.
 
 import numpy as np
 
-from actors.distributions import make_distribution
+from actors.distributions import make_distribution, masked
 from actors.networks import GRU, Linear
 from protocol.experiment import Experiment
 from protocol.networks import network_class
@@ -40,19 +40,29 @@ class Policy:
         return self._head(x), hidden_state
 
     def act(
-        self, observations: np.ndarray, hidden_state: np.ndarray, noise: np.ndarray
+        self,
+        observations: np.ndarray,
+        hidden_state: np.ndarray,
+        noise: np.ndarray,
+        allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(actions [N, *action], distribution parameters [N, size], next hidden state) for raw observations.
 
-        `noise` [N, size] comes from `draw_noise`. The log-probabilities follow from actions and parameters by
-        `log_prob`, for a whole rollout in one call.
+        `noise` [N, size] comes from `draw_noise`; `allowed` bool [N, size] are action masks, if there are any. The
+        log-probabilities follow from actions and parameters by `log_prob`, for a whole rollout in one call.
         """
         parameters, hidden_state = self.forward(observations, hidden_state)
+        if allowed is not None:
+            parameters = masked(parameters, allowed)
         return self._shaped(self.distribution.sample(parameters, noise)), parameters, hidden_state
 
-    def mode(self, observations: np.ndarray, hidden_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the most probable actions [N, *action], next hidden state)."""
+    def mode(
+        self, observations: np.ndarray, hidden_state: np.ndarray, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(the most probable actions [N, *action] that are allowed, next hidden state)."""
         parameters, hidden_state = self.forward(observations, hidden_state)
+        if allowed is not None:
+            parameters = masked(parameters, allowed)
         return self._shaped(self.distribution.mode(parameters)), hidden_state
 
     def draw_noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

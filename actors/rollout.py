@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from actors.episode_metrics import columns
 from actors.lane import Lane, Notes
 from actors.policy import Policy
 from actors.simulation import global_random_state
@@ -22,7 +23,9 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     rewards = np.zeros((t, n), np.float32)
     terminated = np.zeros((t, n), bool)
     truncated = np.zeros((t, n), bool)
-    final_observations, episode_returns, episode_lengths = [], [], []
+    final_observations, episode_returns, episode_lengths, episode_metrics = [], [], [], []
+    allowed = np.empty((t, n, spaces.distribution_size), bool) if spaces.has_action_masks else None
+    lane.progress = grant.progress
     initial_hidden_state = lane.hidden_state.copy()
     random_before = global_random_state()
     noise = policy.draw_noise(generator(experiment.seed, Purpose.ACTION_NOISE, lane.index, grant.rollout_index), (t, n))
@@ -30,8 +33,10 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
     for step in range(t):
         lane.time = step
         observations[step] = lane.observations
+        if allowed is not None:
+            allowed[step] = lane.allowed
         actions[step], parameters[step], lane.hidden_state = own.run(
-            policy.act, lane.observations, lane.hidden_state, noise[step]
+            policy.act, lane.observations, lane.hidden_state, noise[step], lane.allowed
         )
         for env in lane.step(actions[step], rewards[step], terminated[step], truncated[step]):
             if truncated[step, env]:
@@ -39,10 +44,13 @@ def collect_rollout(lane: Lane, policy: Policy, grant: Grant, experiment: Experi
             episode_return, length = lane.episode(env)
             episode_returns.append(episode_return)
             episode_lengths.append(length)
+            episode_metrics.append(lane.episode_metrics(env))
             lane.next_episode(env)
-    extras = {}
+    extras = columns(episode_metrics)
     if experiment.hidden_state_size:
-        extras = {"initial_hidden_state": initial_hidden_state, "last_hidden_state": lane.hidden_state.copy()}
+        extras |= {"initial_hidden_state": initial_hidden_state, "last_hidden_state": lane.hidden_state.copy()}
+    if allowed is not None:
+        extras["action_masks"] = np.packbits(allowed, axis=-1)
     notes, lane.notes = lane.notes, Notes(n)
     return Trajectory(
         run_id=grant.run_id,

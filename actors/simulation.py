@@ -2,19 +2,24 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from actors.action_masks import KEY, METHOD, read_mask
 from actors.closing import close_environment
-from actors.environment import Nonsense, kind_of, make_environment, reset_environment
+from actors.environment import Nonsense, kind_of, make_environment, method_of, reset_environment
+from actors.episode_metrics import numbers_in
 from actors.interface import ActionConverter, ObservationConverter
 from actors.interrupts import let_users_interrupt
 from actors.spaces import action_form, describe_spaces, observation_form
 from protocol.arithmetic import users_context
 from protocol.errors import EnvironmentFault, UserError
 from protocol.experiment import Experiment
+from protocol.randomness import Purpose, environment_seed
 from protocol.spaces import Spaces
 from protocol.text import differences_in_words, error_line, one_line
 from protocol.trajectory import LARGEST_REWARD
@@ -37,18 +42,22 @@ class Simulation:
         spaces: Spaces | None = None,
         make: Callable[[Experiment], gymnasium.Env] = make_environment,
         observation: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the environment. Raises `EnvironmentFault`, or `UserError` where there is none or its spaces are not
         supported.
 
-        `spaces` are those of the run, described anew where there is none. `observation` [*observation] is where
-        observations are kept. `progress` is called after every construction, reset and step, and may raise to end it.
+        `spaces` are those of the run, described anew where there is none; whether there are action masks is then known
+        after the first reset. `observation` [*observation] and `allowed` bool [distribution_size] are where these are
+        kept. `progress` is called after every construction, reset and step, and may raise to end it.
         """
         self._experiment, self._make, self._progress = experiment, make, progress
         self._users = users_context()
+        self._described = spaces is None  # And whether there are action masks is not known yet.
         self._used = False  # whether the next reset is to have a fresh environment
         self.env: gymnasium.Env | None = None
+        self._set_progress: Callable[[float], Any] | None = None  # The environment's method of that name.
         for attempt in range(MAX_CONSTRUCTIONS):
             try:
                 self._construct(spaces)
@@ -73,13 +82,18 @@ class Simulation:
             raise EnvironmentFault("constructor", f"its spaces cannot be read: {error_line(error)}") from error
         stored = self.spaces.observation
         self.observation = np.zeros(stored.shape, stored.dtype) if observation is None else observation
+        self.allowed = np.ones(self.spaces.distribution_size, bool) if allowed is None else allowed
         self._floats = self.observation.dtype.kind == "f"
         self.episode_return = self._return_before = 0.0
         self.steps = 0  # Steps of the episode.
+        self._info: Any = None  # Of the last step; None after a fault.
 
-    def reset(self, seed: int) -> np.ndarray:
+    def reset(self, seed: int, progress: float = 1.0) -> np.ndarray:
         """Begin the episode with this seed; returns its first observation [*observation], as stored, which the next
-        step overwrites. Raises `EnvironmentFault`."""
+        step overwrites. Raises `EnvironmentFault`.
+
+        An environment or a wrapper with a method `set_progress` is told before which share of the training is over.
+        """
         self.episode_return, self.steps = 0.0, 0
         if self._used:
             self.close()
@@ -93,7 +107,9 @@ class Simulation:
                 ) from error
         assert self.env is not None
         try:
-            first = self._users.run(reset_environment, self.env, seed)
+            if self._set_progress is not None:
+                self._users.run(self._set_progress, progress)
+            first, info = self._users.run(reset_environment, self.env, seed)
         except Nonsense as error:
             raise self.fault("reset", str(error)) from None
         except BaseException as error:
@@ -103,6 +119,9 @@ class Simulation:
             self.observation[...] = self._store(first)
             if not self.is_finite():
                 raise Nonsense("the observation is not finite")
+            self._look_for_masks(info)
+            if self.spaces.has_action_masks:
+                self._take_mask(info)
         except BaseException as error:
             let_users_interrupt(error)
             raise self.fault("reset", _said(error)) from (None if isinstance(error, ValueError) else error)
@@ -133,7 +152,7 @@ class Simulation:
         try:
             if not (isinstance(result, tuple) and len(result) == 5):
                 raise Nonsense(f"it returned {kind_of(result)} instead of {RETURNED}")
-            observation, reward, terminated, truncated, _ = result
+            observation, reward, terminated, truncated, self._info = result
             if type(reward) is not float:
                 reward = _number(reward)
             if not abs(reward) <= LARGEST_REWARD:
@@ -143,6 +162,8 @@ class Simulation:
             if type(truncated) is not bool:
                 truncated = _truth("truncated", truncated)
             self.observation[...] = self._store(observation)
+            if self.spaces.has_action_masks and not (terminated or truncated):
+                self._take_mask(self._info)
         except BaseException as error:
             let_users_interrupt(error)
             raise self.fault("step", _said(error)) from (None if isinstance(error, ValueError) else error)
@@ -151,6 +172,10 @@ class Simulation:
         self.steps += 1
         self._progress()
         return reward, terminated, truncated
+
+    def episode_metrics(self) -> dict[str, float]:
+        """What the last step tells of the episode, by name; nothing after a fault."""
+        return numbers_in(self._info, self._experiment.episode_metrics)
 
     def is_finite(self) -> bool:
         """Whether every number of the observation is finite."""
@@ -164,7 +189,7 @@ class Simulation:
 
     def fault(self, phase: str, what: str) -> EnvironmentFault:
         """A fault to raise, after which the next reset makes a fresh environment."""
-        self._used = True
+        self._used, self._info = True, None
         return EnvironmentFault(phase, one_line(f"{phase}: {what}"))
 
     def close(self) -> None:
@@ -173,10 +198,32 @@ class Simulation:
         if env is not None:
             close_environment(env)
 
+    def find_masks(self) -> Spaces:
+        """The spaces, with whether there are action masks; an environment of choices is reset for that."""
+        for episode in range(MAX_CONSTRUCTIONS if self.spaces.distribution == "categorical" else 0):
+            if self._described:
+                with suppress(EnvironmentFault):  # Where no episode can begin, the lanes' resets will say so.
+                    self.reset(environment_seed(self._experiment.seed, Purpose.EPISODE_SEED, 0, episode))
+        return self.spaces
+
+    def _look_for_masks(self, info: Any) -> None:
+        """See in the first `info` whether there are action masks, unless the run's spaces say it."""
+        assert self.env is not None
+        if self._described and self.spaces.distribution == "categorical":
+            tells = method_of(self.env, METHOD) is not None or (isinstance(info, dict) and KEY in info)
+            self.spaces = replace(self.spaces, has_action_masks=tells)
+        self._described = False
+
+    def _take_mask(self, info: Any) -> None:
+        """Keep which actions are allowed next. Raises `ValueError`, and whatever the environment's method does."""
+        assert self.env is not None
+        self.allowed[...] = self._users.run(read_mask, self.env, info, self.spaces)
+
     def _construct(self, spaces: Spaces | None) -> None:
         """Make an environment, whose spaces must be `spaces` where these are known."""
         try:
             self.env = self._users.run(self._make, self._experiment)
+            self._set_progress = self._users.run(method_of, self.env, "set_progress")
             found = None if spaces is None else describe_spaces(self.env, self._experiment)
         except UserError:
             self.close()
@@ -185,6 +232,8 @@ class Simulation:
             self.close()
             let_users_interrupt(error)
             raise EnvironmentFault("constructor", one_line(f"constructor: it raised {error_line(error)}")) from error
+        if spaces is not None and found is not None:
+            found = replace(found, has_action_masks=spaces.has_action_masks)  # Only a reset tells that.
         if spaces is not None and found != spaces:
             self.close()
             differences = differences_in_words(vars(found), vars(spaces))

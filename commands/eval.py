@@ -17,6 +17,7 @@ from protocol.errors import UserError
 from protocol.files import replace_file
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.output import complain, say
+from rundir.episode_metrics import in_words
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def _tell(found: Results, version: int, run_dir: Path | None, env: str) -> int:
         f"return {statistics['return_mean']:.2f} ± {statistics['return_std']:.2f} over {counted} episodes"
         f" (length {np.mean(found.lengths):.1f}), policy version {version}"
     )
+    if metrics := in_words(statistics):
+        say(", ".join(metrics))
     if faults:
         say(faults)
     return SUCCESS

@@ -92,11 +92,11 @@ def largest_difference(session: object, policy: ExportedPolicy) -> float:
                 simulation.reset(environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode - 1))
             observation = simulation.env.shown  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
             outputs = ["parameters", *(["next_hidden_state"] if experiment.hidden_state_size else [])]
-            found = session.run(outputs, inputs_of(policy, observation, hidden_state))  # pyright: ignore[reportAttributeAccessIssue]
+            found = session.run(outputs, inputs_of(policy, observation, hidden_state, simulation.allowed))  # pyright: ignore[reportAttributeAccessIssue]
             *wanted, hidden_state = policy.forward(observation)
             for ours, theirs in zip([*wanted, hidden_state], found, strict=False):
                 largest = max(largest, float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
-            _, _, terminated, truncated = simulation.step(policy(observation))
+            _, _, terminated, truncated = simulation.step(policy(observation, simulation.allowed))
             over = terminated or truncated
         except EnvironmentFault:
             over = True  # it says nothing about the graph

@@ -99,7 +99,7 @@ def _step_through(simulation: Simulation, fault: Fault, actions: Any) -> Environ
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"the actions that were kept are none of this environment's: {one_line(error)}") from None
     try:
-        simulation.reset(fault.seed)
+        simulation.reset(fault.seed, fault.progress)
         say(f"reset with seed {fault.seed}" + (f", then {len(taken)} actions" if len(taken) else ""))
         for step, given in enumerate(simulation.to_env(taken)):
             shown = len(taken) - step <= SHOWN

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from rundir.episode_metrics import metrics_in
+
 STEPS, SECONDS, VERSION = "env_steps", "time/seconds", "policy_version"
-METRICS = (  # These are drawn.
+METRICS = (  # These are drawn, and episode metrics.
     "rollout/episode_return_mean",
     "rollout/episode_length_mean",
     "train/policy_loss",
@@ -32,7 +34,15 @@ class Curves:
     def __len__(self) -> int:
         return len(self._columns[STEPS])
 
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all curves: `METRICS`, and the episode metrics so far."""
+        return [name for name in self._columns if name not in (STEPS, SECONDS, VERSION)]
+
     def append(self, row: Mapping[str, Any]) -> None:
+        for name in metrics_in(row):
+            if name not in self._columns:
+                self._columns[name] = array("d", [np.nan] * len(self))
         for name, column in self._columns.items():
             value = row.get(name)
             column.append(value if isinstance(value, int | float) else np.nan)
@@ -49,7 +59,7 @@ class Curves:
         """Of iterations `start` to `stop`, by metric: `env_steps`, `seconds` and `values` of the points to draw."""
         steps, seconds = (np.array(self._columns[name][start:stop]) for name in (STEPS, SECONDS))
         curves = {}
-        for name in METRICS:
+        for name in self.metrics:
             values = np.array(self._columns[name][start:stop])
             drawn = extremes(values, stride)
             curves[name] = {"env_steps": steps[drawn], "seconds": seconds[drawn], "values": values[drawn]}

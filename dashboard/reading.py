@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dashboard.curves import METRICS, SECONDS, STEPS, VERSION, Curves
+from dashboard.curves import SECONDS, STEPS, VERSION, Curves
 from protocol.errors import UserError
 from protocol.files import read_object, row_of
 from rundir.config import load_settings
+from rundir.episode_metrics import metrics_in
 from rundir.names import CONFIG, SUMMARY
 
 LAG = "policy/lag_mean"
@@ -70,7 +71,7 @@ class RunReader:
         """
         with self._lock:
             self._refresh()
-            rows, stride = len(self._curves), self._curves.stride
+            rows, stride, curves = len(self._curves), self._curves.stride, self._curves.metrics
             settled = rows - rows % stride
             known = f"{self._generation}.{stride}."
             start = cursor.removeprefix(known)
@@ -82,7 +83,7 @@ class RunReader:
                 "anew": begin is None,
                 "settled": self._curves.points(begin or 0, settled, stride),
                 "tail": self._curves.points(settled, rows, stride),
-                "newest": {name: self._newest.get(name) for name in (VERSION, STEPS, SECONDS, LAG, *METRICS)},
+                "newest": {name: self._newest.get(name) for name in (VERSION, STEPS, SECONDS, LAG, *curves)},
                 "lags": self._lags,
                 "samples": self._newest.get("samples"),
                 "refused": self._newest.get("refused"),
@@ -129,7 +130,7 @@ class RunReader:
 
     def _evaluation_points(self) -> list[dict[str, Any]]:
         names = (VERSION, STEPS, "episodes", "return_mean", "return_std")
-        points = [{name: evaluation.get(name) for name in names} for evaluation in self._evaluations]
+        points = [{name: found.get(name) for name in names} | metrics_in(found) for found in self._evaluations]
         points = [point for point in points if all(isinstance(value, int | float | None) for value in point.values())]
         seconds = self._curves.seconds_at([point[VERSION] for point in points])
         return [point | {"seconds": moment} for point, moment in zip(points, seconds, strict=True)]

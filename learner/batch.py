@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protocol.trajectory import AXES, Trajectory
+from protocol.trajectory import EPISODE, Trajectory, axes_of
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,21 @@ class Batch:
         orders = {"K": order("truncated"), "E": order("done")}
 
         def stacked(name: str) -> np.ndarray:
-            arrays = [trajectory.array(name) for trajectory in trajectories]
-            if AXES[name] == "TN":
+            arrays = [found(trajectory, name) for trajectory in trajectories]
+            axes = axes_of(name)
+            if axes == "TN":
                 buffers[name] = np.concatenate(arrays, axis=1, out=buffers.get(name))
                 return buffers[name]
             array = np.concatenate(arrays)
-            return array if AXES[name] == "N" else array[orders[AXES[name]]]
+            return array if axes == "N" else array[orders[axes]]
+
+        def found(trajectory: Trajectory, name: str) -> np.ndarray:
+            """An array of a trajectory; of an episode metric that none of its episodes has, NaN for each."""
+            if name.startswith(EPISODE) and not trajectory.has(name):
+                return np.full(trajectory.episode_returns.size, np.nan)
+            return trajectory.array(name)
+
+        extras = dict.fromkeys(name for trajectory in trajectories for name in trajectory.extras)
 
         return cls(
             observations=stacked("observations"),
@@ -76,5 +85,5 @@ class Batch:
             episode_lengths=stacked("episode_lengths"),
             environments=np.concatenate([np.arange(lane_size) + t.lane * lane_size for t in trajectories]),
             policy_versions=np.repeat([t.policy_version for t in trajectories], lane_size),
-            extras={name: stacked(name) for name in trajectories[0].extras},
+            extras={name: stacked(name) for name in extras},
         )

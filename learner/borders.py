@@ -41,6 +41,7 @@ class LaneBorder:
     logs: tuple[tuple[np.ndarray, ...], ...]  # By environment: its episode's actions, in pieces [n, *action].
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
     hidden_state: np.ndarray  # float32 [N, hidden_state_size]
+    progress: np.ndarray  # float64 [N], the share of training that each episode was told of when it began
 
     def check_followed_by(self, trajectory: Trajectory) -> None:
         """Raise `ProtocolError` unless `trajectory` counts its episodes on from here: who takes the lane over relies on
@@ -49,8 +50,9 @@ class LaneBorder:
         if not np.array_equal(trajectory.episode_indices, self.episode_indices + begun):
             raise ProtocolError("episode_indices do not go on from where the lane was")
 
-    def after(self, trajectory: Trajectory) -> "LaneBorder":
-        """The border at the end of `trajectory`, which began at this one."""
+    def after(self, trajectory: Trajectory, progress: float = 0.0) -> "LaneBorder":
+        """The border at the end of `trajectory`, which began at this one. `progress` is the share of training that was
+        over before."""
         done = trajectory.done
         # Where each environment's last episode begins.
         starts = np.where(done.any(axis=0), len(done) - done[::-1].argmax(axis=0), 0).tolist()
@@ -68,6 +70,7 @@ class LaneBorder:
             logs=tuple(logs),
             digests=trajectory.digests,
             hidden_state=trajectory.extras.get("last_hidden_state", self.hidden_state),
+            progress=np.where(trajectory.episode_indices > self.episode_indices, progress, self.progress),
         )
 
     @property
@@ -85,12 +88,14 @@ class LaneBorder:
             actions=np.concatenate(pieces),
             digests=self.digests,
             hidden_state=self.hidden_state,
+            progress=self.progress,
         )
 
     @classmethod
     def of(cls, state: LaneState) -> "LaneBorder":
         logs = tuple((state.actions_of(n),) for n in range(len(state.episode_steps)))
-        return cls(state.rollout_index, state.episode_indices, logs, state.digests, state.hidden_state)
+        rest = state.digests, state.hidden_state, state.progress
+        return cls(state.rollout_index, state.episode_indices, logs, *rest)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The border as a checkpoint keeps it, by name; nothing of one before the lane's first rollout."""
@@ -105,6 +110,7 @@ class LaneBorder:
             ACTION_BITS if packed else ACTIONS: to_bits(state.actions) if packed else state.actions,
             "digests": state.digests,
             "hidden_state": state.hidden_state,
+            "progress": state.progress,
         }
 
     @classmethod
@@ -125,6 +131,7 @@ class LaneBorder:
                 actions=actions,
                 digests=arrays["digests"],
                 hidden_state=arrays["hidden_state"],
+                progress=arrays["progress"],
             )
         )
 
@@ -133,4 +140,5 @@ class LaneBorder:
         """The border before a lane's first rollout: nothing to replay, and no state to send."""
         size = experiment.lane_size
         hidden_state = np.zeros((size, experiment.hidden_state_size), np.float32)
-        return cls(0, np.zeros(size, np.int64), ((),) * size, np.zeros((size, 0), np.uint8), hidden_state)
+        digests, progress = np.zeros((size, 0), np.uint8), np.zeros(size)
+        return cls(0, np.zeros(size, np.int64), ((),) * size, digests, hidden_state, progress)

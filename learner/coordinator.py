@@ -23,6 +23,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import Trajectory
 from protocol.transport import LearnerSocket, Received
+from rundir.schedules import Horizon
 
 POLL_SECONDS = 0.1  # A waiting learner looks that often whether it should stop.
 LOOK_SECONDS = 0.1  # It looks that often whether an actor hangs or has gone.
@@ -40,19 +41,19 @@ class Coordinator:
         socket: LearnerSocket,
         experiment: Experiment,
         execution: Execution,
-        total_iterations: int,
+        horizon: Horizon,
         launcher: Launcher,
         pace: Pace,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.roster = Roster(socket, experiment, execution, launcher, self._leave, clock)
-        self.table = LaneTable(experiment, execution.run_id, total_iterations)
+        self.table = LaneTable(experiment, execution.run_id, horizon)
         self.ledger = SampleLedger()
         self.faults = Faults(experiment, launcher.warn, execution.run_dir, clock)
-        self.witness = Witness(experiment, total_iterations)
+        self.witness = Witness(experiment, horizon.total)
         self.repeatability = Repeatability(experiment, launcher.warn)
         self._socket, self._experiment, self._run_id = socket, experiment, execution.run_id
-        self._total_iterations, self._step_timeout = total_iterations, execution.step_timeout
+        self._total_iterations, self._step_timeout = horizon.total, execution.step_timeout
         self._launcher, self._warn, self._pace, self._clock = launcher, launcher.warn, pace, clock
         self._asynchronous = experiment.schedule == "async"
         self._lane_steps = experiment.lane_size * experiment.rollout_length
@@ -317,7 +318,8 @@ class Coordinator:
         state = border.state() if version > 0 else None
         acted_with = trajectory.policy_version
         self.roster.send_snapshot(identity, self._snapshots[acted_with])
-        self.roster.send(identity, SecondGrant(Grant(self._run_id, index, version, acted_with, number, state)))
+        grant = Grant(self._run_id, index, version, acted_with, number, state, self.table.progress(version))
+        self.roster.send(identity, SecondGrant(grant))
 
     def _hear_witness(self, identity: bytes, answer: SecondCollection) -> None:
         asked, second = self.witness.asked, answer.trajectory

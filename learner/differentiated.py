@@ -123,4 +123,5 @@ def ppo_loss(
 def forward(model: ActorCritic, samples: dict[str, Any]) -> tuple[Distribution, mx.array, mx.array]:
     """The outputs of `model` for samples."""
     unused = samples["actions"]
-    return model(samples["inputs"], samples.get("hidden_state", unused), samples.get("starts", unused))
+    hidden_state, starts = samples.get("hidden_state", unused), samples.get("starts", unused)
+    return model(samples["inputs"], hidden_state, starts, samples.get("allowed"))

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from protocol.spaces import Spaces
 
+FORBIDDEN = -1e4  # The logit of an action that is not allowed: its probability is 0, and nothing becomes infinite.
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -23,24 +24,37 @@ class Distribution(Protocol):
         ...
 
 
-def make_distribution(spaces: Spaces, parameters: mx.array, log_std: mx.array | None) -> Distribution:
-    """The distribution for these spaces; `log_std` [size] is the Gaussian's."""
+def make_distribution(
+    spaces: Spaces, parameters: mx.array, log_std: mx.array | None, allowed: mx.array | None = None
+) -> Distribution:
+    """The distribution for these spaces. `log_std` [size] is the Gaussian's; `allowed` bool [..., size] are action
+    masks, if there are any."""
     if spaces.distribution == "categorical":
-        return Categorical(parameters, spaces.choices)
+        return Categorical(parameters, spaces.choices, allowed)
     if spaces.distribution == "bernoulli":
         return Bernoulli(parameters)
     assert log_std is not None
     return Gaussian(parameters, log_std)
 
 
+def shifted(logits: mx.array, allowed: mx.array | None, axis: int) -> mx.array:
+    """Logits relative to the largest that is allowed, so that large ones which are nearly equal keep their digits; and
+    `FORBIDDEN` where an action is not."""
+    if allowed is None:
+        return logits - mx.stop_gradient(logits.max(axis=axis, keepdims=True))
+    largest = mx.where(allowed, logits, -mx.inf).max(axis=axis, keepdims=True)
+    return mx.where(allowed, logits - mx.stop_gradient(largest), FORBIDDEN)
+
+
 class Categorical:
     """One of `choices[i]` values for each number i of an action, from logits side by side."""
 
-    def __init__(self, logits: mx.array, choices: tuple[int, ...]) -> None:
+    def __init__(self, logits: mx.array, choices: tuple[int, ...], allowed: mx.array | None = None) -> None:
         ends = list(itertools.accumulate(choices))
-        groups = [logits[..., end - n : end] for end, n in zip(ends, choices, strict=True)]
-        # Relative to the largest, so that large logits which are nearly equal keep their digits.
-        groups = [group - mx.stop_gradient(group.max(axis=-1, keepdims=True)) for group in groups]
+        spans = [(end - n, end) for end, n in zip(ends, choices, strict=True)]
+        masks = [None if allowed is None else allowed[..., start:end] for start, end in spans]
+        pairs = zip(spans, masks, strict=True)
+        groups = [shifted(logits[..., start:end], mask, axis=-1) for (start, end), mask in pairs]
         self._log_probs = [group - mx.logsumexp(group, axis=-1, keepdims=True) for group in groups]
 
     def log_prob(self, actions: mx.array) -> mx.array:

@@ -13,6 +13,7 @@ from learner.faults import EnvironmentsFailed
 from protocol.experiment import Experiment
 from protocol.messages import Grant, Release
 from protocol.trajectory import Trajectory
+from rundir.schedules import Horizon
 
 LOSSES_TO_WAIT = 2  # When a lane has lost so many hosts in a row, lanes wait for a lost actor's replacement.
 MAX_LOSSES = 20  # When one rollout of a lane has brought so many own actors down in a row, the run ends.
@@ -54,10 +55,10 @@ class LaneRecord:
 class LaneTable:
     """The lanes of one run."""
 
-    def __init__(self, experiment: Experiment, run_id: str, total_iterations: int) -> None:
+    def __init__(self, experiment: Experiment, run_id: str, horizon: Horizon) -> None:
         self.lanes = [LaneRecord({0: LaneBorder.first(experiment)}) for _ in range(experiment.num_lanes)]
         self.arrived: deque[Trajectory] = deque()  # `async` alone: accepted, not yet gathered.
-        self._experiment, self._run_id, self._total_iterations = experiment, run_id, total_iterations
+        self._experiment, self._run_id, self._horizon = experiment, run_id, horizon
         self._asynchronous = experiment.schedule == "async"
         self._versions: set[int] = set()  # Actors may act with these two policy versions.
         self._fresh: set[int] = set()  # lanes at work on a rollout that was granted with the newest version
@@ -71,6 +72,10 @@ class LaneTable:
     def trained_borders(self) -> list[LaneBorder]:
         """Every lane as of the border before the next rollout to train on."""
         return [lane.borders[min(lane.borders)] for lane in self.lanes]
+
+    def progress(self, rollout_index: int) -> float:
+        """The share of training that is over before this rollout, of which environments are told."""
+        return self._horizon.progress(rollout_index)
 
     def publish(self, version: int) -> None:
         """A policy version can be acted with."""
@@ -88,7 +93,8 @@ class LaneTable:
         if version is None:
             return None
         state = lane.newest.state() if lane.granted > 0 and not lane.hosted else None
-        grant = Grant(self._run_id, index, lane.granted, version, lane.fencing_token, state)
+        progress = self.progress(lane.granted)
+        grant = Grant(self._run_id, index, lane.granted, version, lane.fencing_token, state, progress)
         lane.hosted = True
         lane.granted += 1
         self._fresh.add(index)
@@ -101,7 +107,7 @@ class LaneTable:
             # without the stragglers: more would only grow old.
             wanted = not lane.outstanding and len(self.arrived) + len(self._fresh) < len(self.lanes)
             return max(self._versions, default=None) if wanted else None
-        if lane.granted >= self._total_iterations:
+        if lane.granted >= self._horizon.total:
             return None
         version = self._experiment.acting_version(lane.granted)
         return version if version in self._versions else None
@@ -127,7 +133,7 @@ class LaneTable:
     def accept(self, trajectory: Trajectory) -> None:
         """Take what was expected and goes on from the lane's newest border."""
         lane = self.lanes[trajectory.lane]
-        border = lane.newest.after(trajectory)
+        border = lane.newest.after(trajectory, self.progress(trajectory.rollout_index))
         lane.accepted[trajectory.rollout_index] = trajectory
         lane.borders[border.rollout_index] = border
         lane.losses = 0

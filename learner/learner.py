@@ -54,15 +54,12 @@ class Learner:
         self._run_dir = execution.run_dir
         self._socket = socket
         self._launcher, self._report, self._warn = launcher, launcher.report, launcher.warn
-        self._total_iterations = config.total_iterations
         self._pace = Pace()
-        self._coordinator = Coordinator(
-            socket, config.experiment, execution, self._total_iterations, launcher, self._pace
-        )
+        self._coordinator = Coordinator(socket, config.experiment, execution, config.horizon, launcher, self._pace)
         self._conditions = Conditions(device, config.settings, launcher.warn)
         self._second_updates = SecondUpdates(self._coordinator.witness, launcher.warn)
         self._version = 0
-        self._window = EpisodeWindow()
+        self._window = EpisodeWindow(config.experiment.episode_metrics, launcher.warn)
         self._batch_buffers: dict[str, np.ndarray] = {}
         self._stopwatch = Stopwatch()  # Sums up one iteration.
         self._patience = Patience(execution.step_timeout)
@@ -122,6 +119,7 @@ class Learner:
             "env_steps_per_second": steps / seconds if seconds else None,
             "policy_version": state.policy_version if state else 0,
             "episode_return_mean": state.facts["episode_return_mean"] if state else None,
+            **(state.facts.get("episode_metric_means", {}) if state else {}),
             "weights_digest": weights_digest(state.arrays) if state else None,
             "lanes_not_replayable": self._coordinator.repeatability.lanes_not_replayable,
             **self._coordinator.account(),
@@ -168,7 +166,7 @@ class Learner:
         model = ActorCritic(spaces, experiment)  # On the device that was chosen.
         self._agreement = Agreement(most_summed(model), self._conditions.rounds, self._warn)
         threads = self._config.training.learner_threads
-        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._total_iterations, threads)
+        self._ppo = PPO(model, self._config.ppo, experiment.seed, self._config.horizon, threads)
         if checkpoint is None:
             arrays = self._ppo.state_dict()
             self._snapshots = [self._snapshot(arrays)]
@@ -186,7 +184,7 @@ class Learner:
     def _is_finished(self) -> bool:
         target = self._config.training.stop_return
         reached = target is not None and self._window.full and (self._window.return_mean or 0.0) >= target
-        return reached or self._version >= self._total_iterations
+        return reached or self._version >= self._config.horizon.total
 
     @np.errstate(**OWN_ERRORS)
     def _train(self, batch: Batch) -> dict[str, Any]:
@@ -209,7 +207,7 @@ class Learner:
         if self._config.experiment.normalize_observations:
             observations = batch.observations.reshape(-1, *batch.observations.shape[2:])
             self._statistics.update(numbers_of(observations, self._spaces))
-        self._window.extend(batch.episode_returns, batch.episode_lengths)
+        self._window.extend(batch.episode_returns, batch.episode_lengths, batch.extras)
         return metrics
 
     def _check_agreement(self, batch: Batch) -> None:
@@ -268,6 +266,7 @@ class Learner:
             "rollout/episode_return_mean": self._window.return_mean,
             "rollout/episode_length_mean": self._window.length_mean,
             "rollout/episodes": len(self._window.returns),
+            **self._window.metric_means,
             **metrics,
             "time/seconds": self._pace.seconds,
             "time/env_steps_per_second": steps / self._pace.seconds_per_iteration,

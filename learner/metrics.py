@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,68 @@ from typing import Any
 import numpy as np
 
 from protocol.files import keep_rows, read_rows, replace_file, row_of
+from protocol.text import one_line
+from protocol.trajectory import EPISODE, MAX_METRICS
 
 WINDOW = 100  # The means are taken over so many episodes.
 VERSION = "policy_version"
 
 
 class EpisodeWindow:
-    """The last 100 finished episodes, in the order iteration, t, environment. Empty, it has no mean: None, not nan."""
+    """The last 100 finished episodes, in the order iteration, t, environment. Empty, it has no mean: None, not nan.
 
-    def __init__(self) -> None:
+    Of each episode metric it has the last 100 episodes that told it.
+    """
+
+    def __init__(self, wanted: Sequence[str] = (), warn: Callable[[str], None] = lambda _: None) -> None:
+        """`wanted` are the names of metrics that the user asked for; none takes the first `MAX_METRICS` that come."""
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.lengths: deque[int] = deque(maxlen=WINDOW)
+        self.metrics: dict[str, deque[float]] = {}
+        self._wanted, self._warn, self._warned = wanted, warn, False
 
-    def extend(self, returns: np.ndarray, lengths: np.ndarray) -> None:
+    def extend(self, returns: np.ndarray, lengths: np.ndarray, extras: dict[str, np.ndarray] | None = None) -> None:
+        """Take in finished episodes; `extras` are those of their batch."""
         self.returns.extend(returns.tolist())
         self.lengths.extend(lengths.tolist())
+        told = {name.removeprefix(EPISODE): a for name, a in (extras or {}).items() if name.startswith(EPISODE)}
+        for name, values in told.items():
+            if name in self.metrics or len(self.metrics) < MAX_METRICS:
+                window = self.metrics.setdefault(name, deque(maxlen=WINDOW))
+                window.extend(values[~np.isnan(values)].tolist())
+        if len(returns) and not self._warned:
+            self._look_for_missing(list(told))
+
+    def _look_for_missing(self, told: list[str]) -> None:
+        """Say once what of the metrics of finished episodes cannot be shown."""
+        if missing := [name for name in self._wanted if name not in self.metrics]:
+            self._warned = True
+            names = one_line(", ".join(missing), 100)
+            self._warn(f"the info of no episode's last step has {names} as a number, which --episode-metrics names")
+        elif left_out := [name for name in told if name not in self.metrics]:
+            self._warned = True
+            names = one_line(", ".join(left_out), 100)
+            text = f"the info of an episode's last step has more than {MAX_METRICS} numbers"
+            self._warn(f"{text}; left out are {names}. --episode-metrics chooses others")
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "episode_returns": list(self.returns),
             "episode_lengths": list(self.lengths),
             "episode_return_mean": self.return_mean,
+            "episode_metrics": {name: list(values) for name, values in self.metrics.items()},
+            "episode_metric_means": self.metric_means,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.extend(np.array(state["episode_returns"]), np.array(state["episode_lengths"]))
+        for name, values in state.get("episode_metrics", {}).items():
+            self.metrics[name] = deque(values, maxlen=WINDOW)
+
+    @property
+    def metric_means(self) -> dict[str, float]:
+        """The mean of each episode metric, as `episode/NAME`."""
+        return {EPISODE + name: sum(values) / len(values) for name, values in self.metrics.items() if values}
 
     @property
     def full(self) -> bool:
@@ -54,13 +91,16 @@ class EpisodeWindow:
 
 
 class MetricsFile:
-    """`metrics.jsonl`, one JSON object a line, one line an iteration; and its scalars in `metrics.csv`, in step."""
+    """`metrics.jsonl`, one JSON object a line, one line an iteration; and its scalars in `metrics.csv`, in step.
+
+    A scalar that comes later than the first row, as an episode metric does, adds a column to the whole table.
+    """
 
     def __init__(self, path: Path, policy_version: int, warn: Callable[[str], None]) -> None:
         """Continue the file at `path` after the row of `policy_version`; later rows will be written again."""
         self._path = path
         self._csv_path = path.with_suffix(".csv")
-        self._columns: list[str] = []  # The first row has the columns of every row.
+        self._columns: list[str] = []  # Of the table, in the order in which they came.
         self._warn = warn
         self._failed = False
         try:
@@ -82,9 +122,14 @@ class MetricsFile:
             if end is not None and newest is not None and _version_in(end, columns) == newest:
                 self._columns = columns
                 return
-        replace_file(self._csv_path, "")
-        with open(self._csv_path, "a") as file:
-            file.writelines(self._csv(row) for row in read_rows(self._path, [VERSION]))
+        self._write_table()
+
+    def _write_table(self) -> None:
+        """Write the whole table again, from the rows."""
+        names = (name for row in read_rows(self._path, [VERSION]) for name in _scalars(row))
+        self._columns = list(dict.fromkeys(names))
+        lines = [self._csv_row(row) for row in read_rows(self._path, [VERSION])]
+        replace_file(self._csv_path, "".join([self._csv(self._columns), *lines]) if lines else "")
 
     def _read_header(self) -> str:
         """The line of the table's columns; empty where there is none."""
@@ -96,13 +141,19 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; where the disk will not have it, say so once and go on."""
         columns = self._columns
-        texts = {self._path: json.dumps(row, allow_nan=False) + "\n", self._csv_path: self._csv(row)}
-        sizes = {}
+        self._columns = list(dict.fromkeys([*columns, *_scalars(row)]))
+        texts, sizes = {self._path: json.dumps(row, allow_nan=False) + "\n"}, {}
+        if not columns:
+            texts[self._csv_path] = self._csv(self._columns) + self._csv_row(row)
+        elif len(columns) == len(self._columns):
+            texts[self._csv_path] = self._csv_row(row)
         try:
             for path, text in texts.items():
                 sizes[path] = path.stat().st_size if path.exists() else 0
                 with open(path, "a") as file:
                     file.write(text)
+            if self._csv_path not in texts:
+                self._write_table()
             self._failed = False
         except OSError as error:
             self._complain(error)
@@ -111,21 +162,26 @@ class MetricsFile:
                 with suppress(OSError):
                     os.truncate(path, size)  # no torn line, and no row in one of the files alone
 
-    def _csv(self, row: dict[str, Any]) -> str:
-        """The row's scalars as a line, after that of the columns' names where this is the first row."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        if not self._columns:
-            self._columns = [name for name, value in row.items() if not isinstance(value, list | dict)]
-            writer.writerow(self._columns)
+    def _csv_row(self, row: dict[str, Any]) -> str:
         values = [row.get(name) for name in self._columns]
-        writer.writerow(str(value).lower() if isinstance(value, bool) else value for value in values)
+        return self._csv([str(value).lower() if isinstance(value, bool) else value for value in values])
+
+    @staticmethod
+    def _csv(values: list[Any]) -> str:
+        """A line of the table."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerow(values)
         return buffer.getvalue()
 
     def _complain(self, error: OSError) -> None:
         if not self._failed:
             self._warn(f"{self._path} IS NOT BEING WRITTEN: {error}; training continues")
         self._failed = True
+
+
+def _scalars(row: dict[str, Any]) -> list[str]:
+    """The names of a row's scalars."""
+    return [name for name, value in row.items() if not isinstance(value, list | dict)]
 
 
 def _version(row: dict[str, Any] | None) -> float:

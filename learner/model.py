@@ -53,13 +53,13 @@ class ActorCritic(nn.Module):
         self._initialize(experiment.seed)
 
     def __call__(
-        self, inputs: list[mx.array], hidden_state: mx.array, starts: mx.array
+        self, inputs: list[mx.array], hidden_state: mx.array, starts: mx.array, allowed: mx.array | None = None
     ) -> tuple[Distribution, mx.array, mx.array]:
         """(distribution over actions, values [...], hidden state after each step) for a network's inputs [..., shape].
 
         Without a recurrent layer the leading shape is [B], and `hidden_state` and `starts` are not read. With one it is
         [B, T]; `hidden_state` [B, hidden_state_size] is that before the first step, and `starts` [B, T] is 1 where an
-        episode begins.
+        episode begins. `allowed` bool [..., distribution_size] are action masks, if there are any.
         """
         if self.recurrent:
             flat = [x.flatten(0, 1) for x in inputs]
@@ -68,7 +68,7 @@ class ActorCritic(nn.Module):
         else:
             x = self.encoder(inputs)
         values = self.value_head(self.value_encoder(inputs) if "value_encoder" in self else x)
-        distribution = make_distribution(self.spaces, self.policy_head(x), self.get("log_std"))
+        distribution = make_distribution(self.spaces, self.policy_head(x), self.get("log_std"), allowed)
         return distribution, values.squeeze(-1), hidden_state
 
     def named_parameters(self) -> Iterator[tuple[str, mx.array]]:

@@ -21,7 +21,7 @@ from protocol import trace
 from protocol.randomness import Purpose, generator
 from protocol.snapshot import part_of
 from rundir.config import PPOConfig
-from rundir.schedules import ADAPTIVE, adapt_learning_rate, parse_schedule
+from rundir.schedules import ADAPTIVE, Horizon, adapt_learning_rate, parse_schedule
 
 MAX_SAMPLE_WEIGHT = 2.0  # π_proximal / π_behaviour of a sample that older weights acted is cut here.
 TARGETS = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")  # What the loss compares with.
@@ -49,12 +49,12 @@ class PPO:
     """The clipped objective in its decoupled form (Hilton et al., arXiv 2110.00641), which is plain PPO at lag 0."""
 
     def __init__(
-        self, model: ActorCritic, config: PPOConfig, seed: int, total_iterations: int, threads: int | None = None
+        self, model: ActorCritic, config: PPOConfig, seed: int, horizon: Horizon, threads: int | None = None
     ) -> None:
         self.model = model
         self._config = config
         self._seed = seed
-        self._total_iterations = total_iterations
+        self._horizon = horizon
         self._adapted_learning_rate = config.learning_rate  # Used where the schedule is adaptive.
         self._computation = computation_of(model, config, threads)
         if not self._computation.is_small:
@@ -168,7 +168,7 @@ class PPO:
 
     def _scheduled(self, iteration: int) -> dict[str, float]:
         """The settings that follow a schedule, as they are in `iteration`."""
-        remaining = 1 - iteration / self._total_iterations
+        remaining = 1 - self._horizon.progress(iteration)
         settings = {}
         for name in ("learning_rate", "clip_range", "entropy_coef"):
             text = getattr(self._config, f"{name}_schedule")
@@ -217,6 +217,9 @@ class PPO:
             "inputs": self._computation.prepare(inputs),
             "actions": mx.array(self._arranged(batch.actions.reshape(*batch.rewards.shape, -1))),
         }
+        if self.model.spaces.has_action_masks:
+            allowed = self.model.spaces.unpack_masks(batch.extras["action_masks"])
+            samples["allowed"] = mx.array(self._arranged(allowed))
         if self.model.recurrent:
             starts = np.concatenate([np.zeros_like(batch.done[:1]), batch.done[:-1]])
             samples |= {

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from learner.activations import tanh_for
-from learner.distributions import LOG_2PI
+from learner.distributions import LOG_2PI, shifted
 from learner.layout import Layout, Part, joined, padding
 from learner.model import ActorCritic
 from learner.networks import MLP
@@ -95,7 +95,7 @@ class StackedMLP:
         values = outputs[1:, :1].reshape(-1)
         if (log_std := self._blocks(vector).log_std) is not None:
             return [values, _gaussian_log_probs(_deviations(outputs[:1], log_std, samples["actions"]), log_std)]
-        log_probs, _ = _softmax(outputs[:1])
+        log_probs, _ = _softmax(outputs[:1], samples.get("allowed"))
         return [values, mx.take_along_axis(log_probs, samples["actions"].reshape(1, 1, -1), axis=1).reshape(-1)]
 
     def values(self, vector: mx.array, inputs: list[mx.array], hidden_state: mx.array) -> mx.array:
@@ -154,7 +154,7 @@ class StackedMLP:
     ) -> tuple[Any, ...]:
         """(outcome, gradients of the mean loss for the logits [1, choices, B] and the values)."""
         actions = minibatch["actions"].reshape(1, 1, -1)
-        log_probs, probs = _softmax(logits)
+        log_probs, probs = _softmax(logits, minibatch.get("allowed"))
         entropies = (-mx.exp(log_probs) * log_probs).sum(axis=1, keepdims=True)
         chosen = mx.take_along_axis(log_probs, actions, axis=1)
         outcome = [chosen.reshape(-1), entropies.reshape(-1), values]
@@ -183,8 +183,14 @@ class StackedMLP:
         return outcome, of_mean, of_values / values.size, of_log_std
 
 
-def _softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
-    """(log-probabilities, probabilities) [1, choices, B]."""
+def _softmax(logits: mx.array, allowed: mx.array | None) -> tuple[mx.array, mx.array]:
+    """(log-probabilities, probabilities) [1, choices, B]; `allowed` bool [B, choices] are action masks, if there are
+    any."""
+    if allowed is not None:
+        logits = shifted(logits, allowed.T[None], axis=1)
+        exps = mx.exp(logits)
+        total = exps.sum(axis=1, keepdims=True)
+        return logits - mx.log(total), exps / total
     # Relative to the largest, so that large logits which are nearly equal keep their digits.
     largest = logits.max(axis=1, keepdims=True)
     exps = mx.exp(logits - largest)

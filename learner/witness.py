@@ -27,6 +27,7 @@ MAX_FAILURES = 3  # After so many failures in a row there is no witness: some si
 COUNTS = ("rollouts", "in_other_processes", "differences", "steps", "updates", "update_differences")
 BY_STEP = {  # Arrays [T, N, ...], in the order in which one value causes the next.
     "observations": "the observation",
+    "action_masks": "the action mask",
     "actions": "the action",
     "behaviour_log_probs": "the action's probability",
     "rewards": "the reward",
@@ -154,6 +155,8 @@ def first_difference(experiment: Experiment, border: LaneBorder, first: Trajecto
         return f"{place(int(second.restarted.argmax()), 0)}: a replay does not lead there"
     found = []
     for order, (name, words) in enumerate(BY_STEP.items()):
+        if not first.has(name):
+            continue
         differs = _differ(first.array(name), second.array(name), axes=2)
         if differs.any():
             time, n = np.argwhere(differs)[0].tolist()

@@ -52,6 +52,8 @@ class Experiment:
     """Make a fresh environment for every episode, for those whose reset leaks state (BipedalWalker-v3)."""
     on_env_error: Literal["restart", "stop"] = "restart"
     """When an environment raises or returns nonsense: truncate its episode and go on, or end the run."""
+    episode_metrics: tuple[str, ...] = ()
+    """Numbers in the `info` of an episode's last step to keep as metrics `episode/NAME`; without names the first 32."""
     replay_cap: int = 100_000
     """Steps after which an episode is truncated, so that its actions can always be replayed."""
 

@@ -12,7 +12,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Grant:
     policy_version: int
     fencing_token: int  # Grows whenever the lane gets another host; a trajectory with an older token is refused.
     state: LaneState | None  # None if the actor hosts the lane already, or the lane has no steps yet.
+    progress: float = 0.0  # The share of training that is over, of which the episodes that begin are told.
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Observation and action spaces as plain data. The learner knows nothing else of an environment."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,22 @@ class Spaces:
     action: BoxSpace  # As it is stored.
     distribution: Distribution
     choices: tuple[int, ...]  # Of a categorical distribution: the number of values of each entry.
+    has_action_masks: bool = False  # Whether the environment tells which actions it allows.
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """(start, end) of each entry's choices among the outputs of a categorical policy."""
+        ends = list(itertools.accumulate(self.choices))
+        return [(end - n, end) for end, n in zip(ends, self.choices, strict=True)]
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a packed action mask."""
+        return -(-self.distribution_size // 8)
+
+    def unpack_masks(self, packed: np.ndarray) -> np.ndarray:
+        """bool [..., distribution_size] of packed action masks uint8 [..., mask_bytes]."""
+        return np.unpackbits(packed, axis=-1, count=self.distribution_size).view(bool)
 
     @property
     def distribution_size(self) -> int:
@@ -103,6 +120,14 @@ class Spaces:
         elif self.distribution == "bernoulli" and not np.isin(actions, (0, 1)).all():
             raise ProtocolError("a binary action is neither 0 nor 1")
 
+    def check_masks(self, packed: np.ndarray, actions: np.ndarray) -> None:
+        """Raise `ProtocolError` unless packed action masks [B, mask_bytes] allow the possible actions [B, *action]."""
+        allowed = self.unpack_masks(packed)
+        chosen = actions.reshape(len(actions), -1)
+        for i, (start, end) in enumerate(self.groups):
+            if not np.take_along_axis(allowed[:, start:end], chosen[:, i : i + 1], axis=1).all():
+                raise ProtocolError("an action is one that its mask does not allow")
+
     def check(self) -> None:
         """Raise `ProtocolError` unless these can be the spaces of an environment."""
         self.observation.check("observation")
@@ -131,6 +156,8 @@ class Spaces:
         }
         if (self.action.dtype, len(self.choices)) != forms[self.distribution]:
             raise ProtocolError("the action space does not fit its distribution")
+        if self.has_action_masks and self.distribution != "categorical":
+            raise ProtocolError("only actions that are choices can have masks")
         if not all(0 < n <= MAX_SIZE for n in self.choices) or not 0 < self.distribution_size <= MAX_SIZE:
             raise ProtocolError(f"the policy would have {self.distribution_size:,} outputs; {MAX_SIZE:,} are possible")
 

@@ -12,6 +12,10 @@ from protocol.text import MAX_TEXT
 DIGEST_SIZE = 8
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # The largest reward that a trajectory can hold.
 MAX_FAULTS_TOLD = 20  # Most faults that a trajectory describes. The others are only counted.
+EPISODE = "episode/"  # The names of episode metrics begin so.
+MAX_METRICS = 32  # Most episode metrics of a run.
+MAX_METRICS_SENT = 2 * MAX_METRICS  # Most of a trajectory. The learner sees by it that there are more than it keeps.
+LONGEST_METRIC = 64  # Characters of a metric's name.
 MAX_FAILED_BEGINNINGS = 100  # Failed resets and constructions in a row after which an actor gives up.
 
 
@@ -26,6 +30,7 @@ class Fault:
     step: int  # Steps of the episode before the fault.
     time: int  # The rollout's step in which the fault happened; -1 before the first step.
     text: str  # What happened, in one line.
+    progress: float = 0.0  # The share of training that the episode was told of.
 
     def __str__(self) -> str:
         return f"environment {self.environment} (episode seed {self.seed}, step {self.step}): {self.text}"
@@ -48,8 +53,14 @@ AXES = {  # The axes of each array: T steps, N environments, K truncated episode
     "digests": "N",
     "initial_hidden_state": "N",
     "last_hidden_state": "N",
+    "action_masks": "TN",
 }
-EXTRAS = ("initial_hidden_state", "last_hidden_state")  # Not every experiment has these.
+EXTRAS = ("initial_hidden_state", "last_hidden_state", "action_masks")  # Not every experiment has these.
+
+
+def axes_of(name: str) -> str:
+    """The axes of an array of a trajectory, as `AXES` names them."""
+    return "E" if name.startswith(EPISODE) else AXES[name]
 
 
 def element_types(experiment: Experiment, spaces: Spaces) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -74,6 +85,8 @@ def element_types(experiment: Experiment, spaces: Spaces) -> dict[str, tuple[tup
     if experiment.hidden_state_size:
         elements["initial_hidden_state"] = ((experiment.hidden_state_size,), "float32")
         elements["last_hidden_state"] = ((experiment.hidden_state_size,), "float32")
+    if spaces.has_action_masks:
+        elements["action_masks"] = ((spaces.mask_bytes,), "uint8")
     return elements
 
 
@@ -83,6 +96,8 @@ class Trajectory:
 
     An array that only some experiments have is an extra: name it in `AXES`, `EXTRAS` and `element_types`, and fill it
     in actors/rollout.py. The extra is then checked, sent, compared by the witness, and stacked in the batch's extras.
+    Episode metrics are extras as well, whose names environments choose: float64 [E], NaN where an episode has none. The
+    witness leaves them out, since nothing is trained on them, and an environment may tell the time in them.
     """
 
     run_id: str
@@ -107,15 +122,15 @@ class Trajectory:
     faults: tuple[Fault, ...]  # The first faults, at most MAX_FAULTS_TOLD.
     fault_count: int  # The number of all faults.
     moved_global_random: bool  # Whether environments used `random` or `np.random`, which their seeds do not control.
-    extras: dict[str, np.ndarray]  # the arrays of `EXTRAS` that this experiment has
+    extras: dict[str, np.ndarray]  # The arrays of `EXTRAS` that this experiment has, and episode metrics.
 
     def has(self, name: str) -> bool:
-        """Whether this trajectory has the array `name` of `AXES`."""
-        return name not in EXTRAS or name in self.extras
+        """Whether this trajectory has the array `name`."""
+        return name in self.extras or (name in AXES and name not in EXTRAS)
 
     def array(self, name: str) -> np.ndarray:
-        """One of the arrays that `AXES` names."""
-        return self.extras[name] if name in EXTRAS else getattr(self, name)
+        """One of the arrays that `AXES` names, or an episode metric."""
+        return self.extras[name] if name in self.extras else getattr(self, name)
 
     @property
     def done(self) -> np.ndarray:
@@ -129,7 +144,8 @@ class Trajectory:
         lengths = {"T": t, "N": n, "K": int(np.count_nonzero(self.truncated)), "E": episodes}
         elements = element_types(experiment, spaces)
         extras = [name for name in elements if name in EXTRAS]
-        if set(self.extras) != set(extras):
+        metrics = [name for name in self.extras if name.startswith(EPISODE)]
+        if set(self.extras) != {*extras, *metrics}:
             raise ProtocolError(f"the extras are {sorted(self.extras)} instead of {extras}")
         for name, (element, dtype) in elements.items():
             array, shape = self.array(name), (*(lengths[axis] for axis in AXES[name]), *element)
@@ -141,6 +157,7 @@ class Trajectory:
                 raise ProtocolError(f"{name} holds a value that is not finite")
         if np.count_nonzero(self.done) != episodes:
             raise ProtocolError("episode_returns does not match the number of finished episodes")
+        self._check_metrics(metrics, episodes)
         if np.any((self.episode_lengths < 0) | (self.episode_lengths > experiment.replay_cap)):
             raise ProtocolError("episode_lengths holds an impossible number")
         # No return of `replay_cap` rewards comes near to this limit, and no sum of such returns comes near to infinity.
@@ -152,6 +169,19 @@ class Trajectory:
             raise ProtocolError("failed_resets holds an impossible number")
         self._check_faults(t, n)
         spaces.check_actions(self.actions)
+        if spaces.has_action_masks:
+            masks = self.extras["action_masks"].reshape(-1, spaces.mask_bytes)
+            spaces.check_masks(masks, self.actions.reshape(-1, *spaces.action.shape))
+
+    def _check_metrics(self, names: list[str], episodes: int) -> None:
+        if len(names) > MAX_METRICS_SENT:
+            raise ProtocolError(f"there are {len(names)} episode metrics; {MAX_METRICS_SENT} are possible")
+        for name in names:
+            array = self.extras[name]
+            if not name.isprintable() or not len(EPISODE) < len(name) <= len(EPISODE) + LONGEST_METRIC:
+                raise ProtocolError("an episode metric has an impossible name")
+            if array.shape != (episodes,) or array.dtype != np.float64 or np.isinf(array).any():
+                raise ProtocolError(f"{name} is no float64 [{episodes}] of finite numbers")
 
     def _check_faults(self, t: int, n: int) -> None:
         if len(self.faults) != min(self.fault_count, MAX_FAULTS_TOLD):
@@ -161,6 +191,7 @@ class Trajectory:
         first = self.lane * n
         for fault in self.faults:
             possible = first <= fault.environment < first + n and -1 <= fault.time < t and fault.step >= 0
+            possible = possible and 0 <= fault.progress <= 1
             if not possible or fault.phase not in ("constructor", "reset", "step") or len(fault.text) > MAX_TEXT:
                 raise ProtocolError("a fault with an impossible field")
 
@@ -176,6 +207,7 @@ class LaneState:
     actions: np.ndarray  # [sum of episode_steps, *action], environment by environment
     digests: np.ndarray  # uint8 [N, DIGEST_SIZE]
     hidden_state: np.ndarray  # float32 [N, hidden_state_size]
+    progress: np.ndarray  # float64 [N], the share of training that each episode was told of when it began
 
     def actions_of(self, n: int) -> np.ndarray:
         """The actions to replay in the lane's environment `n`: [episode_steps[n], *action]."""
@@ -192,6 +224,7 @@ class LaneState:
             "actions": ((total, *spaces.action.shape), spaces.action.dtype),
             "digests": ((n, DIGEST_SIZE), "uint8"),
             "hidden_state": ((n, experiment.hidden_state_size), "float32"),
+            "progress": ((n,), "float64"),
         }
         for name, (shape, dtype) in expected.items():
             array: np.ndarray = getattr(self, name)

@@ -23,8 +23,8 @@ from protocol.files import replace_file, sync_directory
 from protocol.observations import normalization
 from protocol.snapshot import PolicySnapshot, part_of
 
-FORMAT = 5
-OLDER = (3, 4)  # These formats are read, too: see `_upgraded`.
+FORMAT = 6
+OLDER = (3, 4, 5)  # These formats are read, too: see `_upgraded`.
 KEEP = 3  # So many of the newest checkpoints are kept, and the one with the best return.
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 POLICY_NAMES = "policy_weights"  # This fact lists the parameters that actors act with.
@@ -163,8 +163,13 @@ def weights_digest(arrays: dict[str, np.ndarray]) -> str:
 def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint of an older format as this one has it. Format 3 has actions as they are, which is still read."""
     arrays = {re.sub(r"^(lanes\.\d+)\.memory$", r"\1.hidden_state", k): v for k, v in checkpoint.arrays.items()}
+    for index in [k.removesuffix("episode_indices") for k in arrays if k.endswith(".episode_indices")]:
+        arrays[f"{index}progress"] = np.zeros(len(arrays[f"{index}episode_indices"]))
     names = [name for name in part_of(arrays, "model.") if not name.startswith("value_")]
-    return Checkpoint(checkpoint.policy_version, arrays, {**checkpoint.facts, POLICY_NAMES: names})
+    facts = {POLICY_NAMES: names, **checkpoint.facts}  # Format 5 has the names already.
+    if "spaces" in facts:
+        facts["spaces"] = {"has_action_masks": False, **facts["spaces"]}
+    return Checkpoint(checkpoint.policy_version, arrays, facts)
 
 
 def _remove_old(directory: Path, newest: int) -> None:

@@ -1,6 +1,7 @@
 """The learner's settings, and the whole of an experiment's: what `config.toml` in a run directory holds."""
 
 import dataclasses
+import itertools
 import json
 import math
 import tomllib
@@ -14,10 +15,11 @@ from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.files import replace_file
 from protocol.text import one_line
-from rundir.schedules import ADAPTIVE, parse_schedule
+from rundir.schedules import ADAPTIVE, Horizon, parse_schedule
 
 VERSIONS = "versions"  # This table of a configuration is for people; nothing is decided by it.
 LARGEST_NUMBER = 2**53  # A larger setting is a mistake, and a float may not hold it.
+ADDED = ("best_by", "earlier_totals", "episode_metrics")  # Older runs lack these, and did what the defaults say.
 NONE = '"None"'  # TOML has no word for nothing, so a file has the command line's.
 
 
@@ -103,7 +105,10 @@ class TrainingConfig:
     """How long to train, and on what."""
 
     total_steps: int = 1_000_000
-    """Environment steps to train on, rounded up to whole iterations."""
+    """Environment steps to train on, rounded up to whole iterations. With --resume, more than before let a finished or
+    stopped run go on: up to the old total its schedules are as they were, and after it they go over the new one."""
+    earlier_totals: tuple[int, ...] = ()
+    """The totals that the run had before; --resume with more --total-steps writes them."""
     stop_return: float | None = None
     """End once the mean return of the last 100 episodes reaches this; None trains to the end."""
     checkpoint_every: int = 50
@@ -111,6 +116,8 @@ class TrainingConfig:
     eval_every: int | None = None
     """Iterations from one evaluation to the next, which other processes do meanwhile; the last version is evaluated as
     well. RUN_DIR/best keeps the best policy. None evaluates none."""
+    best_by: str = "return"
+    """What makes a policy the best: the mean return of its evaluation, or the name of an episode metric."""
     eval_episodes: int = 20
     """Episodes of each evaluation: deterministic actions, and seeds that training never uses."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -129,9 +136,14 @@ class TrainingConfig:
         for name in ("total_steps", "checkpoint_every", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        totals = (0, *self.earlier_totals, self.total_steps)
+        if any(later <= earlier for earlier, later in itertools.pairwise(totals)):
+            raise UserError(f"earlier_totals {list(self.earlier_totals)} must rise, and lie below --total-steps")
         for name in ("eval_every", "learner_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, or None, not {getattr(self, name)}")
+        if self.best_by != "return" and self.eval_every is None:
+            raise UserError(f"--best-by {self.best_by} chooses among evaluations: give --eval-every as well")
         if self.stop_return is not None and not math.isfinite(self.stop_return):
             raise UserError(f"--stop-return must be a number, or None, not {self.stop_return}")
 
@@ -145,8 +157,10 @@ class RunConfig:
     training: TrainingConfig
 
     @property
-    def total_iterations(self) -> int:
-        return -(-self.training.total_steps // self.experiment.env_steps_per_iteration)
+    def horizon(self) -> Horizon:
+        """The iterations of the run."""
+        totals = (*self.training.earlier_totals, self.training.total_steps)
+        return Horizon(tuple(-(-steps // self.experiment.env_steps_per_iteration) for steps in totals))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -160,6 +174,9 @@ class RunConfig:
                 raise UserError(f"{_flag(name)} must be at most {LARGEST_NUMBER:,}")
         self.experiment.check()
         self.training.check()
+        wanted = self.experiment.episode_metrics
+        if self.training.best_by not in ("return", *wanted) and wanted:
+            raise UserError(f"--best-by {self.training.best_by} is none of --episode-metrics {' '.join(wanted)}")
         recurrent = self.experiment.recurrent_size > 0
         self.ppo.check(self.experiment.num_envs if recurrent else self.experiment.env_steps_per_iteration, recurrent)
 
@@ -196,7 +213,7 @@ class RunConfig:
         settings = load_settings(path)
         config = cls(Experiment(), PPOConfig(), TrainingConfig())
         names = {field.name for part in vars(config).values() for field in dataclasses.fields(part)}
-        if missing := sorted(names - settings.keys()):
+        if missing := sorted(names - settings.keys() - set(ADDED)):
             raise UserError(f"{path} is not a run's whole configuration: it lacks {', '.join(missing)}")
         return config.with_settings(settings, str(path))
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +11,27 @@ from protocol.errors import UserError
 ADAPTIVE = "adaptive"
 ADAPTIVE_FACTOR = 1.5  # One change multiplies or divides by this. It is rsl_rl's, as are the limits.
 ADAPTIVE_LIMITS = (1e-5, 1e-2)
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How many iterations a run trains, and how far along it is in each.
+
+    A run that was given more steps keeps the totals it had before: an iteration belongs to the first total that holds
+    it. So it makes no difference when the run was stopped to be given more.
+    """
+
+    totals: tuple[int, ...]  # Iterations, rising. The last is the run's.
+
+    @property
+    def total(self) -> int:
+        return self.totals[-1]
+
+    def progress(self, iteration: int) -> float:
+        """The share of training that is over before `iteration`: 0 at first, 1 at the end."""
+        total = next((total for total in self.totals if iteration < total), self.total)
+        return min(1.0, iteration / total)
+
 
 _NAMED: dict[str, Callable[[float], float]] = {
     "constant": lambda remaining: 1.0,

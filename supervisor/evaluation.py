@@ -13,6 +13,7 @@ from typing import Any
 from protocol.events import Caution, Evaluated, Event, Note, SignalReceived
 from protocol.lifeline import SUCCESS, USER_ERROR
 from rundir.checkpoint import list_checkpoints
+from rundir.episode_metrics import in_words, metrics_in, name_of
 from rundir.evaluations import best_of, read_results
 from rundir.names import EVALUATIONS, LOGS, PENDING
 from supervisor.crashes import CRASHES_ALLOWED, Crashes, end_of, when
@@ -28,7 +29,8 @@ def _outcome(result: dict[str, Any]) -> str:
     said = []
     if result["return_mean"] is not None:
         mean, deviation = result["return_mean"], result["return_std"]
-        said.append(f"return {mean:.2f} ± {deviation:.2f} over {result['episodes']} episodes")
+        figures = [f"return {mean:.2f} ± {deviation:.2f}", *in_words(result)]
+        said.append(f"{', '.join(figures)} over {result['episodes']} episodes")
     first = result.get("first_fault")
     if isinstance(first, dict) and first.keys() >= {"seed", "text"}:
         said.append(f"{result['faults']} ended in a fault, first with seed {first['seed']}: {first['text']}")
@@ -38,10 +40,12 @@ def _outcome(result: dict[str, Any]) -> str:
 class Evaluation:
     """The evaluations of one run. Each new evaluation is put into `events`."""
 
-    def __init__(self, run_dir: Path, events: Events, step_timeout: float) -> None:
+    def __init__(self, run_dir: Path, events: Events, step_timeout: float, best_by: str = "return") -> None:
+        """`best_by` is what makes an evaluation the best."""
         self._run_dir = run_dir
         self._step_timeout = step_timeout
         self._events = events
+        self._best_by = best_by
         self._log = run_dir / LOGS / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # The log's byte at which the child's output begins.
@@ -100,10 +104,13 @@ class Evaluation:
         if not results:
             return {}
         names = ("policy_version", "episodes", "return_mean", "return_std")
-        chosen = {"best": best_of(results), "last": max(results, key=lambda result: result["policy_version"])}
+        chosen = {
+            "best": best_of(results, self._best_by),
+            "last": max(results, key=lambda result: result["policy_version"]),
+        }
         return {
             "evaluations": {
-                which: {name: result[name] for name in names}
+                which: {name: result[name] for name in names} | metrics_in(result)
                 for which, result in chosen.items()
                 if result is not None and result["return_mean"] is not None
             }
@@ -119,7 +126,12 @@ class Evaluation:
         for i in range(self._reported, len(results)):
             result = results[i]
             self._crashes = Crashes()
-            praise = ", the best so far" if best_of(results[: i + 1]) is result else ""
+            best = best_of(results[: i + 1], self._best_by)
+            if best is None and result["return_mean"] is not None:
+                there = ", ".join(map(name_of, metrics_in(result))) or "none"
+                text = f"no evaluation has the episode metric {self._best_by} (--best-by); there are {there}"
+                self._events.put(Caution(text))
+            praise = ", the best so far" if best is result else ""
             text = f"evaluation of version {result['policy_version']}: {_outcome(result)}{praise}"
             self._events.put(Evaluated(text, result))
         self._reported = len(results)

@@ -111,7 +111,7 @@ def enter(
     }
     results = [*results, result]
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in results)
-    if best_of(results) is result:
+    if best_of(results, config.training.best_by) is result:
         kept = add_checkpoint(run_dir / BEST, checkpoint)
         for other in list_checkpoints(run_dir / BEST):
             if other != kept:

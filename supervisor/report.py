@@ -15,6 +15,7 @@ from protocol.files import append_line, keep_rows, replace_file
 from protocol.process import as_word
 from protocol.records import plain
 from protocol.text import printable
+from rundir.episode_metrics import in_words as metrics_in_words
 from rundir.names import EVENTS, LOGS, STATUS
 from rundir.witness import in_words
 from supervisor.process_workers import cut_log
@@ -131,15 +132,17 @@ class Report:
 
 def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
     """The last lines about a run that has ended."""
-    evaluations = ", ".join(
-        f"{which} {one['return_mean']:.2f} ± {one['return_std']:.2f} (version {one['policy_version']})"
-        for which, one in summary.get("evaluations", {}).items()
-    )
+    evaluations = []
+    for which, one in summary.get("evaluations", {}).items():
+        figures = [f"{which} {one['return_mean']:.2f} ± {one['return_std']:.2f}", *metrics_in_words(one)]
+        evaluations.append(f"{', '.join(figures)} (version {one['policy_version']})")
+    metrics = metrics_in_words(summary)
     return [
         f"{summary['status']}: {summary['env_steps']:,} env-steps in {summary['seconds']:.1f} s"
         f" ({number(summary['env_steps_per_second'], ',.0f')}/s),"
         f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
-        *([f"evaluations: {evaluations}"] if evaluations else []),
+        *([f"episodes: {', '.join(metrics)}"] if metrics else []),
+        *([f"evaluations: {'; '.join(evaluations)}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
         *([f"go on:       {_launch()} --resume {as_word(run_dir)}"] if summary["status"] == "stopped" else []),
         *([f"evaluate it: {_launch()} eval {as_word(run_dir)}"] if summary["weights_digest"] else []),

@@ -35,12 +35,12 @@ def supervise(config: RunConfig, execution: Execution) -> int:
     summary_path = run_dir / SUMMARY
     earlier = read_object(summary_path) or {}  # The summary of the run's earlier part.
     events: Events = queue.SimpleQueue()
-    evaluation = Evaluation(run_dir, events, execution.step_timeout)
+    evaluation = Evaluation(run_dir, events, execution.step_timeout, config.training.best_by)
     if earlier.get("status") == "finished" and not evaluation.pending():
         say(f"{as_typed(run_dir)} is finished already: {earlier['weights_digest']}")
         return SUCCESS
     title = _title(config, execution)
-    total_steps = config.total_iterations * config.experiment.env_steps_per_iteration
+    total_steps = config.horizon.total * config.experiment.env_steps_per_iteration
     status = RunStatus(title, total_steps, elsewhere=execution.workers == "ray")
     terminal = Terminal(status, execution.quiet)
     report = Report(run_dir, status, terminal)

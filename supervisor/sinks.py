@@ -22,7 +22,9 @@ from protocol.events import Evaluated, Event, Iteration
 from protocol.execution import SinkName
 from protocol.files import read_object, read_rows, replace_file
 from protocol.text import error_line
+from protocol.trajectory import EPISODE
 from rundir.config import RunConfig
+from rundir.episode_metrics import metrics_in
 from rundir.names import EVALUATIONS, METRICS
 
 PROJECT = "mlx-distributed-ppo"
@@ -288,6 +290,7 @@ def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:
     """The numbers of an iteration or an evaluation that a sink gets."""
     if kind == "evaluation":
         known = {name: row[name] for name in ("return_mean", "return_std") if row.get(name) is not None}
+        known |= {name.removeprefix(EPISODE): value for name, value in metrics_in(row).items()}
         return {f"evaluation/{name}": value for name, value in known.items()}
     numbers: dict[str, float] = {
         name: value

@@ -13,6 +13,7 @@ from rich.screen import Screen
 
 from protocol.output import STANDARD_OUTPUT, errors, held, output
 from protocol.text import printable
+from rundir.episode_metrics import SUCCESS
 from supervisor.status import Happening, RunStatus
 from supervisor.view import View
 from supervisor.words import DASH, duration, number
@@ -112,11 +113,13 @@ class Terminal:
             return
         self._last_line = now
         left = self._status.seconds_left
+        success = f"  success {row[SUCCESS]:>4.0%}" if SUCCESS in row else ""
         self.say(
             f"{row['env_steps']:>11,} / {total:,} env-steps"
             f"  {row['time/env_steps_per_second']:>7,.0f}/s"
             f"  return {number(row['rollout/episode_return_mean'], '.1f'):>8}"
             f"  length {number(row['rollout/episode_length_mean'], '.1f'):>6}"
+            f"{success}"
             f"  KL {row['train/approx_kl']:.4f}"
             f"  {DASH if left is None else duration(left)} left"
         )

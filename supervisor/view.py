@@ -8,6 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from rundir.episode_metrics import metrics_in, name_of, value_of
 from supervisor.status import ActorStatus, Happening, RunStatus
 from supervisor.words import DASH, compact, counted, duration, ranges, size_in_words
 
@@ -85,6 +86,7 @@ class Page:
             self._progress_bar(self._width),
             Text(f"{status.env_steps:,} of {status.total_steps:,} env-steps"),
             self._labelled("return", self._return_mean()),
+            *self._episode_metrics()[:1],
             *self._sparkline(self._width, 1),
             Text(f"{self._number(row.get('time/env_steps_per_second'), ',.0f')} env-steps/s"),
             Text(self._actors_in_words()),
@@ -144,6 +146,7 @@ class Page:
             self._labelled("env-steps/s", speed, inner),
             self._labelled("policy lag", lag, inner),
         ][: 3 if rows >= 6 else 2]
+        below = [*self._episode_metrics(inner)[: 4 if rows >= 10 else 1 if rows >= 6 else 0], *below]
         first = self._labelled("return", self._return_mean())
         if cell_len(first.plain) + len(span) + 2 <= inner:
             first = self._ends(first, Text(span, style="dim"), inner)
@@ -262,6 +265,10 @@ class Page:
 
     def _return_mean(self) -> str:
         return self._number(self._status.row.get("rollout/episode_return_mean"), ".2f")
+
+    def _episode_metrics(self, width: int = 0) -> list[Text]:
+        metrics = metrics_in(self._status.row)
+        return [self._labelled(name_of(name), value_of(name, value), width) for name, value in metrics.items()]
 
     def _total_memory(self) -> str:
         sizes = [*self._status.memory.values(), *(actor.memory for actor in self._status.actors)]

@@ -13,7 +13,7 @@ from protocol.experiment import Experiment
 from protocol.observations import normalized_size
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
-from protocol.trajectory import AXES, EXTRAS, Trajectory
+from protocol.trajectory import AXES, EPISODE, EXTRAS, Trajectory
 
 
 def numbers(*shape: int, dtype: str = "float32") -> ObservationPart:
@@ -61,14 +61,14 @@ def snapshot_of(
 
 def with_array(trajectory: Trajectory, name: str, array: np.ndarray) -> Trajectory:
     """A copy of `trajectory` whose array `name`, an extra or not, is replaced."""
-    if name in EXTRAS:
+    if name in EXTRAS or name.startswith(EPISODE):
         return replace(trajectory, extras={**trajectory.extras, name: array})
     return replace(trajectory, **{name: array})
 
 
 def assert_same_bits(one: Trajectory, other: Trajectory) -> None:
     assert one.extras.keys() == other.extras.keys()
-    for name in (name for name in AXES if one.has(name)):
+    for name in {*(name for name in AXES if one.has(name)), *one.extras}:
         mine, theirs = one.array(name), other.array(name)
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
         assert mine.tobytes() == theirs.tobytes(), name

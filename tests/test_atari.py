@@ -51,7 +51,7 @@ def test_a_game_is_reset_as_gymnasium_resets_it_whatever_was_played_before(game:
     expected = {seed: start(game, gymnasiums, seed, 250) for seed in (5, 6)}
     env = make_environment(preset_for(f"ALE/{game}-v5").experiment)
     for seed, steps in PASTS:
-        trail = play(env, reset_environment(env, seed), seed, steps)
+        trail = play(env, reset_environment(env, seed)[0], seed, steps)
         if seed in expected:
             shared = min(len(trail), len(expected[seed]))
             assert trail[:shared] == expected[seed][:shared], f"{game}, seed {seed}"
@@ -69,14 +69,14 @@ class Seeded(gymnasium.Wrapper):
 def test_wrappers_see_the_seed_of_a_quick_reset() -> None:
     env = Seeded(make_environment(preset_for("ALE/Pong-v5").experiment))
     for seed in (5, 6, 5):
-        reset_environment(env, seed)
+        reset_environment(env, seed)[0]
         assert env.number == np.random.default_rng(seed).random()
 
 
 def test_a_game_with_sticky_actions_is_loaded_anew_for_each_seed() -> None:
     kwargs = ("repeat_action_probability=0.25", "frameskip=4")
     env = make_environment(Experiment("ALE/Pong-v5", env_kwargs=kwargs))
-    reset_environment(env, 1)
+    reset_environment(env, 1)[0]
     assert "load_game" not in vars(env.unwrapped)
 
 

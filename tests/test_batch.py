@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from learner.batch import Batch
-from protocol.trajectory import DIGEST_SIZE, EXTRAS, Trajectory
+from protocol.trajectory import DIGEST_SIZE, Trajectory
 
 
 @st.composite
@@ -16,13 +16,18 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
     """One trajectory from each lane, filled with random numbers, with random ends of episodes."""
     t, n, lanes = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     observation_shape, action_shape = draw(st.sampled_from([((), ()), ((3,), (2,)), ((2, 2), ())]))
-    extras = draw(st.sampled_from([(), EXTRAS]))
+    has_extras = draw(st.booleans())
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     trajectories = []
     for lane in range(lanes):
         terminated = draw(hnp.arrays(bool, (t, n)))
         truncated = draw(hnp.arrays(bool, (t, n))) & ~terminated
         episodes = int((terminated | truncated).sum())
+        extras: dict[str, np.ndarray] = {}
+        if has_extras:
+            extras = {name: random.standard_normal((n, 3), np.float32) for name in HIDDEN_STATES}
+            extras["action_masks"] = random.integers(0, 256, (t, n, 2), np.uint8)
+            extras |= {name: random.random(episodes) for name in METRICS if draw(st.booleans())}
         trajectories.append(
             Trajectory(
                 run_id="run",
@@ -44,7 +49,7 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
                 restarted=np.zeros(n, bool),
                 failed_resets=np.zeros(n, np.int64),
                 digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-                extras={name: random.standard_normal((n, 3), np.float32) for name in extras},
+                extras=extras,
                 faults=(),
                 fault_count=0,
                 moved_global_random=False,
@@ -53,6 +58,8 @@ def rollouts(draw: st.DrawFn) -> list[Trajectory]:
     return trajectories
 
 
+HIDDEN_STATES = ("initial_hidden_state", "last_hidden_state")
+METRICS = ("episode/a", "episode/b")  # An episode metric may be missing in a lane none of whose episodes told it.
 SIDE_BY_SIDE = ["observations", "actions", "behaviour_log_probs", "rewards", "terminated", "truncated"]
 
 
@@ -61,24 +68,30 @@ SIDE_BY_SIDE = ["observations", "actions", "behaviour_log_probs", "rewards", "te
 def test_environments_stand_side_by_side_in_lane_order(trajectories: list[Trajectory]) -> None:
     batch = Batch.stack(trajectories)
     steps, lane_size = trajectories[0].rewards.shape
-    for name in SIDE_BY_SIDE:
-        array = getattr(batch, name)
-        first = getattr(trajectories[0], name)
+    for name in [*SIDE_BY_SIDE, *(name for name in batch.extras if name == "action_masks")]:
+        array = batch.extras[name] if name in batch.extras else getattr(batch, name)
+        first = trajectories[0].array(name)
         assert array.shape == (steps, lane_size * len(trajectories), *first.shape[2:]) and array.dtype == first.dtype
         for t in range(steps):
             for lane, trajectory in enumerate(trajectories):
                 for n in range(lane_size):
-                    expected = getattr(trajectory, name)[t, n]
+                    expected = trajectory.array(name)[t, n]
                     np.testing.assert_array_equal(array[t, lane * lane_size + n], expected)
     for lane, trajectory in enumerate(trajectories):
         for n in range(lane_size):
-            per_environment = {"last_observations": batch.last_observations, **batch.extras}
-            assert set(batch.extras) == set(trajectory.extras)
+            hidden_states = {name: batch.extras[name] for name in HIDDEN_STATES if name in batch.extras}
+            per_environment = {"last_observations": batch.last_observations, **hidden_states}
+            assert set(batch.extras) == {name for trajectory in trajectories for name in trajectory.extras}
             for name, array in per_environment.items():
                 np.testing.assert_array_equal(array[lane * lane_size + n], trajectory.array(name)[n])
     assert batch.size == steps * lane_size * len(trajectories)
     assert batch.policy_versions.tolist() == [t.policy_version for t in trajectories for _ in range(lane_size)]
     assert batch.environments.tolist() == [t.lane * lane_size + n for t in trajectories for n in range(lane_size)]
+
+
+def metrics_of(trajectory: Trajectory) -> list[np.ndarray]:
+    none = np.full(len(trajectory.episode_returns), np.nan)
+    return [trajectory.extras.get(name, none) for name in METRICS]
 
 
 @settings(deadline=None, max_examples=60)
@@ -89,7 +102,7 @@ def test_episodes_and_final_observations_come_in_the_order_of_step_and_environme
     batch = Batch.stack(trajectories)
     finals = [iter(trajectory.final_observations.tolist()) for trajectory in trajectories]
     episodes = [
-        iter(list(zip(trajectory.episode_returns, trajectory.episode_lengths, strict=True)))
+        iter(list(zip(trajectory.episode_returns, trajectory.episode_lengths, *metrics_of(trajectory), strict=True)))
         for trajectory in trajectories
     ]
     expected_finals: list[Any] = []
@@ -104,7 +117,9 @@ def test_episodes_and_final_observations_come_in_the_order_of_step_and_environme
                     expected_episodes.append(next(episodes[lane]))
     assert batch.final_observations.tolist() == expected_finals
     assert batch.final_observations.shape[1:] == trajectories[0].final_observations.shape[1:]
-    assert list(zip(batch.episode_returns, batch.episode_lengths, strict=True)) == expected_episodes
+    metrics = [batch.extras.get(name, np.full(len(batch.episode_returns), np.nan)) for name in METRICS]
+    found = zip(batch.episode_returns, batch.episode_lengths, *metrics, strict=True)
+    np.testing.assert_array_equal(list(found), expected_episodes)
     assert batch.episode_returns.dtype == np.float64 and batch.episode_lengths.dtype == np.int64
     assert batch.final_observations.dtype == trajectories[0].final_observations.dtype
 

@@ -30,6 +30,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import BoxSpace
 from protocol.trajectory import DIGEST_SIZE, MAX_FAULTS_TOLD, Fault, Trajectory
 from protocol.transport import Disturbances, Received
+from rundir.schedules import Horizon
 
 EXPERIMENT = Experiment(num_envs=8, lane_size=2, rollout_length=3)
 SPACES = discrete(numbers(4), 2)
@@ -117,7 +118,7 @@ class Conversation:
             self.socket,  # pyright: ignore[reportArgumentType]
             replace(EXPERIMENT, schedule=schedule),
             Execution(Path("run"), num_actors, witness, step_timeout),
-            total_iterations,
+            Horizon((total_iterations,)),
             self.launcher,
             self.pace,
             clock=self.clock,

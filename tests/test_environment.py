@@ -396,7 +396,9 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path: Path, monkeypatch
 def test_a_reset_starts_the_episode_of_its_seed() -> None:
     env = make_environment(Experiment())
     for seed in (3, 4, 3):
-        np.testing.assert_array_equal(reset_environment(env, seed), gymnasium.make("CartPole-v1").reset(seed=seed)[0])
+        np.testing.assert_array_equal(
+            reset_environment(env, seed)[0], gymnasium.make("CartPole-v1").reset(seed=seed)[0]
+        )
 
 
 PONG: dict[str, Any] = {
@@ -430,7 +432,7 @@ def test_a_quick_reset_of_an_atari_game_begins_the_same_episode_as_a_slow_one() 
     episodes = []
     for seed in (1, 7, 1):  # The last episode must not use random numbers of the two before.
         expected = play(slow, slow.reset(seed=seed)[0])
-        assert_equal(play(quick, reset_environment(quick, seed)), expected)
+        assert_equal(play(quick, reset_environment(quick, seed)[0]), expected)
         episodes.append(expected)
     assert not all(np.array_equal(a, b) for a, b in zip(episodes[0], episodes[1], strict=True))
     quick.close()
@@ -440,11 +442,11 @@ def test_a_quick_reset_of_an_atari_game_begins_the_same_episode_as_a_slow_one() 
 def test_an_atari_episode_is_the_same_whatever_was_played_before_it() -> None:
     pytest.importorskip("ale_py", reason="Atari is an extra")
     one, other = make_environment(Experiment(**PONG)), make_environment(Experiment(**PONG))
-    first = play(one, reset_environment(one, 1))
-    play(one, reset_environment(one, 7), steps=30)
-    assert_equal(play(one, reset_environment(one, 1)), first)
+    first = play(one, reset_environment(one, 1)[0])
+    play(one, reset_environment(one, 7)[0], steps=30)
+    assert_equal(play(one, reset_environment(one, 1)[0]), first)
     play(other, other.reset(seed=3)[0], steps=10)
-    assert_equal(play(other, reset_environment(other, 1)), first)
+    assert_equal(play(other, reset_environment(other, 1)[0]), first)
     one.close()
     other.close()
 
@@ -453,8 +455,8 @@ def test_a_game_with_sticky_actions_is_reset_the_slow_way() -> None:
     pytest.importorskip("ale_py", reason="Atari is an extra")
     sticky = {**PONG, "env_kwargs": ("repeat_action_probability=0.25", "frameskip=1")}
     one, other = make_environment(Experiment(**sticky)), make_environment(Experiment(**sticky))
-    play(one, reset_environment(one, 5), steps=20)
-    assert_equal(play(one, reset_environment(one, 1)), play(other, other.reset(seed=1)[0]))
+    play(one, reset_environment(one, 5)[0], steps=20)
+    assert_equal(play(one, reset_environment(one, 1)[0]), play(other, other.reset(seed=1)[0]))
     one.close()
     other.close()
 

@@ -69,7 +69,7 @@ def actions_in(experiment: Experiment, act: Any, begin: Any) -> Iterator[Any]:
     """The actions of `act` over whole episodes, each with the seed that `eval` uses for it."""
     env = make_environment(experiment)
     for episode in range(EPISODES):
-        observation = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
+        observation, _ = reset_environment(env, environment_seed(experiment.seed, Purpose.EVALUATION_SEED, 0, episode))
         begin()
         over = False
         while not over:
@@ -288,13 +288,23 @@ def test_a_description_that_cannot_be_is_refused_in_one_line(
 def test_a_file_that_is_none_or_of_another_format_is_refused_in_one_line(saved: Path) -> None:
     arrays, metadata = arrays_and_metadata(saved)
     assert "not a policy that `launch.py export` wrote" in refusal(saved, arrays, None)
-    assert "policy format 2" in refusal(saved, arrays, metadata | {"mlx-distributed-ppo": "2"})
+    assert "policy format 3" in refusal(saved, arrays, metadata | {"mlx-distributed-ppo": "3"})
     assert "damaged" in refusal(saved, arrays, metadata | {"policy": DEEP})
     assert "damaged" in refusal(saved, arrays, metadata | {"policy": "{"})
     with pytest.raises(UserError, match="cannot be read"):
         load_policy(saved.parent / "nothing")
     with pytest.raises(UserError, match=str(saved.parent)):
         load_policy(saved.parent)
+
+
+def test_a_file_of_the_first_format_is_read(saved: Path) -> None:
+    arrays, metadata = arrays_and_metadata(saved)
+    described = json.loads(metadata["policy"])
+    del described["experiment"]["episode_metrics"], described["spaces"]["has_action_masks"]
+    wanted = load_policy(saved).description
+    older = {"mlx-distributed-ppo": "1", "policy": json.dumps(described)}
+    safetensors.numpy.save_file(arrays, saved, metadata | older)
+    assert load_policy(saved).description == wanted
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(saved: Path) -> None:

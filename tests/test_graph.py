@@ -18,6 +18,7 @@ from protocol.experiment import Experiment
 from protocol.observations import network_inputs
 from protocol.spaces import BoxSpace, ObservationPart, Spaces
 from rundir.config import PPOConfig
+from rundir.schedules import Horizon
 
 SAMPLES, T = 8, 4
 IMAGE = discrete(ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ()), 3)
@@ -52,7 +53,7 @@ def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
 
 def operations_of(spaces: Spaces, experiment: Experiment) -> dict[str, tuple[str, int]]:
     """{id: (name, number of input and output arrays)} of the operations of a step."""
-    ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(value_clip_range=0.2), 0, 4)
+    ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(value_clip_range=0.2), 0, Horizon((4,)))
     ppo._optimizer.take_parameters()
     state = ppo._optimizer.state
     minibatch = minibatch_of(spaces, experiment.recurrent_size)
@@ -91,7 +92,7 @@ def test_a_step_has_what_a_gpu_can_launch_and_not_too_much_of_it(
 @pytest.mark.parametrize(("spaces", "experiment", "most"), NETWORKS.values(), ids=NETWORKS)
 def test_nothing_is_computed_in_float64(spaces: Spaces, experiment: Experiment, most: int) -> None:
     """MLX has no float64 on GPUs."""
-    ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(), 0, 4)
+    ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(), 0, Horizon((4,)))
     ppo._optimizer.take_parameters()
     factors = ppo._optimizer.begin_step(1e-3)
     minibatch = minibatch_of(spaces, experiment.recurrent_size)

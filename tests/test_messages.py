@@ -36,7 +36,7 @@ from protocol.messages import from_frames as received
 from protocol.messages import to_frames as sent
 from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
-from protocol.trajectory import AXES, DIGEST_SIZE, EXTRAS, LaneState, Trajectory
+from protocol.trajectory import AXES, DIGEST_SIZE, EXTRAS, LaneState, Trajectory, element_types
 
 thorough = settings(deadline=None, max_examples=80)
 
@@ -81,15 +81,28 @@ def same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, float):
         return repr(a) == repr(b)
     return a == b
 
 
 EXPERIMENT = Experiment(num_envs=4, lane_size=2, rollout_length=3, recurrent_size=5)
-DISCRETE = discrete(numbers(4), 3)
+DISCRETE = replace(discrete(numbers(4), 3), has_action_masks=True)
 CONTINUOUS = continuous(numbers(2, 2), 2)
 SPACES = {"discrete": DISCRETE, "continuous": CONTINUOUS}
+
+
+def extras(spaces: Spaces) -> dict[str, np.ndarray]:
+    """The extras of `trajectory`: every action is allowed, and an episode metric is known of two episodes of three."""
+    t, n = EXPERIMENT.rollout_length, EXPERIMENT.lane_size
+    found = {"episode/is_success": np.array([1.0, np.nan, 0.0])}
+    for name, (element, dtype) in element_types(EXPERIMENT, spaces).items():
+        if name in EXTRAS:
+            shape = (*(t, n)[-len(AXES[name]) :], *element)
+            found[name] = np.full(shape, 255 if dtype == "uint8" else 1, dtype)
+    return found
 
 
 def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
@@ -116,7 +129,7 @@ def trajectory(spaces: Spaces = DISCRETE) -> Trajectory:
         restarted=np.array([False, True]),
         failed_resets=np.zeros(2, np.int64),
         digests=np.zeros((n, DIGEST_SIZE), np.uint8),
-        extras={name: np.ones((n, EXPERIMENT.hidden_state_size), np.float32) for name in EXTRAS},
+        extras=extras(spaces),
         faults=(),
         fault_count=0,
         moved_global_random=False,
@@ -131,6 +144,7 @@ def lane_state(spaces: Spaces = DISCRETE) -> LaneState:
         actions=np.ones((5, *spaces.action.shape), spaces.action.dtype),
         digests=np.zeros((2, DIGEST_SIZE), np.uint8),
         hidden_state=np.ones((2, EXPERIMENT.hidden_state_size), np.float32),
+        progress=np.array([0.25, 0.5]),
     )
 
 
@@ -358,6 +372,7 @@ def refusal(record: Trajectory | LaneState, spaces: Spaces) -> str:
 
 
 TRAJECTORY_ARRAYS = list(AXES)
+HIDDEN_STATES = ("initial_hidden_state", "last_hidden_state")
 FLOATS = ["observations", "last_observations", "final_observations", "behaviour_log_probs", "rewards"]
 SHAPINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "one axis more": lambda array: array[None],
@@ -381,21 +396,24 @@ def test_a_trajectory_with_an_array_of_another_shape_is_refused_by_name(name: st
     named = {"episode_returns": "episode_"}.get(name, name)  # The refusal may name either list of episodes.
     for spaces in SPACES.values():
         valid = trajectory(spaces)
-        broken = with_array(valid, name, SHAPINGS[shaping](valid.array(name)))
-        assert named in refusal(broken, spaces)
+        if valid.has(name):
+            broken = with_array(valid, name, SHAPINGS[shaping](valid.array(name)))
+            assert named in refusal(broken, spaces)
 
 
 @pytest.mark.parametrize("name", TRAJECTORY_ARRAYS)
 def test_a_trajectory_with_an_array_of_another_dtype_is_refused_by_name(name: str) -> None:
     for spaces in SPACES.values():
         valid = trajectory(spaces)
+        if not valid.has(name):
+            continue
         array = valid.array(name)
         for dtype in set(codec.DTYPES.values()) - {array.dtype}:
             assert f"{name} is {dtype}" in refusal(with_array(valid, name, array.astype(dtype)), spaces)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", [*FLOATS, *EXTRAS, "episode_returns", "actions"])
+@pytest.mark.parametrize("name", [*FLOATS, *HIDDEN_STATES, "episode_returns", "actions"])
 def test_a_trajectory_with_a_number_that_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
     array = trajectory(CONTINUOUS).array(name).copy()
     array.flat[-1] = value
@@ -418,6 +436,31 @@ def test_an_episode_of_the_largest_rewards_is_accepted() -> None:
     returns = np.full_like(trajectory().episode_returns, largest)
     assert np.isfinite(returns.sum())
     replace(trajectory(), episode_returns=returns, episode_lengths=lengths).check(EXPERIMENT, DISCRETE)
+
+
+METRICS: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "too many": ({f"episode/{i}": np.zeros(3) for i in range(65)}, "there are 66 episode metrics"),
+    "of fewer episodes": ({"episode/x": np.zeros(2)}, "episode/x is no float64 [3]"),
+    "of float32": ({"episode/x": np.zeros(3, np.float32)}, "episode/x is no float64 [3]"),
+    "infinite": ({"episode/x": np.array([0, np.inf, 0])}, "episode/x is no float64 [3] of finite numbers"),
+    "without a name": ({"episode/": np.zeros(3)}, "an episode metric has an impossible name"),
+    "of too long a name": ({f"episode/{'x' * 65}": np.zeros(3)}, "an episode metric has an impossible name"),
+    "of two lines": ({"episode/a\nb": np.zeros(3)}, "an episode metric has an impossible name"),
+    "not said to be one": ({"is_success": np.zeros(3)}, "the extras are"),
+}
+
+
+@pytest.mark.parametrize("metrics", METRICS)
+def test_episode_metrics_that_cannot_be_are_refused(metrics: str) -> None:
+    arrays, said = METRICS[metrics]
+    assert said in refusal(replace(trajectory(), extras=trajectory().extras | arrays), DISCRETE)
+
+
+def test_an_action_that_its_mask_does_not_allow_is_refused() -> None:
+    masks = trajectory().extras["action_masks"].copy()
+    masks[1, 1] = 0b10111111  # The action is 1.
+    broken = replace(trajectory(), extras=trajectory().extras | {"action_masks": masks})
+    assert "an action is one that its mask does not allow" in refusal(broken, DISCRETE)
 
 
 def test_a_step_both_terminated_and_truncated_is_refused() -> None:
@@ -460,7 +503,7 @@ def test_a_trajectory_with_other_extras_than_the_experiment_has_is_refused(extra
     plain = replace(EXPERIMENT, recurrent_size=0)
     with pytest.raises(ProtocolError, match="the extras are"):
         trajectory().check(plain, DISCRETE)
-    replace(trajectory(), extras={}).check(plain, DISCRETE)
+    replace(trajectory(), extras={}).check(plain, replace(DISCRETE, has_action_masks=False))
 
 
 LANE_STATE_ARRAYS = ["episode_indices", "episode_steps", "actions", "digests", "hidden_state"]

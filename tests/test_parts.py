@@ -14,6 +14,7 @@ from learner.model import ActorCritic
 from learner.ppo import PPO
 from protocol.experiment import Experiment
 from rundir.config import PPOConfig
+from rundir.schedules import Horizon
 
 EXPERIMENTS = {
     "nature_cnn": Experiment(network="nature_cnn"),
@@ -35,7 +36,7 @@ def gradients(experiment: Experiment, samples: int, threads: int | None = None) 
 
 
 def weights_after_steps(experiment: Experiment, threads: int | None) -> np.ndarray:
-    ppo = PPO(ActorCritic(IMAGE, experiment), PPOConfig(), 0, 4, threads)
+    ppo = PPO(ActorCritic(IMAGE, experiment), PPOConfig(), 0, Horizon((4,)), threads)
     ppo._optimizer.take_parameters()
     minibatch = minibatch_of(IMAGE, experiment.recurrent_size)
     for _ in range(3):

@@ -32,7 +32,7 @@ from protocol.observations import network_inputs, normalized_size
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 from rundir.config import PPOConfig
-from rundir.schedules import adapt_learning_rate
+from rundir.schedules import Horizon, adapt_learning_rate
 
 T, N = 6, 4
 DISCRETE, CONTINUOUS, BITS = discrete(numbers(3), 2), continuous(numbers(3), 2), binary(numbers(3), 2)
@@ -108,7 +108,7 @@ def make_model(spaces: Spaces = DISCRETE, seed: int = 0) -> ActorCritic:
 
 
 def make_ppo(config: PPOConfig = CONFIG, spaces: Spaces = DISCRETE, seed: int = 0) -> PPO:
-    return PPO(make_model(spaces, seed), config, seed=5, total_iterations=TOTAL_ITERATIONS)
+    return PPO(make_model(spaces, seed), config, seed=5, horizon=Horizon((TOTAL_ITERATIONS,)))
 
 
 def random_actions(spaces: Spaces, random: np.random.Generator, *lead: int) -> np.ndarray:
@@ -324,7 +324,7 @@ def test_the_first_ratio_of_an_on_policy_update_is_one(experiment: Experiment, m
 
     watch_gradients(monkeypatch, lambda minibatch, *_: seen.append(minibatch))
     to_inputs = partial(network_inputs, spaces=spaces, normalization=statistics.normalization())
-    ppo = PPO(model, PPOConfig(epochs=1, minibatches=1, learning_rate=0.0), seed=0, total_iterations=1)
+    ppo = PPO(model, PPOConfig(epochs=1, minibatches=1, learning_rate=0.0), seed=0, horizon=Horizon((1,)))
     metrics = ppo.update(Batch.stack([trajectory]), 0, to_inputs, never)
     distribution, _, _ = forward(model, seen[0])
     log_probs = np.array(distribution.log_prob(seen[0]["actions"]), np.float64)
@@ -744,7 +744,7 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
         ratios, log_probs = np.ones((T, N)), batch.behaviour_log_probs
         advantages, targets = gae(steps, **settings)
 
-    PPO(model, config, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, iteration, halved, never)
+    PPO(model, config, seed=5, horizon=Horizon((TOTAL_ITERATIONS,))).update(batch, iteration, halved, never)
     (minibatch,) = minibatches
     order = generator(5, Purpose.MINIBATCHES, iteration, 0).permutation(N)
     expected = {
@@ -771,7 +771,7 @@ def test_a_truncated_episode_bootstraps_from_its_final_observation_and_the_hidde
     batch = replace(batch, final_observations=np.array([[0.5, -1.0, 2.0]], np.float32))
     config = replace(CONFIG, epochs=1, minibatches=1, gae_lambda=0.0)
     weights = host_weights(model)
-    PPO(model, config, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, 2, as_is, never)
+    PPO(model, config, seed=5, horizon=Horizon((TOTAL_ITERATIONS,))).update(batch, 2, as_is, never)
 
     hidden_state = batch.extras["initial_hidden_state"][1].astype(np.float64)
     for t in range(3):
@@ -787,7 +787,7 @@ def test_every_epoch_of_a_recurrent_update_trains_on_every_sequence_once(
     minibatches: list[dict[str, np.ndarray]],
 ) -> None:
     batch = recurrent_batch(DISCRETE, 0, 2)
-    PPO(recurrent_model(), CONFIG, seed=5, total_iterations=TOTAL_ITERATIONS).update(batch, 2, as_is, never)
+    PPO(recurrent_model(), CONFIG, seed=5, horizon=Horizon((TOTAL_ITERATIONS,))).update(batch, 2, as_is, never)
     for epoch in range(CONFIG.epochs):
         parts = minibatches[epoch * CONFIG.minibatches : (epoch + 1) * CONFIG.minibatches]
         assert {part["observations"].shape for part in parts} == {(N // CONFIG.minibatches, T, 3)}

@@ -270,7 +270,7 @@ class Chance:
     def draw_noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return generator.random((*shape, *self._spaces.action.shape))
 
-    def act(self, observations: np.ndarray, hidden_state: np.ndarray, noise: np.ndarray) -> tuple:
+    def act(self, observations: np.ndarray, hidden_state: np.ndarray, noise: np.ndarray, _: None) -> tuple:
         parameters = np.zeros((len(noise), self._spaces.distribution_size), np.float32)
         choices = np.reshape(self._spaces.choices or 2, self._spaces.action.shape if self._spaces.choices else ())
         actions = 3 * noise - 1.5 if self._spaces.distribution == "gaussian" else np.floor(noise * choices)

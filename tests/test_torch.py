@@ -14,6 +14,7 @@ from protocol.experiment import Experiment
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 from rundir.config import PPOConfig
+from rundir.schedules import Horizon
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is only here to compare with")
 
@@ -153,7 +154,7 @@ def test_an_update_of_ppo_moves_every_parameter_as_pytorch_does(spaces: Spaces, 
     batch = make_batch(reference, spaces)
 
     update(reference, batch, config)
-    metrics = PPO(model, config, SEED, total_iterations=10).update(batch, ITERATION, as_is, lambda: None)
+    metrics = PPO(model, config, SEED, horizon=Horizon((10,))).update(batch, ITERATION, as_is, lambda: None)
     assert 0 < metrics["train/clip_fraction"] < 1
     assert metrics["train/epochs"] == config.epochs
     for name, array in model.named_parameters():

@@ -17,6 +17,7 @@ from benchmarks.workers.serving import serve
 from benchmarks.workloads import MINIBATCHES, Workload, trajectory
 from learner.device import prepare_device
 from protocol.observations import network_inputs
+from rundir.schedules import Horizon
 
 if TYPE_CHECKING:
     from learner.batch import Batch
@@ -59,7 +60,7 @@ def prepare() -> Callable[..., dict[str, Any]]:
             learning_rate=LEARNING_RATE, learning_rate_schedule="constant", epochs=epochs, minibatches=MINIBATCHES
         )
         batch = Batch.stack([trajectory(spaces, experiment, lane=0, rollout_index=ITERATION)])
-        ppo = PPO(ActorCritic(spaces, experiment), config, 0, total_iterations=10, threads=arguments.threads)
+        ppo = PPO(ActorCritic(spaces, experiment), config, 0, Horizon((10,)), threads=arguments.threads)
         update = Update(ppo, batch, workload)
         update.seconds()
         return update

@@ -52,5 +52,6 @@ def describe(experiment: Experiment, policy_version: int) -> Description:
     env = simulation.env
     assert env is not None
     forms = observation_form(env.observation_space), action_form(env.action_space)
+    spaces = simulation.find_masks()
     simulation.close()
-    return Description(policy_version, experiment, simulation.spaces, *forms)
+    return Description(policy_version, experiment, spaces, *forms)

@@ -3,7 +3,7 @@
 import { element, number, percent, value } from "./values.js";
 
 const CHARTS = [
-  { metric: "rollout/episode_return_mean", title: "Episode return", evaluations: true },
+  { metric: "rollout/episode_return_mean", title: "Episode return", evaluated: "return_mean" },
   { metric: "rollout/episode_length_mean", title: "Episode length" },
   { metric: "time/env_steps_per_second", title: "Env-steps/s", fromZero: true },
   { metric: "train/policy_loss", title: "Policy loss" },
@@ -15,6 +15,7 @@ const CHARTS = [
   { metric: "train/learning_rate", title: "Learning rate", fromZero: true },
   { metric: "time/learner_wait_share", title: "Learner waits for experience", fromZero: true, form: percent },
 ];
+const EPISODE = "episode/"; // What an environment tells of its episodes has a chart as soon as it comes.
 const COLORS = ["#3b78e0", "#e0762f", "#219d76", "#c2549e", "#8d6ad6", "#b08a14", "#d14b46", "#3f9dc4"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const FEW_POINTS = 40; // so few are marked, since a single one makes no line
@@ -31,8 +32,22 @@ export class Charts {
     section.replaceChildren(...this.cards.map((chart) => chart.root), this.lags.root);
   }
 
+  // A chart for each episode metric that has none yet, behind those of the return and the length.
+  addEpisodeMetrics(runs) {
+    const known = new Set(this.cards.map((chart) => chart.metric));
+    for (const metric of new Set(runs.flatMap((run) => Object.keys(run.curves)))) {
+      if (!metric.startsWith(EPISODE) || known.has(metric)) continue;
+      const chart = { metric, evaluated: metric, ...wordsOf(metric) };
+      const before = this.cards.filter((other) => other.metric.startsWith(EPISODE)).length + 1;
+      const made = { ...chart, ...card(chart.title, metric) };
+      this.cards[before].root.after(made.root);
+      this.cards.splice(before + 1, 0, made);
+    }
+  }
+
   // `runs`: as page.js holds them; `axis`: env_steps or seconds.
   draw(runs, axis) {
+    this.addEpisodeMetrics(runs);
     const shown = runs.filter((run) => run.shown);
     const unit = unitOf(shown, axis);
     for (const chart of [...this.cards, this.lags]) {
@@ -41,7 +56,7 @@ export class Charts {
     for (const chart of this.cards) {
       const traces = shown.flatMap((run) => [
         curve(run, chart, axis, unit),
-        ...(chart.evaluations ? evaluations(run, axis, unit) : []),
+        ...(chart.evaluated ? evaluations(run, chart, axis, unit) : []),
       ]);
       const y = { rangemode: chart.fromZero ? "tozero" : "normal", tickformat: chart.form ? ".0%" : "" };
       plot(chart.plot, traces, { title: { text: unit.label }, rangemode: "tozero" }, y, axis);
@@ -50,6 +65,11 @@ export class Charts {
     const x = { title: { text: "versions behind, share of environments" }, range: [-0.5, most - 0.5], dtick: Math.ceil(most / 12) };
     plot(this.lags.plot, shown.map(lagBars), x, { tickformat: ".0%", range: [0, 1] }, "lags");
   }
+}
+
+function wordsOf(metric) {
+  if (metric === `${EPISODE}is_success`) return { title: "Success rate", fromZero: true, form: percent };
+  return { title: metric.slice(EPISODE.length) };
 }
 
 function card(title, metric) {
@@ -74,7 +94,8 @@ function unitOf(runs, axis) {
 }
 
 function curve(run, chart, axis, unit) {
-  const { settled, tail } = run.curves[chart.metric];
+  const none = { env_steps: [], seconds: [], values: [] };
+  const { settled, tail } = run.curves[chart.metric] ?? { settled: none, tail: none };
   const y = settled.values.concat(tail.values);
   const few = y.length < FEW_POINTS;
   return {
@@ -88,15 +109,17 @@ function curve(run, chart, axis, unit) {
   };
 }
 
-function evaluations(run, axis, unit) {
-  if (run.evaluations.length === 0) return [];
+function evaluations(run, chart, axis, unit) {
+  const points = run.evaluations.filter((point) => point[chart.evaluated] !== undefined);
+  if (points.length === 0) return [];
+  const deviations = chart.evaluated === "return_mean" ? points.map((point) => point.return_std ?? 0) : [];
   return [{
     type: "scatter",
     mode: "markers",
     name: `${plain(run.name)}, evaluation`,
-    x: run.evaluations.map((point) => (point[axis] === null ? null : point[axis] / unit.size)),
-    y: run.evaluations.map((point) => point.return_mean),
-    error_y: { type: "data", array: run.evaluations.map((point) => point.return_std ?? 0), thickness: 1, width: 2 },
+    x: points.map((point) => (point[axis] === null ? null : point[axis] / unit.size)),
+    y: points.map((point) => point[chart.evaluated]),
+    error_y: { type: "data", array: deviations, thickness: 1, width: 2 },
     marker: { color: run.color, size: 8, symbol: "diamond", line: { width: 1, color: css("--card") } },
   }];
 }

@@ -16,9 +16,10 @@ function take(replies) {
   replies.forEach((reply, index) => {
     runs[index] ??= { color: colorOf(index), dash: dashOf(index), shown: true, curves: {} };
     const run = runs[index];
+    if (reply.anew) run.curves = {};
     for (const metric of Object.keys(reply.settled)) {
       const kept = run.curves[metric]?.settled;
-      const settled = reply.anew || !kept ? reply.settled[metric] : joined(kept, reply.settled[metric]);
+      const settled = !kept ? reply.settled[metric] : joined(kept, reply.settled[metric]);
       run.curves[metric] = { settled, tail: reply.tail[metric] };
     }
     const { settled, tail, ...rest } = reply;
