@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ IMAGE = discrete(ObservationPart("image", BoxSpace((36, 36, 4), "uint8"), ()), 3
 # (spaces, experiment, limit of launches in a step on a CPU), which is a few more than a step takes today.
 NETWORKS = {
     "mlp, discrete": (discrete(numbers(3), 2), Experiment(), 30),
+    "mlp, action masks": (replace(discrete(numbers(3), 4), has_action_masks=True), Experiment(), 32),
     "mlp, continuous": (continuous(numbers(3), 2), Experiment(), 30),
     "nature_cnn": (IMAGE, Experiment(network="nature_cnn"), 95),
     "impala_cnn": (IMAGE, Experiment(network="impala_cnn"), 420),
@@ -46,6 +48,8 @@ def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
         "inputs": [mx.array(x.reshape(*lead, *x.shape[1:])) for x in network_inputs(observations, spaces, None)],
         "actions": mx.array(random_actions(spaces, random, *lead).reshape(*lead, -1)),
     }
+    if spaces.has_action_masks:
+        minibatch["allowed"] = mx.ones((*lead, spaces.distribution_size), mx.bool_)
     if recurrent_size:
         minibatch |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((SAMPLES, recurrent_size))}
     return minibatch

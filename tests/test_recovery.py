@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from chaos import CAMPAIGN, Chaos
+from disturbing import disturb
 from gate import Gate
 from launching import (
     TIMEOUT,
@@ -46,29 +47,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = tmp_path_factory.mktemp("undisturbed")
     runs = [partial(train, path / s, "--in-process", *EXPERIMENT, "--schedule", s) for s in SCHEDULES]
     return dict(zip(SCHEDULES, (summary["weights_digest"] for summary in together(*runs)), strict=True))
-
-
-@dataclass
-class GatedChaos(Chaos):
-    """A run that cannot end before all its faults have happened."""
-
-    gate: Gate | None = None
-
-    def open_gate(self) -> None:
-        assert self.gate is not None
-        self.gate.open()
-
-
-def disturb(run_dir: Path, flags: list[object], faults: list[str], every: int) -> dict[str, Any]:
-    """Do a run with a fault after each `every` iterations; returns its summary."""
-    gate = Gate(run_dir, every * len(faults) + 3)  # A checkpoint may come between two faults.
-    chaos = GatedChaos(run_dir, [*flags, *gate.flags], random.Random(0), gate=gate)
-    summary = chaos.run([*faults, "open_gate"], due=lambda i: chaos.iterations() >= every * min(i + 1, len(faults)))
-    assert chaos.done == [*faults, "open_gate"], "the run ended before its faults"
-    samples = summary["samples"]
-    assert samples["in_flight"] == 0
-    assert samples["produced"] == samples["trained"] + sum(samples["dropped"].values())
-    return summary
 
 
 def disturb_campaign(run_dir: Path, schedule: str, faults: list[str], *flags: object) -> dict[str, Any]:

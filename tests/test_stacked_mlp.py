@@ -1,6 +1,7 @@
 """The hand-written gradient of the MLP equals the automatic one, and needs fewer operations."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -28,6 +29,7 @@ SPACES = {
     "two choices": discrete(numbers(4), 2),
     "one choice": discrete(numbers(2), 1),
     "seven choices": discrete(numbers(5), 7),
+    "seven choices with masks": replace(discrete(numbers(5), 7), has_action_masks=True),
     "one number": continuous(numbers(3), 1),
     "four numbers": continuous(numbers(3), 4),
 }
@@ -44,6 +46,10 @@ def samples_of(spaces: Spaces, random: np.random.Generator) -> dict[str, Any]:
     names = ("advantages", "values", "value_targets", "weights", "proximal_log_probs")
     samples = {name: mx.array(random.standard_normal(SAMPLES).astype(np.float32)) for name in names}
     inputs = mx.array(random.standard_normal((SAMPLES, *spaces.observation.shape)).astype(np.float32))
+    if spaces.has_action_masks:
+        allowed = random.random((SAMPLES, size)) < 0.4
+        allowed |= np.arange(size) == actions
+        samples["allowed"] = mx.array(allowed.tolist())
     return {**samples, "weights": mx.abs(samples["weights"]), "actions": mx.array(actions), "inputs": [inputs]}
 
 
