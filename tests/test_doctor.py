@@ -12,7 +12,9 @@ import pytest
 from launching import LAUNCH, launch, wait_for
 from marks import slow
 
-from commands.helpers.environment_check import Timing, check_environment, measure, suggested_actors
+from actors.simulation import Simulation
+from commands.helpers.environment_check import check_environment
+from commands.helpers.environment_speed import Timing, measure, suggested_actors
 from protocol.experiment import Experiment
 
 
@@ -115,9 +117,9 @@ class Sleeping(gymnasium.Env):
 
 @pytest.mark.slow
 def test_waiting_is_told_from_computing() -> None:
-    timing = measure(Sleeping())
+    timing = measure(Simulation(Experiment(), make=lambda _: Sleeping()))
     assert timing.step >= 0.02 and timing.busy < 0.5
-    assert measure(gymnasium.make("CartPole-v1")).busy > 0.5
+    assert measure(Simulation(Experiment())).busy > 0.5
 
 
 def test_an_environment_that_waits_wants_more_actors_than_cores() -> None:
@@ -135,3 +137,15 @@ def test_a_hanging_environment_does_not_outlive_its_doctor(number: signal.Signal
     doctor.send_signal(number)
     doctor.wait()
     wait_for(lambda: not any(check.is_running() for check in checks))
+
+
+def test_masks_metrics_and_a_curriculum_are_told() -> None:
+    texts = [finding.text for finding in check_environment(Experiment(env="tests.environments_agent:Garden-v0"))]
+    assert any("action masks: from info['action_mask']" in text for text in texts)
+    assert any(text.startswith("episode metrics: ") and "is_success" in text for text in texts)
+    assert any(text.startswith("a curriculum: ") for text in texts)
+    assert any("500 steps repeat themselves" in text for text in texts)
+    method = Experiment(env="tests.environments_agent:Garden-v0", env_kwargs=("masks=method", "action=several"))
+    texts = [finding.text for finding in check_environment(method)]
+    assert any("action masks: from its method action_masks()" in text for text in texts)
+    assert any("500 steps repeat themselves" in text for text in texts)

@@ -4,7 +4,6 @@ The environment runs in processes of its own (`main`), so that whatever it does 
 hang, exit, or depend on the process it is in.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,20 +14,18 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium
-import numpy as np
-import psutil
 from gymnasium.utils.env_checker import check_env
 
+from actors.action_masks import KEY, METHOD
 from actors.closing import close_environment
-from actors.environment import make_environment, reset_environment
+from actors.environment import make_environment, method_of
 from actors.simulation import EnvironmentFault, Simulation, global_random_state
 from actors.spaces import describe_observations
 from commands.helpers.cores import performance_cores
+from commands.helpers.environment_speed import BUSY, SEED, Sampler, in_words, measure, suggest
 from commands.helpers.findings import Finding, note, ok, wrong
 from protocol.errors import UserError
 from protocol.experiment import Experiment
@@ -37,30 +34,18 @@ from protocol.lifeline import FAILURE, SUCCESS, leave
 from protocol.offspring import mark_for_child
 from protocol.records import plain, typed
 from protocol.text import error_line, one_line
+from protocol.trajectory import MAX_METRICS
 from supervisor.crashes import killed_by
 
 STEPS = 500  # So many steps are compared.
 PLAY_SECONDS = 5.0  # The first of them may take so long.
 CHECK_SECONDS = 40.0  # After so long, comparisons that would take longer are left out.
 QUIET_SECONDS = 30.0  # After so long, it says what it waits for.
-TIMED_SECONDS = 1.0
 SLOW = 0.5  # A step, a reset or a constructor that takes this share of the step timeout is called slow.
-SEED = 1
 HASH_SEEDS = ("0", "1")  # One for each of two processes.
-POLICY_SECONDS = 3e-6  # An actor takes so long for each env-step, besides the environment: policy and bookkeeping.
-BUSY = 0.5  # Where less than this share of a step is spent computing, more actors than cores pay.
 HARMLESS = "infinity"  # Gymnasium warns of such a bound, which does not matter to PPO.
 MAX_TEXT = 100  # So many characters are shown of a space, or of what gymnasium says.
-MAX_ACTORS = 64  # At most so many are suggested on one machine.
 REPRODUCIBLE = "let it draw from self.np_random, which reset(seed=…) seeds"
-
-
-class Timing(NamedTuple):
-    """How long an environment takes, in seconds."""
-
-    step: float  # median
-    reset: float  # median, with a seed
-    busy: float  # share of the time in which it computes; the rest it waits
 
 
 def check_environment(experiment: Experiment, step_timeout: float = 60.0) -> Iterator[Finding]:
@@ -237,6 +222,7 @@ class _Check:
         self._faults: dict[str, int] = {}
         self._episodes = 0
         self._play_seconds = 0.0
+        self._metrics: dict[str, float] = {}  # What ended episodes have told.
         self._draws: dict[str, None] = {}  # Functions that draw from the global generators.
         self._longest = {"constructor": 0.0, "reset": 0.0, "step": 0.0}  # seconds
         self.differs = False
@@ -256,7 +242,10 @@ class _Check:
         self._steps = sum(not entry.startswith("reset") for entry in self.played)
         yield from self._tell_faults()
         yield from self._tell_slowness()
-        if sum(self._longest.values()) < PLAY_SECONDS:
+        yield from self._tell_extras(simulation)
+        if simulation.spaces.has_action_masks:
+            yield note("gymnasium's checker is left out: it takes actions that masks do not allow")
+        elif sum(self._longest.values()) < PLAY_SECONDS:
             self._doing("check by gymnasium")
             yield from _check_with_gymnasium(self._experiment)
         else:
@@ -264,10 +253,10 @@ class _Check:
         yield from self._check_repetition(simulation, rebuild)
         if simulation.env is not None and not self._faults and self._longest["step"] < PLAY_SECONDS:
             self._doing("step")
-            timing = measure(simulation.env)
+            timing = measure(simulation)
             waits = f", {1 - timing.busy:.0%} of it waiting" if timing.busy < BUSY else ""
-            yield ok(f"a step takes {_time(timing.step)}{waits}; a reset with a seed {_time(timing.reset)}")
-            yield _suggest(timing, performance_cores(), self._experiment.lane_size)
+            yield ok(f"a step takes {in_words(timing.step)}{waits}; a reset with a seed {in_words(timing.reset)}")
+            yield suggest(timing, performance_cores(), self._experiment.lane_size)
         self._doing("close")
         simulation.close()
 
@@ -291,7 +280,7 @@ class _Check:
         """What happens in as many steps of random but fixed actions as the first play made, over as many episodes as
         they take; several environments take turns."""
         traces: list[list[str]] = [[] for _ in simulations]
-        actions = [_sampler(simulation.env, seed) for simulation, seed in zip(simulations, seeds, strict=True)]
+        samplers = [Sampler(simulation, seed) for simulation, seed in zip(simulations, seeds, strict=True)]
         over = [True] * len(simulations)
         begun = time.monotonic()
         for step in range(self._steps):
@@ -301,11 +290,13 @@ class _Check:
                     over[n] = not self._do("reset", traces[n], lambda: simulation.reset(seeds[n] + 1000 * step))  # noqa: B023
                     if over[n]:
                         continue
-                action = next(actions[n])
+                action = samplers[n].draw(simulation.allowed)
                 taken: list[Any] = []
                 good = self._do("step", traces[n], lambda: taken.extend(simulation.step(action)[1:]) or taken)  # noqa: B023
                 traces[n][-1] += f"{simulation.observation.tobytes().hex()}{taken}"
                 over[n] = not good or taken[1] or taken[2]
+                if over[n]:
+                    self._metrics |= simulation.episode_metrics()
             if time.monotonic() - begun > seconds:
                 break
         self._play_seconds = max(self._play_seconds, time.monotonic() - begun)
@@ -343,6 +334,21 @@ class _Check:
             if seconds > SLOW * self._step_timeout:
                 yield note(f"it is slow: a {phase} took {seconds:.0f} s", f"--step-timeout {3 * seconds:.0f}")
 
+    def _tell_extras(self, simulation: Simulation) -> Iterator[Finding]:
+        """What the environment has besides observations, actions and rewards."""
+        env = simulation.env
+        if env is None:
+            return
+        if simulation.spaces.has_action_masks:
+            source = f"its method {METHOD}()" if method_of(env, METHOD) else f"info[{KEY!r}]"
+            yield ok(f"action masks: from {source}")
+        if self._metrics:
+            names = list(self._metrics)
+            more = f" and {len(names) - MAX_METRICS} more, left out" if len(names) > MAX_METRICS else ""
+            yield ok(_line(f"episode metrics: {', '.join(names[:MAX_METRICS])}{more}"))
+        if method_of(env, "set_progress"):
+            yield ok("a curriculum: set_progress is told the share of training that is over, before each episode")
+
     def _check_repetition(self, simulation: Simulation, rebuild: bool) -> Iterator[Finding]:
         """Whether the same seed and actions lead to the same place: in a fresh environment, in a used one, and beside
         another."""
@@ -350,7 +356,7 @@ class _Check:
         if time.monotonic() - self._begun + needed > CHECK_SECONDS:
             yield note(
                 f"whether it repeats itself was not looked at: that would take {needed:.0f} s, for a step takes up to"
-                f" {_time(self._longest['step'])} and a constructor {_time(self._longest['constructor'])}"
+                f" {in_words(self._longest['step'])} and a constructor {in_words(self._longest['constructor'])}"
             )
             return
         other = self._make()
@@ -392,57 +398,6 @@ class _Check:
             )
 
 
-def measure(env: gymnasium.Env) -> Timing:
-    """Time steps with random actions for a second or more."""
-    steps: list[float] = []
-    computing: list[float] = []  # CPU seconds of each step: what other processes take from it does not count
-    resets: list[float] = []
-    actions = _sampler(env)
-    children = _cpu_of_children()
-    seed, over, end = SEED, True, time.perf_counter() + TIMED_SECONDS
-    while time.perf_counter() < end or len(steps) < 2:
-        action = next(actions)
-        before, before_cpu = time.perf_counter(), time.process_time()
-        if over:
-            reset_environment(env, seed)
-            resets.append(time.perf_counter() - before)
-            seed, over = seed + 1, False
-        else:
-            _, _, terminated, truncated, _ = env.step(action)
-            steps.append(time.perf_counter() - before)
-            computing.append(time.process_time() - before_cpu)
-            over = terminated or truncated
-    step = float(np.median(steps))
-    computed = float(np.median(computing)) + max(0.0, _cpu_of_children() - children) / len(steps)
-    return Timing(step, float(np.median(resets)), min(1.0, computed / step))
-
-
-def _cpu_of_children() -> float:
-    """CPU seconds of everything that this process has started and that still runs, grandchildren among them."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
-
-
-def suggested_actors(timing: Timing, cores: int) -> int:
-    """One for each core but the learner's; as many more as an environment leaves its core idle."""
-    actors = max(1, cores - 1)
-    return actors if timing.busy > BUSY else min(MAX_ACTORS, round(actors / max(timing.busy, 1e-3)))
-
-
-def _suggest(timing: Timing, cores: int, lane_size: int) -> Finding:
-    actors = suggested_actors(timing, cores)
-    num_envs = actors * lane_size
-    speed = actors / (timing.step + POLICY_SECONDS)
-    return ok(
-        f"suggested: --actors {actors} --num-envs {num_envs}, or a multiple of that; up to {speed:,.0f} env-steps/s, if"
-        " the learner keeps up"
-    )
-
-
 def _check_with_gymnasium(experiment: Experiment) -> Iterator[Finding]:
     """What gymnasium's own checker says of the environment under the wrappers."""
     env = make_environment(replace(experiment, wrapper=()))
@@ -462,21 +417,6 @@ def _check_with_gymnasium(experiment: Experiment) -> Iterator[Finding]:
         yield ok("gymnasium's checker finds nothing")
 
 
-def _sampler(env: gymnasium.Env | None, seed: int = SEED) -> Iterator[Any]:
-    """Random actions that depend on the seed alone."""
-    assert env is not None
-    space = deepcopy(env.action_space)  # drawing changes it
-    space.seed(seed)
-    while True:
-        yield space.sample()
-
-
 def _line(text: object) -> str:
     """A text on one line that can be read, without the colours that gymnasium gives its warnings."""
     return one_line(str(text).replace("\x1b[33mWARN: ", "").replace("\x1b[0m", ""), MAX_TEXT)
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
