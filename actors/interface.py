@@ -133,12 +133,13 @@ def _check_range(array: np.ndarray, dtype: np.dtype, name: str) -> None:
 def mask_of(shown: Any, spaces: Spaces, name: str = "the action mask") -> np.ndarray:
     """An action mask as environments tell it, as bool [distribution_size]: one array, or one for each number of an
     action. Raises `ValueError`, which calls it `name`, where it is none or allows no action."""
-    numbers = np.concatenate([np.zeros(0), *_flat_arrays(shown, name)])
+    arrays = _flat_arrays(shown, name)
+    numbers = arrays[0] if len(arrays) == 1 else np.concatenate([np.zeros(0), *arrays])
     if len(numbers) != spaces.distribution_size:
         raise ValueError(f"{name} has {len(numbers)} entries; the actions have {spaces.distribution_size} choices")
-    if not np.isin(numbers, (0, 1)).all():
-        raise ValueError(f"{name} holds something else than 0 and 1, or False and True")
     mask = numbers == 1
+    if not (mask | (numbers == 0)).all():
+        raise ValueError(f"{name} holds something else than 0 and 1, or False and True")
     if not all(mask[start:end].any() for start, end in spaces.groups):
         raise ValueError(f"{name} allows no action")
     return mask

@@ -13,6 +13,7 @@ from benchmarks.contenders import (
     COMPILED,
     COMPILED_ENVPOOL,
     JAX,
+    MASKABLE,
     RLLIB,
     SAMPLE_FACTORY,
     SB3,
@@ -90,6 +91,7 @@ SPEEDS = {
     ),
 }
 
+MASKED = Card("benchmarks.environments:Corridors-v0", 8, 128, 4, 10, 1e-3, 40_960)
 GOAL = 475.0  # Mean return of the last 100 episodes of CartPole.
 
 
@@ -182,6 +184,17 @@ def compare_returns(arguments: argparse.Namespace, peers: dict[str, Contender], 
         report.notes.append(f"{name}: {reached} of {len(found)} runs reached {GOAL:g}")
 
 
+def compare_masks(arguments: argparse.Namespace, peers: dict[str, Contender], report: Report) -> None:
+    """Show what is learned in the same steps where 96 of 100 actions are masked: here, by MaskablePPO, and by PPO that
+    does not know the masks."""
+    everyone = [ours("pipelined", arguments.shapes or ("8x1",), arguments.device)]
+    everyone += [peers[peer.name] for peer in (MASKABLE, SB3) if peer.name in peers]
+    runs = {c.name: with_seed(way, MASKED) for c in everyone if (way := c.fastest(MASKED, report.note))}
+    outcomes = interleave(runs, arguments.repeats, "Corridors, 96 of 100 actions masked")
+    for unit, value in (("return", lambda run: run.episode_return), ("env-steps/s", lambda run: run.rate)):
+        report.rows += rows_of(f"Corridors, {MASKED.total_steps:,} env-steps", unit, outcomes, value).values()
+
+
 def with_seed(run: Run, card: Card) -> Callable[[int], Outcome]:
     """A function that runs the card with the number of the round as the seed."""
     return lambda number: run(dataclasses.replace(card, seed=number))
@@ -201,4 +214,8 @@ def compare_row(rows: dict[str, Row], name: str, rivals: list[str], targets: lis
     rows[name] = dataclasses.replace(rows[name], comparisons=comparisons)
 
 
-WORKS = {**{name: partial(compare_speeds, work) for name, work in SPEEDS.items()}, "return": compare_returns}
+WORKS = {
+    **{name: partial(compare_speeds, work) for name, work in SPEEDS.items()},
+    "return": compare_returns,
+    "masks": compare_masks,
+}

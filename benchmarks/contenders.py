@@ -94,11 +94,12 @@ COMPILED_ENVPOOL = Peer(
 )
 ASYNC_VECTOR = Peer("AsyncVectorEnv", "torch_card", "torch", ALONE, ("--vector", "async"))
 SB3 = Peer("Stable-Baselines3", "stable_baselines3_card", "stable_baselines3", ALONE)
+MASKABLE = Peer("MaskablePPO", "stable_baselines3_card", "sb3_contrib", ALONE, ("--maskable",))
 SAMPLE_FACTORY = Peer("Sample Factory", "sample_factory_card", "sample_factory", {"its defaults": {}})
 RLLIB = Peer("RLlib", "rllib_card", "ray", {"its defaults": {}})
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OPENBLAS_NUM_THREADS": "1"}
 JAX = Peer("JAX, one file", "jax_card", "jax", {"threads of its own choice": {}, "one thread": ONE_THREAD})
-PEERS = (JAX, COMPILED, COMPILED_ENVPOOL, ASYNC_VECTOR, CLEANRL, SB3, SAMPLE_FACTORY, RLLIB)
+PEERS = (JAX, COMPILED, COMPILED_ENVPOOL, ASYNC_VECTOR, CLEANRL, SB3, MASKABLE, SAMPLE_FACTORY, RLLIB)
 
 
 def find_peers(pythons: Sequence[str], note: Callable[[str], None]) -> dict[str, Contender]:

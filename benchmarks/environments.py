@@ -1,4 +1,4 @@
-"""Environments whose steps take a chosen time: `--env benchmarks.environments:NAME-v0`."""
+"""Environments whose steps take a chosen time, and one of many actions: `--env benchmarks.environments:NAME-v0`."""
 
 import itertools
 import time
@@ -65,6 +65,45 @@ class Uneven(CartPoleEnv):
         return super().step(action)
 
 
+class Corridors(gymnasium.Env):
+    """A network of 40 rooms, each with 4 doors of 100, to be walked from a random room to the exit.
+
+    A step costs 0.02 and the exit gives 1; a door that is not in the room costs 0.02 and leads nowhere. The doors that
+    are there are told by `action_masks`.
+    """
+
+    ROOMS, DOORS, OPEN, LENGTH = 40, 100, 4, 50
+
+    observation_space = spaces.Box(0, 1, (ROOMS,), np.float32)
+    action_space = spaces.Discrete(DOORS)
+
+    def __init__(self) -> None:
+        plan = np.random.default_rng(0)  # The rooms are the same in every environment.
+        self._doors = np.array([plan.permutation(self.DOORS)[: self.OPEN] for _ in range(self.ROOMS)])
+        self._behind = plan.integers(self.ROOMS, size=(self.ROOMS, self.OPEN))
+        self._behind[:, 0] = np.arange(self.ROOMS) // 2  # Door 0 of each room leads towards the exit, room 0.
+        self._room = self._steps = 0
+
+    def action_masks(self) -> np.ndarray:
+        return np.isin(np.arange(self.DOORS), self._doors[self._room])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._room, self._steps = int(self.np_random.integers(1, self.ROOMS)), 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        (found,) = np.nonzero(self._doors[self._room] == action)
+        if len(found):
+            self._room = int(self._behind[self._room, found[0]])
+        self._steps += 1
+        out = self._room == 0
+        return self._observe(), (1.0 if out else 0.0) - 0.02, out, self._steps >= self.LENGTH, {"is_success": out}
+
+    def _observe(self) -> np.ndarray:
+        return (np.arange(self.ROOMS) == self._room).astype(np.float32)
+
+
 @cache
 def take_place(folder: str) -> int:
     """The number of this process among the processes that called this function with this folder."""
@@ -77,6 +116,7 @@ def take_place(folder: str) -> int:
     raise AssertionError
 
 
+gymnasium.register(id="Corridors-v0", entry_point="benchmarks.environments:Corridors")
 gymnasium.register(id="Sleep-v0", entry_point="benchmarks.environments:Sleep")
 gymnasium.register(id="Sleep2ms-v0", entry_point="benchmarks.environments:Sleep", kwargs={"seconds": 0.002})
 gymnasium.register(id="Busy2ms-v0", entry_point="benchmarks.environments:Busy", kwargs={"seconds": 0.002})

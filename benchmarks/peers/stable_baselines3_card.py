@@ -1,8 +1,10 @@
-"""Stable-Baselines3's PPO with its DummyVecEnv, with the card's settings and otherwise the defaults."""
+"""Stable-Baselines3's PPO with its DummyVecEnv, with the card's settings and otherwise the defaults; with
+`--maskable` the MaskablePPO of sb3-contrib."""
 
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from stable_baselines3 import PPO  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.base_class import BaseAlgorithm  # pyright: ignore[reportMissingImports]
@@ -37,10 +39,10 @@ def schedule(value: float, name: str) -> float | Callable[[float], float]:
     return (lambda remaining: value * remaining) if name == "linear" else value
 
 
-def train(card: Card) -> Answer:
+def train(card: Card, algorithm: Any = PPO) -> Answer:
     """Do one run as the card says. Its MLP is two networks of tanh units."""
     envs = make_vec_env(card.env, n_envs=card.num_envs, seed=card.seed)
-    model = PPO(
+    model = algorithm(
         "MlpPolicy",
         envs,
         learning_rate=schedule(card.learning_rate, card.learning_rate_schedule),
@@ -62,4 +64,9 @@ def train(card: Card) -> Answer:
 
 
 if __name__ == "__main__":
-    answer(train(Card.parse(sys.argv[1])))
+    if "--maskable" in sys.argv[2:]:
+        from sb3_contrib import MaskablePPO  # pyright: ignore[reportMissingImports]
+
+        answer(train(Card.parse(sys.argv[1]), MaskablePPO))
+    else:
+        answer(train(Card.parse(sys.argv[1])))
