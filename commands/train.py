@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,15 +21,17 @@ from commands.helpers.presets import defaults_for
 from commands.helpers.run_directory import claimed, fresh_run_dir, refuse_to_begin_anew
 from dashboard.server import check_installed as check_dashboard_installed
 from protocol import trace
-from protocol.errors import UserError
+from protocol.errors import ProtocolError, UserError
 from protocol.execution import Execution, SinkName
 from protocol.experiment import Experiment
+from protocol.files import read_object
 from protocol.networks import check_network
 from protocol.process import as_typed
+from protocol.records import typed
 from protocol.remote import RemoteAccess
 from protocol.trust import check_trust
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
-from rundir.names import CONFIG
+from rundir.names import CONFIG, EXECUTION
 from supervisor.dashboard import dashboard
 from supervisor.run import supervise
 from supervisor.sinks import check_sinks
@@ -75,7 +78,8 @@ class ExecutionConfig:
     run_dir: Path | None = None
     """Directory for the results; by default a fresh one under runs/."""
     resume: Path | None = None
-    """Continue the run in this directory, with its own settings."""
+    """Continue the run in this directory, with its own settings, actors, transport and sinks. With more --total-steps,
+    a finished run goes on, too."""
     begin_anew: bool = False
     """With --resume: where no checkpoint of the run can be read, begin it again from nothing."""
     trust: bool = False
@@ -84,6 +88,7 @@ class ExecutionConfig:
     """Take settings from this TOML file, such as another run's config.toml; flags beat it, and it beats the preset."""
 
 
+KEPT = ("actors", "transport", "in_process", "step_timeout", "sink", "let_sleep")  # A resumed run has these again.
 Flat = tyro.conf.OmitArgPrefixes
 
 
@@ -113,11 +118,12 @@ def main(arguments: list[str]) -> int:
         "launch.py",
         arguments,
         more_help=f"Other commands, each with --help: {', '.join(COMMANDS[1:])}.",
-        default=TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo),
+        default=TrainCommand(_execution_of(resumed), defaults.experiment, defaults.training, defaults.ppo),
     )
     config = RunConfig(command.experiment, command.ppo, command.training)
     execution = command.execution
     if resumed is not None:
+        config = _with_more_steps(defaults, config)
         _refuse_changes(defaults, config)
     config.check()
     check_trusted(config.experiment, execution, arguments)
@@ -163,7 +169,7 @@ def main(arguments: list[str]) -> int:
     )
     shown = dashboard(run_dir) if execution.dashboard else nullcontext()
     with (
-        claimed(run_dir, fresh=resumed is None, config=config),
+        claimed(run_dir, fresh=resumed is None, config=config, kept={name: getattr(execution, name) for name in KEPT}),
         _traced(execution.trace and execution.trace.absolute()),
         shown,
     ):
@@ -228,11 +234,37 @@ def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments:
         raise UserError("--trust is for --resume and --config; what a command line names is trusted anyway")
 
 
+def _execution_of(run_dir: str | None) -> ExecutionConfig:
+    """How a run that is resumed was executed last; for a new run, the defaults."""
+    defaults = ExecutionConfig()
+    kept = read_object(Path(run_dir) / EXECUTION) if run_dir is not None else None
+    for name, value in (kept or {}).items():
+        hint = typing.get_type_hints(ExecutionConfig).get(name)
+        if name not in KEPT:
+            continue
+        try:
+            defaults = dataclasses.replace(defaults, **{name: typed(value, hint, name)})
+        except ProtocolError as error:
+            raise UserError(f"{Path(str(run_dir)) / EXECUTION} is damaged ({error}); remove it") from None
+    return defaults
+
+
+def _with_more_steps(saved: RunConfig, given: RunConfig) -> RunConfig:
+    """What is to go on, where it was given more steps than it had: they begin where the old total ends."""
+    before, now = saved.training.total_steps, given.training.total_steps
+    if now < before:
+        raise UserError(f"--total-steps {now:,} is less than the run's {before:,}; leave it out, or give more")
+    if now == before:
+        return given
+    totals = (*saved.training.earlier_totals, before)
+    return dataclasses.replace(given, training=dataclasses.replace(given.training, earlier_totals=totals))
+
+
 def _refuse_changes(saved: RunConfig, given: RunConfig) -> None:
     for part in ("experiment", "ppo", "training"):
         old, new = dataclasses.asdict(getattr(saved, part)), dataclasses.asdict(getattr(given, part))
         for name in old:
-            if old[name] != new[name]:
+            if old[name] != new[name] and name not in ("total_steps", "earlier_totals"):
                 raise UserError(
                     f"--resume continues a run with its own settings: --{name.replace('_', '-')} is {old[name]} there"
                     f" and cannot become {new[name]}; leave the flag out, or start a new run"

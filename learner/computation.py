@@ -61,6 +61,7 @@ class Conditions:
         self.computation: dict[str, str] = {}  # Filled once the device is known.
         self.continued_elsewhere = False  # whether a learner that computes otherwise, or other settings, began the run
         self._settings = {name: str(value) for name, value in settings.items()}
+        self._totals = (*settings["earlier_totals"], settings["total_steps"])
         self._threads, self._tf32 = settings["learner_threads"], settings["tf32"]
         self._warn = warn
         if device != "auto":
@@ -107,9 +108,17 @@ class Conditions:
                 f"config.toml was edited, and has {changes}: the checkpoints hold other lanes. Put it back, or begin a"
                 " new run with --config"
             )
-        if changes := _changes(self._settings, settings):
+        own = self._settings
+        if self._has_more_steps(settings):
+            own = {name: value for name, value in own.items() if name not in ("total_steps", "earlier_totals")}
+        if changes := _changes(own, settings):
             self.continued_elsewhere = True
             self._warn(f"config.toml was edited, and the run goes on with {changes}: it is not reproducible any more")
+
+    def _has_more_steps(self, theirs: dict[str, str]) -> bool:
+        """Whether the run was given more steps than it had with these settings, and keeps its totals of then."""
+        earlier, total = theirs.get("earlier_totals", "()"), theirs.get("total_steps")
+        return any((str(self._totals[:i]), str(self._totals[i])) == (earlier, total) for i in range(len(self._totals)))
 
 
 def _changes(ours: dict[str, str], theirs: dict[str, str]) -> str:

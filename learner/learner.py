@@ -115,6 +115,7 @@ class Learner:
             "status": status,
             "deterministic": self._deterministic,
             "env_steps": steps,
+            "total_steps": self._config.training.total_steps,
             "seconds": seconds,
             "env_steps_per_second": steps / seconds if seconds else None,
             "policy_version": state.policy_version if state else 0,
@@ -255,7 +256,8 @@ class Learner:
         self._coordinator.trained_on()
         self._state = self._capture(arrays)
         every = self._config.training.eval_every
-        if every is not None and (self._version % every == 0 or self._is_finished()):
+        at_an_end = self._version in self._config.horizon.totals or self._is_finished()
+        if every is not None and (self._version % every == 0 or at_an_end):
             # Before the checkpoint: a learner that goes on from it would not evaluate this version.
             self._saving.queue_evaluation(self._state)
         steps = self._config.experiment.env_steps_per_iteration

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from protocol.process import as_word
 from protocol.remote import RemoteAccess
 
 WITNESS = "witness"  # The name of the witness. The names of the other actors are numbers, from 0 on.
@@ -47,6 +48,19 @@ class Execution:
     def run_id(self) -> str:
         """The name of the run in messages."""
         return self.run_dir.name
+
+    @property
+    def flags_to_resume(self) -> list[str]:
+        """What a command that resumes this run must say besides the run directory: where others connect, and where Ray
+        is. The run directory keeps the rest."""
+        flags = []
+        if self.remote is not None and not self.remote.supervised:
+            keys = ["--insecure"] if self.remote.keys is None else ["--keys", as_word(self.remote.keys)]
+            flags += ["--listen", self.remote.address, *keys]
+        if self.workers == "ray":
+            flags += ["--cluster", "ray", "--actors", str(self.num_actors)]
+            flags += ["--address", self.ray_address] if self.ray_address else []
+        return flags
 
     @property
     def can_restart(self) -> bool:

@@ -1,6 +1,7 @@
 """The names of files and folders in a run directory."""
 
 CONFIG = "config.toml"
+EXECUTION = "execution.json"  # How the run was executed last.
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 EVENTS = "events.jsonl"

@@ -33,9 +33,10 @@ UNREMARKABLE = {"checkpoint"}  # Events that come too often for people.
 class Report:
     """Reports the events of one run."""
 
-    def __init__(self, run_dir: Path, status: RunStatus, terminal: Terminal) -> None:
+    def __init__(self, run_dir: Path, status: RunStatus, terminal: Terminal, resume: str = "") -> None:
+        """`resume` are the flags of a command that goes on with the run."""
         self.status = status
-        self._run_dir = run_dir
+        self._run_dir, self._resume = run_dir, resume
         self._terminal = terminal
         self._next_status = 0.0  # time.monotonic()
         self._waiting_since: float | None = None  # When the wait for the first iteration began.
@@ -95,7 +96,7 @@ class Report:
     def end(self, summary: dict[str, Any] | None, error: str | None) -> None:
         """Report the end of the run, with its `summary` or an `error`."""
         status = summary["status"] if summary is not None and error is None else "failed"
-        words = last_words(summary, self._run_dir) if summary is not None else []
+        words = last_words(summary, self._run_dir, self._resume) if summary is not None else []
         self._terminal.close()
         if summary is not None and any(summary.get("witness", {}).values()):
             self.tell("note", f"witnessed: {in_words(summary['witness'])}")
@@ -130,7 +131,7 @@ class Report:
             self._terminal.tell(happening)
 
 
-def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
+def last_words(summary: dict[str, Any], run_dir: Path, resume: str) -> list[str]:
     """The last lines about a run that has ended."""
     evaluations = []
     for which, one in summary.get("evaluations", {}).items():
@@ -144,7 +145,7 @@ def last_words(summary: dict[str, Any], run_dir: Path) -> list[str]:
         *([f"episodes: {', '.join(metrics)}"] if metrics else []),
         *([f"evaluations: {'; '.join(evaluations)}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
-        *([f"go on:       {_launch()} --resume {as_word(run_dir)}"] if summary["status"] == "stopped" else []),
+        *([f"go on:       {_launch()} {resume}"] if summary["status"] == "stopped" else []),
         *([f"evaluate it: {_launch()} eval {as_word(run_dir)}"] if summary["weights_digest"] else []),
     ]
 

@@ -36,14 +36,17 @@ def supervise(config: RunConfig, execution: Execution) -> int:
     earlier = read_object(summary_path) or {}  # The summary of the run's earlier part.
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, execution.step_timeout, config.training.best_by)
-    if earlier.get("status") == "finished" and not evaluation.pending():
+    training = config.training
+    trained = earlier.get("total_steps", (*training.earlier_totals, training.total_steps)[0])
+    if earlier.get("status") == "finished" and trained == training.total_steps and not evaluation.pending():
         say(f"{as_typed(run_dir)} is finished already: {earlier['weights_digest']}")
         return SUCCESS
     title = _title(config, execution)
     total_steps = config.horizon.total * config.experiment.env_steps_per_iteration
     status = RunStatus(title, total_steps, elsewhere=execution.workers == "ray")
     terminal = Terminal(status, execution.quiet)
-    report = Report(run_dir, status, terminal)
+    resume = " ".join([f"--resume {as_word(run_dir)}", *execution.flags_to_resume])
+    report = Report(run_dir, status, terminal, resume)
     if not execution.quiet:
         terminal.say(f"{title} -> {as_typed(run_dir)}")
     _tell_at_once(report, terminal, execution, config.experiment.num_lanes)
@@ -79,7 +82,7 @@ def supervise(config: RunConfig, execution: Execution) -> int:
                     report.tell("warning", f"{summary_path} NOT WRITTEN: {failure}")
             report.end(summary, error)
     if error is not None:
-        complain(f"launch.py: {error} (logs in {as_typed(run_dir / LOGS)}; go on with --resume {as_word(run_dir)})")
+        complain(f"launch.py: {error} (logs in {as_typed(run_dir / LOGS)}; go on with {resume})")
         return FAILURE
     return SUCCESS
 

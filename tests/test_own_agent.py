@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from disturbing import disturb
-from launching import launch, metrics_of, running, stop, together, train, wait_for
+from launching import launch, metrics_of, running, stop, summary_of, together, train, wait_for
 from making import snapshot_of, trained_model
 from marks import slow
 
@@ -31,8 +32,11 @@ from commands.export import largest_difference
 from commands.helpers.policies import describe
 from learner.metrics import EpisodeWindow
 from protocol.errors import EnvironmentFault
+from protocol.execution import Execution
 from protocol.experiment import Experiment
+from protocol.remote import RemoteAccess
 from protocol.trajectory import LaneState
+from rundir.schedules import Horizon
 from tests.environments_agent import Garden
 
 GARDEN = ["--env", "tests.environments_agent:Garden-v0", "--num-envs", 16, "--lane-size", 4, "--rollout-length", 32]
@@ -407,3 +411,62 @@ def test_an_episode_is_told_the_progress_of_its_rollout_and_a_rebuilt_one_the_sa
     assert not rebuilt.notes.restarted.any()
     for each in (lane, rebuilt):
         each.close()
+
+
+# Going on
+
+CARTPOLE: list[object] = ["--num-envs", 16, "--lane-size", 2, "--rollout-length", 32, "--minibatches", 4, "--epochs", 2]
+
+
+def learning_rates(run_dir: Path) -> list[float]:
+    return [row["train/learning_rate"] for row in metrics_of(run_dir)]
+
+
+def test_more_steps_give_the_same_weights_however_the_run_was_stopped_and_killed(tmp_path: Path) -> None:
+    first, more = ["--total-steps", 512 * 12], ["--total-steps", 512 * 20]
+    train(tmp_path / "finished", *CARTPOLE, *first, "--actors", 1, "--in-process")
+    done = launch("--resume", tmp_path / "finished", *more)
+    assert done.returncode == 0 and "warning" not in done.stdout, done.stdout + done.stderr
+    with running(tmp_path / "stopped", *CARTPOLE, *first, "--actors", 2, "--checkpoint-every", 50) as process:
+        wait_for(lambda: (tmp_path / "stopped/metrics.jsonl").exists() and len(metrics_of(tmp_path / "stopped")) > 2)
+        stop(process)
+    assert launch("--resume", tmp_path / "stopped", *more, "--actors", 3).returncode == 0
+    train(tmp_path / "at once", *CARTPOLE, *more, "--earlier-totals", 512 * 12, "--in-process")
+    summaries = {name: summary_of(tmp_path / name) for name in ("finished", "stopped", "at once")}
+    assert len({summary["weights_digest"] for summary in summaries.values()}) == 1, summaries
+    assert all(summary["deterministic"] and summary["total_steps"] == 512 * 20 for summary in summaries.values())
+    found = learning_rates(tmp_path / "finished")
+    assert found[11] < 0.1 * found[0] and found[12] == pytest.approx(found[0] * 8 / 20) and len(found) == 20
+    assert "total_steps = 10240" in (tmp_path / "finished/config.toml").read_text()
+    assert "finished already" in launch("--resume", tmp_path / "finished", *more).stdout
+    fewer = launch("--resume", tmp_path / "finished", *first)
+    assert fewer.returncode != 0 and "--total-steps 6,144 is less than the run's 10,240" in fewer.stderr
+
+
+def test_a_resumed_run_is_executed_as_before_unless_told_otherwise(tmp_path: Path) -> None:
+    flags = [*CARTPOLE, "--total-steps", 512 * 4, "--actors", 3, "--transport", "tcp", "--step-timeout", 33]
+    train(tmp_path / "run", *flags)
+    kept = json.loads((tmp_path / "run/execution.json").read_text())
+    assert (kept["actors"], kept["transport"], kept["step_timeout"], kept["sink"]) == (3, "tcp", 33.0, [])
+    done = launch("--resume", tmp_path / "run", "--total-steps", 512 * 5)
+    assert "3 actors over tcp" in done.stdout, done.stdout + done.stderr
+    done = launch("--resume", tmp_path / "run", "--total-steps", 512 * 6, "--actors", 1, "--transport", "ipc")
+    assert "1 actor over ipc" in done.stdout, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run/execution.json").read_text())["actors"] == 1
+    (tmp_path / "run/execution.json").write_text('{"actors": "many"}')
+    done = launch("--resume", tmp_path / "run", "--total-steps", 512 * 7)
+    assert done.returncode != 0 and "execution.json is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_to_go_on_says_what_a_run_directory_does_not_keep() -> None:
+    plain = Execution(Path("/runs/run"), 2)
+    assert plain.flags_to_resume == []
+    remote = replace(plain, remote=RemoteAccess("tcp://0.0.0.0:5555", Path("/my keys")))
+    assert remote.flags_to_resume == ["--listen", "tcp://0.0.0.0:5555", "--keys", "'/my keys'"]
+    ray = replace(plain, workers="ray", ray_address="auto")
+    assert ray.flags_to_resume == ["--cluster", "ray", "--actors", "2", "--address", "auto"]
+
+
+def test_progress_is_that_of_the_total_that_holds_the_iteration() -> None:
+    horizon = Horizon((10, 40))
+    assert [horizon.progress(i) for i in (0, 5, 9, 10, 20, 40, 50)] == [0, 0.5, 0.9, 0.25, 0.5, 1, 1]

@@ -1,19 +1,21 @@
 """The run directory that `train` writes: its name, and who may go on in it."""
 
 import fcntl
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from commands.helpers.versions import installed_versions
 from protocol.errors import UserError
 from protocol.experiment import Experiment
-from protocol.files import read_rows
+from protocol.files import read_rows, replace_file
 from protocol.trust import sign
 from rundir.checkpoint import load_newest_checkpoint
 from rundir.config import RunConfig
-from rundir.names import CHECKPOINTS, CONFIG, EVENTS, LOGS, METRICS
+from rundir.names import CHECKPOINTS, CONFIG, EVENTS, EXECUTION, LOGS, METRICS
 
 
 def fresh_run_dir(experiment: Experiment) -> Path:
@@ -27,8 +29,9 @@ def fresh_run_dir(experiment: Experiment) -> Path:
 
 
 @contextmanager
-def claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]:
-    """Hold the run directory for this process alone; a new one that comes to nothing is removed again."""
+def claimed(run_dir: Path, *, fresh: bool, config: RunConfig, kept: dict[str, Any]) -> Iterator[None]:
+    """Hold the run directory for this process alone; a new one that comes to nothing is removed again. `kept` is how
+    the run is executed, for the next time."""
     created = not run_dir.exists()
     if not fresh:
         _refuse_links(run_dir)
@@ -42,20 +45,22 @@ def claimed(run_dir: Path, *, fresh: bool, config: RunConfig) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"the run directory {run_dir} is in use by another launch.py") from None
-        if fresh:
-            if (run_dir / CONFIG).exists():
-                raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
-            try:
+        if fresh and (run_dir / CONFIG).exists():
+            raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
+        try:
+            if fresh or RunConfig.load(run_dir / CONFIG) != config:
                 config.save(run_dir / CONFIG, installed_versions())
-                (run_dir / LOGS).mkdir(exist_ok=True)
-            except OSError as error:
-                raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
+            (run_dir / LOGS).mkdir(exist_ok=True)
+            replace_file(run_dir / EXECUTION, json.dumps(kept) + "\n")
+        except OSError as error:
+            raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
         sign(run_dir, config.experiment)  # it was typed, signed already, or trusted by a flag
         try:
             yield
         except UserError:
             if fresh and not (run_dir / CHECKPOINTS).exists():
                 (run_dir / CONFIG).unlink()
+                (run_dir / EXECUTION).unlink()
                 if created:
                     shutil.rmtree(run_dir)
             raise
