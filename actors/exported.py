@@ -125,7 +125,7 @@ def load_policy(path: str | Path, trust: bool = False) -> ExportedPolicy:
 
     No file makes code run, unless it is trusted: then one whose `--network` was `package:Class` imports that package.
     """
-    description, arrays = _read(Path(path))
+    description, arrays = read_policy(Path(path))
     name = description.experiment.network
     if ":" in name and not trust:
         raise UserError(f"{path} has a network of its own, {name}: trust=True (--trust) lets its code run")
@@ -143,8 +143,8 @@ def load_policy(path: str | Path, trust: bool = False) -> ExportedPolicy:
     return policy
 
 
-def _read(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
-    """What a file holds, each part by itself as it must be."""
+def read_policy(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
+    """What a file holds, each part by itself as it must be. Raises `UserError`."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,11 +1,8 @@
 """`import-sb3`: the policy of a Stable-Baselines3 model as a file like those that `export` writes."""
 
-import json
-import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -13,7 +10,8 @@ import tyro
 from actors.exported import Description, ExportedPolicy, check_target, save_policy
 from commands.helpers.command_line import parse
 from commands.helpers.policies import describe
-from commands.helpers.torch_files import MAX_FILE, read_member, read_tensors
+from commands.helpers.sb3_models import activation, policy_weights, read_model
+from commands.helpers.vecnormalize import Statistics, read_statistics
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.lifeline import SUCCESS
@@ -22,17 +20,12 @@ from protocol.output import say
 from protocol.snapshot import PolicySnapshot
 from protocol.text import one_line
 
-ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu", "SiLU": "silu"}
-LAYER = re.compile(r"mlp_extractor\.policy_net\.(\d+)\.weight")
-MAX_SETTINGS = 2**23  # A model's settings, which hold the last observations, may have so many bytes.
-CRITIC = ("mlp_extractor.value_net.", "value_net.")
-
 
 @dataclass(frozen=True)
 class ImportCommand:
     """Read the policy of a Stable-Baselines3 model (PPO or A2C with MlpPolicy) for `eval`, `play`, `export` and
-    `actors.exported.load_policy`. Nothing in it is unpickled. The statistics of VecNormalize are not in such a file: a
-    policy that was trained with them acts badly without.
+    `actors.exported.load_policy`. Nothing in it is unpickled. The statistics of VecNormalize are in a file of their
+    own, and a policy that was trained with them acts badly without: give it as --vecnormalize.
 
     Example:
       python launch.py import-sb3 ppo_cartpole.zip policy.safetensors --env CartPole-v1
@@ -44,6 +37,8 @@ class ImportCommand:
     """File to write; an exported policy that is there is replaced, and nothing else is."""
     env: str
     """Gymnasium environment id that it was trained in, or `module:EnvId` of a module that registers it."""
+    vecnormalize: Path | None = None
+    """The file that VecNormalize.save wrote, if the model was trained in one."""
     env_kwargs: tuple[str, ...] = ()
     """Keyword arguments of the environment, `name=value` each."""
     wrapper: tuple[str, ...] = ()
@@ -55,6 +50,7 @@ def main(arguments: list[str]) -> int:
     command = parse(ImportCommand, "launch.py import-sb3", arguments)
     check_target(command.out)
     try:
+        statistics = read_statistics(command.vecnormalize) if command.vecnormalize is not None else None
         tensors, settings = read_model(command.model)
         weights, hidden_sizes = policy_weights(tensors)
         experiment = Experiment(
@@ -64,10 +60,10 @@ def main(arguments: list[str]) -> int:
             network="mlp",
             hidden_sizes=hidden_sizes,
             activation=activation(settings),  # pyright: ignore[reportArgumentType]
-            normalize_observations=False,
+            normalize_observations=statistics is not None,
         )
         description = describe(experiment, policy_version=0)
-        policy = fitted(description, weights)
+        policy = fitted(description, weights, statistics)
     except ValueError as error:
         raise UserError(f"{command.model} cannot be imported: {one_line(error)}") from None
     try:
@@ -78,58 +74,9 @@ def main(arguments: list[str]) -> int:
     return SUCCESS
 
 
-def read_model(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(the policy's tensors by name, the model's settings as text); raises `ValueError` or `UserError`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            tensors, settings = (
-                read_tensors(read_member(archive, "policy.pth", MAX_FILE)),
-                json.loads(read_member(archive, "data", MAX_SETTINGS)),
-            )
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except zipfile.BadZipFile:
-        raise ValueError("it is no zip file, as Stable-Baselines3 writes them") from None
-    except RecursionError:
-        raise ValueError("its settings are nested too deep") from None
-    if not isinstance(settings, dict):
-        raise ValueError("its settings are no map")
-    return tensors, settings
-
-
-def activation(settings: dict[str, Any]) -> str:
-    """Our name of the activation; raises `ValueError` for another, and for settings that change what actions mean."""
-    if settings.get("use_sde"):
-        raise ValueError("it was trained with gSDE (use_sde), which is not supported")
-    given = settings.get("policy_kwargs") or {}
-    text = given.get("activation_fn", "Tanh") if isinstance(given, dict) else "Tanh"
-    if not isinstance(text, str):
-        raise ValueError("its activation has no name")
-    name = text.rpartition(".")[2].rstrip("'>")  # From "<class 'torch.nn.modules.activation.ReLU'>".
-    if name not in ACTIVATIONS:
-        raise ValueError(f"its activation is {name:.40}; {', '.join(ACTIVATIONS)} are supported")
-    return ACTIVATIONS[name]
-
-
-def policy_weights(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
-    """(the policy's weights by our names, widths of its hidden layers); raises `ValueError` unless it is an MLP."""
-    numbers = sorted(int(found[1]) for found in map(LAYER.fullmatch, tensors) if found)
-    layers = {f"mlp_extractor.policy_net.{number}": f"encoder.layers.{i}" for i, number in enumerate(numbers)}
-    layers["action_net"] = "policy_head"
-    names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in layers.items() for kind in ("weight", "bias")}
-    if missing := sorted(names.keys() - tensors.keys()):
-        raise ValueError(f"it is no MlpPolicy of PPO or A2C: {', '.join(missing)} missing")
-    if "log_std" in tensors:
-        names["log_std"] = "log_std"
-    if other := sorted(name for name in tensors.keys() - names.keys() if not name.startswith(CRITIC)):
-        raise ValueError(f"it is no MlpPolicy of PPO or A2C: it has {', '.join(other)[:200]}")
-    weights = {ours: tensors[theirs] for theirs, ours in names.items()}
-    if any(weights[f"{ours}.weight"].ndim != 2 for ours in layers.values()):
-        raise ValueError("it is no MlpPolicy of PPO or A2C: a layer's weights are no matrix")
-    return weights, tuple(len(weights[f"encoder.layers.{i}.weight"]) for i in range(len(numbers)))
-
-
-def fitted(description: Description, weights: dict[str, np.ndarray]) -> ExportedPolicy:
+def fitted(
+    description: Description, weights: dict[str, np.ndarray], statistics: Statistics | None = None
+) -> ExportedPolicy:
     """The policy with these weights; raises `ValueError` unless they are of the sizes that the environment asks for."""
     spaces, experiment = description.spaces, description.experiment
     if len(spaces.parts) > 1 or description.observation.paths != ((),):
@@ -152,9 +99,12 @@ def fitted(description: Description, weights: dict[str, np.ndarray]) -> Exported
         texts = [f"{name} {_text(found.get(name))} instead of {_text(wanted.get(name))}" for name in differing]
         raise ValueError(f"it was made for other spaces than {experiment.env} has: {'; '.join(texts)}")
     size = normalized_size(spaces)
-    return ExportedPolicy(
-        description, PolicySnapshot(0, weights, np.zeros(size, np.float32), np.ones(size, np.float32))
-    )
+    mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
+    if statistics is not None:
+        if statistics.mean.size != size:
+            raise ValueError(f"VecNormalize has statistics of {statistics.mean.size} numbers, and {size} are shown")
+        mean, scale = statistics.mean.astype(np.float32), (1 / np.sqrt(statistics.variance)).astype(np.float32)
+    return ExportedPolicy(description, PolicySnapshot(0, weights, mean, scale))
 
 
 def _text(shape: tuple[int, ...] | None) -> str:

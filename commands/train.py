@@ -17,6 +17,7 @@ from actors.environment import check_registered
 from commands import COMMANDS
 from commands.helpers.command_line import parse, value_of
 from commands.helpers.cores import default_actors
+from commands.helpers.initial import read_initial
 from commands.helpers.presets import defaults_for
 from commands.helpers.run_directory import claimed, fresh_run_dir, refuse_to_begin_anew
 from dashboard.server import check_installed as check_dashboard_installed
@@ -151,6 +152,11 @@ def main(arguments: list[str]) -> int:
         raise UserError("--begin-anew is for --resume, which is missing; a new run begins from nothing anyway")
     if execution.dashboard:
         check_dashboard_installed()
+    initial = None
+    if config.training.init_from is not None and resumed is None:
+        config = _with_whole_paths(config)
+        found = config.training.init_vecnormalize
+        initial = read_initial(Path(str(config.training.init_from)), None if found is None else Path(found))
     num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
     run_dir = (execution.resume or execution.run_dir or fresh_run_dir(config.experiment)).absolute()
     workers = "threads" if execution.in_process else "ray" if execution.cluster else "processes"
@@ -173,6 +179,8 @@ def main(arguments: list[str]) -> int:
         _traced(execution.trace and execution.trace.absolute()),
         shown,
     ):
+        if initial is not None:
+            initial.save(run_dir)
         return supervise(config, settled)
 
 
@@ -232,6 +240,16 @@ def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments:
         check_trust(experiment, execution.config, execution.trust, run_dir, arguments)
     elif execution.trust:
         raise UserError("--trust is for --resume and --config; what a command line names is trusted anyway")
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths of what it begins from, so that its file means the same everywhere."""
+    training = config.training
+    assert training.init_from is not None
+    paths = {"init_from": str(Path(training.init_from).absolute())}
+    if training.init_vecnormalize is not None:
+        paths["init_vecnormalize"] = str(Path(training.init_vecnormalize).absolute())
+    return dataclasses.replace(config, training=dataclasses.replace(training, **paths))
 
 
 def _execution_of(run_dir: str | None) -> ExecutionConfig:

@@ -14,6 +14,7 @@ from learner.batch import Batch
 from learner.borders import LaneBorder
 from learner.computation import Conditions
 from learner.coordinator import Coordinator
+from learner.initial import begin_from
 from learner.launcher import Launcher, Patience, StopRequested
 from learner.metrics import EpisodeWindow, MetricsFile
 from learner.model import ActorCritic
@@ -169,6 +170,8 @@ class Learner:
         threads = self._config.training.learner_threads
         self._ppo = PPO(model, self._config.ppo, experiment.seed, self._config.horizon, threads)
         if checkpoint is None:
+            if self._config.training.init_from is not None:
+                begin_from(self._run_dir, self._config, model, self._statistics, lambda text: self._report(Note(text)))
             arrays = self._ppo.state_dict()
             self._snapshots = [self._snapshot(arrays)]
             self._state = self._capture(arrays)

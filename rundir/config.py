@@ -19,7 +19,10 @@ from rundir.schedules import ADAPTIVE, Horizon, parse_schedule
 
 VERSIONS = "versions"  # This table of a configuration is for people; nothing is decided by it.
 LARGEST_NUMBER = 2**53  # A larger setting is a mistake, and a float may not hold it.
-ADDED = ("best_by", "earlier_totals", "episode_metrics")  # Older runs lack these, and did what the defaults say.
+ADDED = (  # Older runs lack these settings, and did what the defaults say.
+    *("best_by", "earlier_totals", "episode_metrics"),
+    *("init_from", "init_vecnormalize", "init_partial"),
+)
 NONE = '"None"'  # TOML has no word for nothing, so a file has the command line's.
 
 
@@ -109,6 +112,13 @@ class TrainingConfig:
     stopped run go on: up to the old total its schedules are as they were, and after it they go over the new one."""
     earlier_totals: tuple[int, ...] = ()
     """The totals that the run had before; --resume with more --total-steps writes them."""
+    init_from: str | None = None
+    """Begin from the weights and the observation statistics of a run directory, of a policy that `export` wrote, or of
+    a model.zip of Stable-Baselines3; the optimiser begins anew."""
+    init_vecnormalize: str | None = None
+    """With such a model.zip: the file that VecNormalize.save wrote."""
+    init_partial: bool = False
+    """Leave what does not fit as it is initialised, instead of ending."""
     stop_return: float | None = None
     """End once the mean return of the last 100 episodes reaches this; None trains to the end."""
     checkpoint_every: int = 50
@@ -136,6 +146,8 @@ class TrainingConfig:
         for name in ("total_steps", "checkpoint_every", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.init_from is None and (self.init_vecnormalize is not None or self.init_partial):
+            raise UserError("--init-vecnormalize and --init-partial are for --init-from, which is missing")
         totals = (0, *self.earlier_totals, self.total_steps)
         if any(later <= earlier for earlier, later in itertools.pairwise(totals)):
             raise UserError(f"earlier_totals {list(self.earlier_totals)} must rise, and lie below --total-steps")

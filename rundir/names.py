@@ -2,6 +2,7 @@
 
 CONFIG = "config.toml"
 EXECUTION = "execution.json"  # How the run was executed last.
+INITIAL = "initial.safetensors"  # The policy that the run begins from, with --init-from.
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 EVENTS = "events.jsonl"

@@ -1,18 +1,19 @@
 """The tensors of a file that `torch.save` wrote, without PyTorch and without unpickling.
 
 Such a file is a zip archive: `data.pkl`, a pickle that lists the tensors by name, and their bytes in `data/0`, ….
-What the pickle says is not done but read: a few opcodes, and of names to call the three below, build a plain
-description of the tensors; anything else is refused, and nothing is ever imported or called.
+What the pickle says is not done but read (commands/helpers/pickles.py): a few opcodes, and of names to call the three
+below, build a plain description of the tensors. Anything else is refused.
 """
 
 import io
 import math
-import pickletools
 import zipfile
 import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from commands.helpers.pickles import Name, PickleReader, as_kind
 
 MAX_NUMBERS = 2**24  # All tensors together have at most so many. That is far more than an MLP has.
 MAX_FILE = 2**27  # A file that `torch.save` wrote may have so many bytes.
@@ -20,12 +21,6 @@ MAX_TEXT_FILE = 2**20  # A text, or a pickle that lists tensors, may have so man
 MAX_DIMENSIONS = 8
 TENSOR, ORDERED_DICT, STORAGE = "torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage"
 NAMES = (TENSOR, ORDERED_DICT, STORAGE)
-
-
-class Name(NamedTuple):
-    """What a pickle would import."""
-
-    name: str
 
 
 class Storage(NamedTuple):
@@ -102,84 +97,27 @@ def _array(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 def read_pickle(data: bytes) -> Any:
     """What a pickle of tensors describes: containers, plain values, and `Tensor`s. Raises `ValueError` on any other."""
-    try:
-        return _Reader().read(data)
-    except (IndexError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise ValueError(f"its pickle is malformed: {type(error).__name__}") from None
+    return _Reader().read(data)
 
 
-class _Reader:
-    """A stack machine with the opcodes that a state dict needs."""
+class _Reader(PickleReader):
+    """Reads what a state dict needs."""
 
-    def __init__(self) -> None:
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+    ALLOWED = PickleReader.ALLOWED | {"GLOBAL", "BINPERSID"}
 
-    def read(self, data: bytes) -> Any:
-        stack = self._stack
-        argument: Any
-        for opcode, argument, _ in pickletools.genops(data):
-            match opcode.name:
-                case "PROTO" | "FRAME":
-                    pass
-                case "NONE" | "NEWTRUE" | "NEWFALSE":
-                    stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE":
-                    stack.append(argument)
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "EMPTY_TUPLE":
-                    stack.append(())
-                case "MARK":
-                    self._marks.append(len(stack))
-                case "TUPLE":
-                    stack.append(tuple(self._since_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    count = int(opcode.name[-1])
-                    stack[-count:] = [tuple(stack[-count:])]
-                case "BINPUT" | "LONG_BINPUT":
-                    self._memo[argument] = stack[-1]
-                case "MEMOIZE":
-                    self._memo[len(self._memo)] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(self._memo[argument])
-                case "GLOBAL":
-                    if argument not in NAMES:
-                        raise ValueError(
-                            f"its pickle would call {argument.replace(' ', '.'):.80}, which is not allowed"
-                        )
-                    stack.append(Name(argument))
-                case "BINPERSID":
-                    stack.append(_storage(stack.pop()))
-                case "REDUCE":
-                    arguments = stack.pop()
-                    stack.append(_call(stack.pop(), arguments))
-                case "SETITEM" | "SETITEMS":
-                    items = self._since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                    for name in items[::2]:
-                        _as(str, name)  # Hashing nested tuples may never end.
-                    _as(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
-                case "BUILD":  # the attributes of an OrderedDict: PyTorch keeps the versions of modules there
-                    stack.pop()
-                    _as(dict, stack[-1])
-                case "STOP":
-                    return stack.pop()
-                case name:
-                    raise ValueError(f"its pickle has the opcode {name}, which is not allowed")
-        raise ValueError("its pickle has no end")
+    def named(self, name: str) -> Any:
+        if name not in NAMES:
+            raise ValueError(f"its pickle would call {name.replace(' ', '.'):.80}, which is not allowed")
+        return Name(name)
 
-    def _since_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
+    def called(self, function: Any, arguments: Any) -> Any:
+        return _call(function, arguments)
 
+    def built(self, thing: Any, state: Any) -> None:
+        as_kind(dict, thing)  # An OrderedDict: PyTorch keeps the versions of modules in its attributes.
 
-def _as(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"its pickle has a {type(value).__name__} in the place of a {kind.__name__}")
-    return value
+    def persistent(self, identity: Any) -> Any:
+        return _storage(identity)
 
 
 def _storage(identity: Any) -> Storage:
