@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from protocol.process import ONE_THREAD, as_typed, fix_hash_seed, seek_user_modules_last
 
@@ -73,8 +74,13 @@ def _check_arguments(arguments: list[str]) -> None:
             raise UserError(f"{one_line(argument)} is not UTF-8") from None
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> NoReturn:
+    """Do what the command line says, and end this process."""
     keep_output()
     tell_who_exits()
-    code = main(sys.argv[1:])
+    code = main(arguments)
     leave(code)  # threads of --in-process may be deep in MLX or in an environment; nothing is left to save
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -25,6 +25,7 @@ OWN = {
     "dashboard",
     "launch",
     "learner",
+    "mlx_distributed_ppo",
     "protocol",
     "rundir",
     "supervisor",

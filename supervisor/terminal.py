@@ -57,7 +57,7 @@ class Terminal:
     def __init__(self, status: RunStatus, quiet: bool) -> None:
         self._status = status
         self._quiet = quiet
-        self._console = _Console(highlight=False, soft_wrap=True, file=output())
+        self._console = _Console(highlight=False, soft_wrap=True, file=output(), force_jupyter=False)
         self._live: ExitStack | None = None
         self._held: list[str] = []
         self._printed = _Held()
@@ -65,7 +65,9 @@ class Terminal:
         self._last_line = 0.0  # time.monotonic()
 
     def __enter__(self) -> "Terminal":
-        if self._console.is_terminal and not self._console.is_dumb_terminal and not self._quiet:
+        # FORCE_COLOR, which notebooks set, makes rich take any file for a terminal.
+        is_terminal = self._console.is_terminal and self._console.file.isatty()
+        if is_terminal and not self._console.is_dumb_terminal and not self._quiet:
             self._live = ExitStack()
             self._live.enter_context(self._console.screen())
             self._live.enter_context(held(self._printed))
