@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "quiet": True,
 }
+LONG: dict[str, Any] = {**SMALL, "total_steps": 512 * 400}
 FLAGS = [word for name, value in SMALL.items() if name != "quiet" for word in (f"--{name.replace('_', '-')}", value)]
 
 
@@ -55,8 +56,7 @@ def test_a_run_has_the_bits_of_one_that_launch_started(tmp_path: Path, capfd: py
 
 
 def test_a_callback_ends_a_run_which_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    settings: dict[str, Any] = {**SMALL, "total_steps": 512 * 400}
-    run = ppo.train(lambda row: row["policy_version"] >= 3, run_dir=tmp_path / "run", actors=1, **settings)
+    run = ppo.train(lambda row: row["policy_version"] >= 3, run_dir=tmp_path / "run", actors=1, **LONG)
     stopped = run.summary["policy_version"]
     assert run.summary["status"] == "stopped" and 3 <= stopped < 400
     seen: list[int] = []
@@ -70,7 +70,7 @@ def test_a_callback_that_raises_ends_the_run_and_is_heard(tmp_path: Path) -> Non
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        ppo.train(broken, run_dir=tmp_path / "run", actors=1, **{**SMALL, "total_steps": 512 * 400})
+        ppo.train(broken, run_dir=tmp_path / "run", actors=1, **LONG)
     assert summary_of(tmp_path / "run")["status"] == "stopped"
 
 
@@ -84,7 +84,7 @@ def test_a_callback_that_raises_ends_the_run_and_is_heard(tmp_path: Path) -> Non
 )
 def test_a_mistake_is_raised_in_a_line(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ppo.TrainingFailed, match=said.replace("`", ".")) as error:
-        ppo.train(run_dir=tmp_path / "run", **{**SMALL, **settings})
+        ppo.train(run_dir=tmp_path / "run", **(SMALL | settings))
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
     with pytest.raises(ppo.TrainingFailed, match="there is no run here"):
         ppo.resume(tmp_path / "run")
