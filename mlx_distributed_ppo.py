@@ -69,7 +69,9 @@ class Settings(TypedDict, total=False):
     activation: Literal["tanh", "relu", "silu"]
     """Between the layers of the MLP; the CNNs use relu."""
     recurrent_size: int
-    """Units of a GRU after those layers, for a recurrent policy; 0 has none."""
+    """Units of a recurrent layer after those layers, for a policy with a memory; 0 has none."""
+    recurrent: Literal["gru", "lstm"]
+    """What that layer is: a GRU, or an LSTM, whose state is twice as wide."""
     initial_std: float
     """Standard deviation of each action of a Gaussian policy, before it learns another."""
     normalize_observations: bool

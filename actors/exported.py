@@ -159,7 +159,7 @@ def read_policy(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
     try:
         described = json.loads(metadata[POLICY_KEY])
         if metadata[FORMAT_KEY] == "1":
-            described["experiment"].setdefault("episode_metrics", [])
+            described["experiment"] = {"episode_metrics": [], "recurrent": "gru", **described["experiment"]}
             described["spaces"].setdefault("has_action_masks", False)
         description = typed(described, Description, "the policy")
         description.check()
@@ -182,7 +182,8 @@ def _check_sizes(description: Description, weights: dict[str, np.ndarray]) -> No
     if description.spaces.distribution == "gaussian":
         wanted["log_std"] = (outputs,)
     if size:
-        wanted["gru.recurrent.weight"] = (3 * size, size)
+        kind = description.experiment.recurrent
+        wanted[f"{kind}.recurrent.weight"] = ({"gru": 3, "lstm": 4}[kind] * size, size)
     for name, shape in wanted.items():
         if weights[name].shape != shape:
             raise ValueError(f"{name} has shape {weights[name].shape} instead of {shape}")

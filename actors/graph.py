@@ -84,7 +84,8 @@ class _Graph:
         if experiment.hidden_state_size:
             inputs.append(_value("hidden_state", "float32", (experiment.hidden_state_size,)))
             outputs.append(_value("next_hidden_state", "float32", (experiment.hidden_state_size,)))
-            x = self._gru(x, experiment.recurrent_size)
+            cell = {"gru": self._gru, "lstm": self._lstm}[experiment.recurrent]
+            x = cell(x, experiment.recurrent_size)
         parameters = self._linear(x, "policy_head", "parameters")
         self._action(parameters)
         if spaces.distribution == "gaussian":
@@ -220,6 +221,17 @@ class _Graph:
         candidate = self._add("Tanh", [self._add("Add", [self._cut(inputs, 2 * size, 3 * size), kept])])
         change = self._add("Mul", [self._cut(gates, size, 2 * size), self._add("Sub", ["hidden_state", candidate])])
         return self._add("Add", [candidate, change], "next_hidden_state")
+
+    def _lstm(self, x: str, size: int) -> str:
+        shown, cell = self._cut("hidden_state", 0, size), self._cut("hidden_state", size, 2 * size)
+        summed = self._add("Add", [self._linear(x, "lstm.inputs"), self._linear(shown, "lstm.recurrent")])
+        taken, kept, candidate, output = (self._cut(summed, i * size, (i + 1) * size) for i in range(4))
+        kept = self._add("Mul", [self._add("Sigmoid", [kept]), cell])
+        taken = self._add("Mul", [self._add("Sigmoid", [taken]), self._add("Tanh", [candidate])])
+        cell = self._add("Add", [kept, taken])
+        shown = self._add("Mul", [self._add("Sigmoid", [output]), self._add("Tanh", [cell])])
+        self._add("Concat", [shown, cell], "next_hidden_state", axis=1)
+        return shown
 
     def _cut(self, x: str, start: int, end: int) -> str:
         """Columns of x [N, n]."""

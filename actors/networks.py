@@ -146,6 +146,27 @@ class GRU:
         return candidate + update * (hidden_state - candidate)
 
 
+class LSTM:
+    """A long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000), in the form
+    that PyTorch has. Its hidden state is what it shows, and then its cell."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self._inputs = Linear(weights, f"{name}.inputs")
+        self._recurrent = Linear(weights, f"{name}.recurrent")
+
+    def __call__(self, x: np.ndarray, hidden_state: np.ndarray) -> np.ndarray:
+        """The next hidden state [B, 2 · size], for features x [B, n] and the hidden state before."""
+        size = hidden_state.shape[1] // 2
+        summed = self._inputs(x) + self._recurrent(np.ascontiguousarray(hidden_state[:, :size]))
+        taken, kept = sigmoid(summed[:, :size]), sigmoid(summed[:, size : 2 * size])
+        shown = sigmoid(summed[:, 3 * size :])
+        cell = kept * hidden_state[:, size:] + taken * np.tanh(summed[:, 2 * size : 3 * size])
+        return np.concatenate([shown * np.tanh(cell), cell], axis=1)
+
+
+CELLS = {"gru": GRU, "lstm": LSTM}
+
+
 def layers_of(weights: Weights, name: str) -> list[Linear]:
     """The fully connected layers `name.0`, `name.1`, … in order."""
     count = sum(key.startswith(f"{name}.") and key.endswith(".weight") for key in weights)

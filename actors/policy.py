@@ -7,7 +7,7 @@ multiplied on one thread.
 import numpy as np
 
 from actors.distributions import make_distribution, masked
-from actors.networks import GRU, Linear
+from actors.networks import CELLS, Linear
 from protocol.experiment import Experiment
 from protocol.networks import network_class
 from protocol.observations import InputShapes, network_inputs
@@ -27,7 +27,9 @@ class Policy:
         shapes = InputShapes.of(spaces)
         network = network_class(experiment, shapes, "actor")
         self._encoder = network(part_of(weights, "encoder."), shapes, experiment)
-        self._gru = GRU(weights, "gru") if experiment.recurrent_size else None
+        kind = experiment.recurrent
+        self._cell = CELLS[kind](weights, kind) if experiment.recurrent_size else None
+        self._recurrent_size = experiment.recurrent_size
         self._head = Linear(weights, "policy_head")
         self.distribution = make_distribution(spaces, weights.get("log_std"))
 
@@ -35,8 +37,9 @@ class Policy:
         """(distribution parameters float32 [N, size], next hidden state [N, hidden_state_size]) for raw observations
         and the hidden state before them."""
         x = self._encoder(network_inputs(observations, self._spaces, self._normalization))
-        if self._gru is not None:
-            x = hidden_state = self._gru(x, hidden_state)
+        if self._cell is not None:
+            hidden_state = self._cell(x, hidden_state)
+            x = np.ascontiguousarray(hidden_state[:, : self._recurrent_size])
         return self._head(x), hidden_state
 
     def act(

@@ -170,7 +170,7 @@ def _weights_after(spaces: Spaces, experiment: Experiment, lead: tuple[int, ...]
         samples["proximal_log_probs"] = samples["proximal_log_probs"] / 4 - 5  # near those of the policy
         samples["advantages"] = normalized(samples["advantages"], minibatches=1)
         if model.recurrent:
-            samples |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((lead[0], experiment.recurrent_size))}
+            samples |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((lead[0], experiment.hidden_state_size))}
         gradient, _ = computation.gradients(optimizer.state[0], samples, mx.array(0.2), mx.array(0.01))
         optimizer.step(gradient, optimizer.begin_step(1e-3))
     return np.array(optimizer.state[0])

@@ -10,7 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from learner.distributions import Distribution, make_distribution
-from learner.networks import GRU
+from learner.networks import CELLS
 from protocol.experiment import Experiment
 from protocol.networks import network_class
 from protocol.observations import InputShapes
@@ -18,11 +18,12 @@ from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 
 CRITIC = ("value_encoder.", "value_head.")  # Actors do not need the parameters of these.
-GAINS = {"policy_head": 0.01, "value_head": 1.0, "gru.inputs": 1.0, "gru.recurrent": 1.0}  # Every other layer has √2.
+CELL_GAINS = {f"{kind}.{part}": 1.0 for kind in CELLS for part in ("inputs", "recurrent")}
+GAINS = {"policy_head": 0.01, "value_head": 1.0, **CELL_GAINS}  # Every other layer has √2.
 
 
 class ActorCritic(nn.Module):
-    """An encoder of observations, a GRU if wanted, and a linear head each for the policy and the value.
+    """An encoder of observations, a recurrent layer if wanted, and a linear head each for the policy and the value.
 
     Without images and a recurrent layer the value has an encoder of its own. Gaussian policies have log standard
     deviations.
@@ -42,8 +43,9 @@ class ActorCritic(nn.Module):
         self.encoder = network(shapes, experiment)
         size = self.encoder.size
         if self.recurrent:
-            self.gru = GRU(size, experiment.recurrent_size)
+            self._kind = experiment.recurrent
             size = experiment.recurrent_size
+            self[self._kind] = CELLS[self._kind](self.encoder.size, size)
         elif not shapes.images:
             self.value_encoder = network(shapes, experiment)
         self.policy_head = nn.Linear(size, spaces.distribution_size)
@@ -64,7 +66,9 @@ class ActorCritic(nn.Module):
         if self.recurrent:
             flat = [x.flatten(0, 1) for x in inputs]
             x = self.encoder(flat).reshape(*inputs[0].shape[:2], -1)
-            x = hidden_state = self.gru(x, hidden_state, starts)
+            cell = self[self._kind]
+            hidden_state = cell(x, hidden_state, starts)
+            x = hidden_state[..., : cell.size] if hidden_state.shape[-1] > cell.size else hidden_state
         else:
             x = self.encoder(inputs)
         values = self.value_head(self.value_encoder(inputs) if "value_encoder" in self else x)

@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from learner.activations import tanh_for
 from learner.convolution import Convolution, max_pool
-from learner.recurrence import recurrence
+from learner.recurrence import gru_recurrence, lstm_recurrence
 from protocol.experiment import Experiment
 from protocol.networks import IMPALA_CHANNELS, IMPALA_RESIDUALS, NATURE_LAYERS, hidden_sizes
 from protocol.observations import InputShapes
@@ -105,26 +105,49 @@ class ImpalaCNN(CNN):
         return nn.relu(x)
 
 
-class GRU(nn.Module):
-    """A gated recurrent unit (Cho et al., arXiv 1406.1078) over sequences that may begin episodes anew."""
+class Cell(nn.Module):
+    """A recurrent layer over sequences that may begin episodes anew."""
 
-    def __init__(self, inputs: int, size: int) -> None:
+    GATES: int  # Sums that a step makes for each unit.
+
+    def __init__(self, inputs: int, size: int, recurrence: Callable[..., mx.array]) -> None:
         super().__init__()
-        self.inputs = nn.Linear(inputs, 3 * size)
-        self.recurrent = nn.Linear(size, 3 * size)
+        self.inputs = nn.Linear(inputs, self.GATES * size)
+        self.recurrent = nn.Linear(size, self.GATES * size)
         self.size = size
-        self._recurrence = recurrence()
+        self._recurrence = recurrence
 
     def __call__(self, x: mx.array, hidden_state: mx.array, starts: mx.array) -> mx.array:
-        """The hidden state [B, T, size] after each of T steps.
+        """The hidden state [B, T, hidden_state_size] after each of T steps; what is shown of it are its first `size`.
 
-        For features x [B, T, n], the hidden state [B, size] before them, and starts float32 [B, T], which is 1 where a
-        step begins an episode, and so forgets what was before.
+        For features x [B, T, n], the hidden state before them, and starts float32 [B, T], which is 1 where a step
+        begins an episode, and so forgets what was before.
         """
         from_inputs = self.inputs(x.swapaxes(0, 1))
         keep = 1 - starts.T[..., None]
         weight, bias = self.recurrent.weight, self.recurrent.bias
         return self._recurrence(from_inputs, hidden_state, keep, weight, bias).swapaxes(0, 1)
+
+
+class GRU(Cell):
+    """A gated recurrent unit (Cho et al., arXiv 1406.1078)."""
+
+    GATES = 3
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(inputs, size, gru_recurrence())
+
+
+class LSTM(Cell):
+    """A long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)."""
+
+    GATES = 4
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(inputs, size, lstm_recurrence())
+
+
+CELLS = {"gru": GRU, "lstm": LSTM}
 
 
 def activation(name: str) -> Callable[[mx.array], mx.array]:

@@ -1,4 +1,5 @@
-"""The steps of a GRU through time, with their gradient by hand: a fifth of the kernels that differentiation makes.
+"""The steps of a GRU and of an LSTM through time, with their gradients by hand: a fifth of the kernels that
+differentiation makes.
 
 A step of few sequences costs what its kernels cost to start. Backwards, gates and their slopes do not depend on the
 gradient, so that they are computed for all steps at once; three kernels a step remain.
@@ -11,7 +12,7 @@ from typing import cast
 import mlx.core as mx
 
 
-def recurrence() -> Callable[..., mx.array]:
+def gru_recurrence() -> Callable[..., mx.array]:
     """A function from (from_inputs [T, B, 3 · size], the hidden state [B, size] before them, keep [T, B, 1], weight
     [3 · size, size], bias [3 · size]) to the hidden states [T, B, size] after each of T steps.
 
@@ -76,6 +77,81 @@ def recurrence() -> Callable[..., mx.array]:
             mx.zeros_like(keep),  # Nobody asks for it.
             of_products.T @ before.reshape(-1, size),
             of_products.sum(axis=0),
+        )
+
+    return cast(Callable[..., mx.array], steps)
+
+
+def lstm_recurrence() -> Callable[..., mx.array]:
+    """The same for an LSTM: from_inputs [T, B, 4 · size], the hidden state [B, 2 · size], weight [4 · size, size], bias
+    [4 · size]; hidden states [T, B, 2 · size], each what is shown and then the cell."""
+
+    def gates(summed: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """(what is taken, what is kept, the candidate, what is shown), each [..., size]."""
+        taken, kept, candidate, shown = mx.split(summed, 4, axis=-1)
+        return mx.sigmoid(taken), mx.sigmoid(kept), mx.tanh(candidate), mx.sigmoid(shown)
+
+    def forward(
+        from_inputs: mx.array, hidden_state: mx.array, keep: mx.array, weight: mx.array, bias: mx.array
+    ) -> mx.array:
+        length, transposed = len(from_inputs), weight.T
+        output, cell = mx.split(hidden_state[None], 2, axis=-1)
+        outputs, cells = [], []
+        inputs = mx.split(from_inputs + bias, length)
+        for from_input, again in zip(inputs, mx.split(keep, length), strict=True):
+            taken, kept, candidate, shown = gates(mx.addmm(from_input, output * again, transposed))
+            cell = kept * (cell * again) + taken * candidate
+            output = shown * mx.tanh(cell)
+            outputs.append(output)
+            cells.append(cell)
+        return mx.concatenate([mx.concatenate(outputs), mx.concatenate(cells)], axis=-1)
+
+    steps = mx.custom_function(forward)
+
+    @steps.vjp
+    def backward(primals: tuple[mx.array, ...], cotangent: mx.array, hidden_states: mx.array) -> tuple[mx.array, ...]:
+        from_inputs, hidden_state, keep, weight, bias = primals
+        length, batch, size = len(from_inputs), from_inputs.shape[1], weight.shape[1]
+        before = mx.concatenate([hidden_state[None], hidden_states[:-1]]) * keep
+        before_output, before_cell = mx.split(before, 2, axis=-1)
+        taken, kept, candidate, shown = gates(from_inputs + mx.addmm(bias, before_output, weight.T))
+        squashed = mx.tanh(hidden_states[..., size:])
+        # How much each gate's sum changes the cell, and what is shown: [T, B, 4, size].
+        none = mx.zeros_like(taken)
+        of_taken = candidate * taken * (1 - taken)
+        of_kept = before_cell * kept * (1 - kept)
+        by_cell = mx.stack([of_taken, of_kept, taken * (1 - candidate * candidate), none], axis=2)
+        by_output = mx.stack([none, none, none, squashed * shown * (1 - shown)], axis=2)
+        to_cell = shown * (1 - squashed * squashed)  # How much the cell changes what is shown.
+
+        gradients = []  # Of each step's output and cell [1, B, size], the last step's first.
+        given = zip(*(mx.split(x, length) for x in mx.split(cotangent, 2, axis=-1)), strict=True)
+        # What was before an episode's beginning has no part in what follows. `keep` itself was split by `forward`
+        # already, and MLX's compiler fails where one array is split twice.
+        again = keep[..., None]
+        kept_slopes = by_cell * again, by_output * again, to_cell, kept * keep
+        slopes = zip(*(mx.split(x, length) for x in kept_slopes), strict=True)
+        following: tuple[mx.array, mx.array] | None = None  # What the step after this one makes of them.
+        for (of_output, of_cell), (in_cell, in_output, through, forgotten) in reversed(
+            list(zip(given, slopes, strict=True))
+        ):
+            output, cell = of_output, of_cell
+            if following is not None:
+                output, cell = output + following[0], cell + following[1]
+            cell = cell + output * through
+            gradients.append((output, cell))
+            sums = (cell[:, :, None] * in_cell + output[:, :, None] * in_output).reshape(batch, 4 * size)
+            following = (sums @ weight)[None], cell * forgotten
+        outputs, cells = (mx.concatenate(list(parts)) for parts in zip(*gradients[::-1], strict=True))
+        of_sums = (cells[:, :, None] * by_cell + outputs[:, :, None] * by_output).reshape(length, batch, 4 * size)
+        flat = of_sums.reshape(-1, 4 * size)
+        assert following is not None
+        return (
+            of_sums,
+            mx.concatenate([*following], axis=-1).squeeze(0),
+            mx.zeros_like(keep),  # Nobody asks for it.
+            flat.T @ before_output.reshape(-1, size),
+            flat.sum(axis=0),
         )
 
     return cast(Callable[..., mx.array], steps)

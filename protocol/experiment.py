@@ -43,7 +43,9 @@ class Experiment:
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Between the layers of the MLP; the CNNs use relu."""
     recurrent_size: int = 0
-    """Units of a GRU after those layers, for a recurrent policy; 0 has none."""
+    """Units of a recurrent layer after those layers, for a policy with a memory; 0 has none."""
+    recurrent: Literal["gru", "lstm"] = "gru"
+    """What that layer is: a GRU, or an LSTM, whose state is twice as wide."""
     initial_std: float = 1.0
     """Standard deviation of each action of a Gaussian policy, before it learns another."""
     normalize_observations: bool = True
@@ -60,7 +62,7 @@ class Experiment:
     @property
     def hidden_state_size(self) -> int:
         """Size of the hidden state of a recurrent policy for each environment; 0 for any other policy."""
-        return self.recurrent_size
+        return self.recurrent_size * {"gru": 1, "lstm": 2}[self.recurrent]
 
     @property
     def num_lanes(self) -> int:

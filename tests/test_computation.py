@@ -35,15 +35,15 @@ def test_the_digest_of_updates_repeats_itself_whatever_the_threads(monkeypatch: 
         (objective, "normalized"),
         (stacked_mlp, "objective_gradients"),
         (differentiated, "objective"),
-        (recurrence, "recurrence"),
+        (recurrence, "gru_recurrence"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_arithmetic_has_another_digest(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = update_digest()
-    if name == "recurrence":
-        make = recurrence.recurrence
-        monkeypatch.setattr("learner.networks.recurrence", lambda: twisted(make()))
+    if name == "gru_recurrence":
+        make = recurrence.gru_recurrence
+        monkeypatch.setattr("learner.networks.gru_recurrence", lambda: twisted(make()))
     elif name == "normalized":
         monkeypatch.setattr("learner.computation.normalized", lambda *a, **k: objective.normalized(*a, **k) * 1.000001)
     elif name == "objective":

@@ -58,6 +58,7 @@ KINDS: dict[str, tuple[str, str, list[object]]] = {
     "one choice": ("discrete", "multi_discrete", []),
     "several choices": ("multi_discrete", "discrete", []),
     "bits, a memory": ("multi_binary", "multi_binary", ["--recurrent-size", 8]),
+    "numbers, an LSTM": ("matrix", "discrete", ["--recurrent", "lstm", "--recurrent-size", 8]),
     "several parts, images among them": ("dict", "box", []),
     "several parts, a CNN and a memory": ("dict", "multi_discrete", ["--recurrent-size", 8, "--normalize-rewards"]),
     "in pipelined": ("dict", "multi_binary", ["--recurrent-size", 8, "--schedule", "pipelined"]),

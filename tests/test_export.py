@@ -46,6 +46,7 @@ EXPERIMENTS = {
     "no layers": every("matrix", hidden_sizes=()),
     "not normalised": every("matrix", normalize_observations=False),
     "gru": every("matrix", recurrent_size=5),
+    "lstm": every("matrix", recurrent="lstm", recurrent_size=5),
     "gru of everything": every("dict", "multi_discrete", recurrent_size=5),
     "gru behind a nature": every("frames", "multi_binary", recurrent_size=5, hidden_sizes=(16,)),
     "T-maze": Experiment(env="tests.environments:TMaze-v0", recurrent_size=8),

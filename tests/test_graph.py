@@ -31,16 +31,17 @@ NETWORKS = {
     "nature_cnn": (IMAGE, Experiment(network="nature_cnn"), 95),
     "impala_cnn": (IMAGE, Experiment(network="impala_cnn"), 420),
     "gru": (discrete(numbers(3), 2), Experiment(recurrent_size=8), 110),
+    "lstm": (discrete(numbers(3), 2), Experiment(recurrent="lstm", recurrent_size=8), 125),
 }
 VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unflatten"}
 ON_CPUS_ALONE = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD"}  # MLX has these only for CPUs.
 MOST_ARRAYS = 28  # Metal lets a kernel have 31 buffers, and MLX takes some for shapes and strides.
 
 
-def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
+def minibatch_of(spaces: Spaces, hidden_state_size: int) -> dict[str, Any]:
     """A minibatch in the form that `PPO` has on the device."""
     random = np.random.default_rng(0)
-    lead = (SAMPLES, T) if recurrent_size else (SAMPLES,)
+    lead = (SAMPLES, T) if hidden_state_size else (SAMPLES,)
     observations = random_observations(spaces, random, int(np.prod(lead)))
     names = ("proximal_log_probs", "weights", "advantages", "values", "value_targets")
     minibatch: dict[str, Any] = {name: mx.array(random.standard_normal(lead, np.float32)) for name in names}
@@ -50,8 +51,8 @@ def minibatch_of(spaces: Spaces, recurrent_size: int) -> dict[str, Any]:
     }
     if spaces.has_action_masks:
         minibatch["allowed"] = mx.ones((*lead, spaces.distribution_size), mx.bool_)
-    if recurrent_size:
-        minibatch |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((SAMPLES, recurrent_size))}
+    if hidden_state_size:
+        minibatch |= {"starts": mx.zeros(lead), "hidden_state": mx.zeros((SAMPLES, hidden_state_size))}
     return minibatch
 
 
@@ -60,7 +61,7 @@ def operations_of(spaces: Spaces, experiment: Experiment) -> dict[str, tuple[str
     ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(value_clip_range=0.2), 0, Horizon((4,)))
     ppo._optimizer.take_parameters()
     state = ppo._optimizer.state
-    minibatch = minibatch_of(spaces, experiment.recurrent_size)
+    minibatch = minibatch_of(spaces, experiment.hidden_state_size)
     minibatch["inputs"] = ppo._computation.prepare(minibatch["inputs"])
     mx.eval(minibatch, state)
     factors = ppo._optimizer.begin_step(1e-3)
@@ -99,7 +100,7 @@ def test_nothing_is_computed_in_float64(spaces: Spaces, experiment: Experiment, 
     ppo = PPO(ActorCritic(spaces, experiment), PPOConfig(), 0, Horizon((4,)))
     ppo._optimizer.take_parameters()
     factors = ppo._optimizer.begin_step(1e-3)
-    minibatch = minibatch_of(spaces, experiment.recurrent_size)
+    minibatch = minibatch_of(spaces, experiment.hidden_state_size)
     minibatch["inputs"] = ppo._computation.prepare(minibatch["inputs"])
     outcome = ppo._step(minibatch, mx.array(0.2), mx.array(0.01), factors)
     assert {array.dtype for array in (*outcome, *ppo._optimizer.state, *ppo.model.parameters())} == {mx.float32}

@@ -44,7 +44,7 @@ GARDEN += ["--minibatches", 4, "--epochs", 2, "--hidden-sizes", 16]
 KINDS: dict[str, list[object]] = {
     "masks in info": ["--env-kwargs", "masks='info'"],
     "masks by a method, of several numbers": ["--env-kwargs", "action='several'", "masks='method'"],
-    "masks and a memory": ["--env-kwargs", "action='several'", "--recurrent-size", 8],
+    "masks and a memory": ["--env-kwargs", "action='several'", "--recurrent", "lstm", "--recurrent-size", 8],
     "no masks": ["--env-kwargs", "masks='none'", "--schedule", "sync"],
 }
 EXECUTIONS = {"in-process": ["--in-process", "--actors", 2], "1": ["--actors", 1], "4": ["--actors", 4]}

@@ -17,7 +17,7 @@ import actors.networks as on_actor
 import learner.networks as on_learner
 from actors.environment import make_environment
 from actors.interface import ObservationConverter
-from actors.networks import GRU
+from actors.networks import GRU, LSTM
 from actors.policy import Policy
 from actors.spaces import describe_spaces, observation_form
 from learner.activations import rational_tanh, tanh_for
@@ -142,17 +142,21 @@ def test_observations_of_every_space_are_the_same_on_both_sides(observation: str
 T, MEMORY = 7, 5
 
 
+@pytest.mark.parametrize("recurrent", ["gru", "lstm"])
 @pytest.mark.parametrize("observation", ["matrix", "dict"])
-def test_a_gru_step_by_step_is_the_gru_over_a_sequence_with_episodes_that_begin_in_its_middle(observation: str) -> None:
+def test_a_layer_step_by_step_is_the_layer_over_a_sequence_with_episodes_that_begin_in_its_middle(
+    observation: str, recurrent: Any
+) -> None:
     random = np.random.default_rng(0)
     kwargs = (f"observation={observation}", "action=box")
-    experiment = Experiment(env="tests.environments:EverySpace-v0", env_kwargs=kwargs, recurrent_size=MEMORY)
+    memory: Any = {"recurrent_size": MEMORY, "recurrent": recurrent}
+    experiment = Experiment(env="tests.environments:EverySpace-v0", env_kwargs=kwargs, **memory)
     spaces, stored = observe(experiment, BLOCK * T)
     model, normalization = trained_model(spaces, experiment, random), normalization_of(spaces, random)
     policy = Policy(snapshot_of(model, normalization), spaces, experiment)
     starts = random.random((BLOCK, T)) < 0.3
     starts[0], starts[1], starts[2, 0] = False, True, True
-    first_hidden_state = random.standard_normal((BLOCK, MEMORY)).astype(np.float32)
+    first_hidden_state = random.standard_normal((BLOCK, experiment.hidden_state_size)).astype(np.float32)
     observations = stored.reshape(BLOCK, T, *stored.shape[1:])
 
     outputs, hidden_states, hidden_state = [], [], first_hidden_state.copy()
@@ -166,7 +170,8 @@ def test_a_gru_step_by_step_is_the_gru_over_a_sequence_with_episodes_that_begin_
     distribution, values, theirs = model(inputs, mx.array(first_hidden_state), mx.array(starts.astype(np.float32)))
     ours = np.stack(hidden_states, axis=1)
     np.testing.assert_allclose(ours, np.array(theirs), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.stack(outputs, axis=1), np.array(model.policy_head(theirs)), rtol=1e-5, atol=1e-5)
+    shown = model.policy_head(theirs[..., :MEMORY])
+    np.testing.assert_allclose(np.stack(outputs, axis=1), np.array(shown), rtol=1e-5, atol=1e-5)
     assert values.shape == (BLOCK, T)
     actions = random.standard_normal((BLOCK, T, spaces.action.size)).astype(np.float32)
     np.testing.assert_allclose(
@@ -175,6 +180,21 @@ def test_a_gru_step_by_step_is_the_gru_over_a_sequence_with_episodes_that_begin_
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_an_lstm_is_that_of_pytorch() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(0)
+    theirs = torch.nn.LSTMCell(3, 4)
+    weights = {
+        f"lstm.{ours}.{kind}": getattr(theirs, f"{kind}_{name}").detach().numpy()
+        for ours, name in (("inputs", "ih"), ("recurrent", "hh"))
+        for kind in ("weight", "bias")
+    }
+    x, h, c = torch.randn(5, 3), torch.randn(5, 4), torch.randn(5, 4)
+    expected = np.concatenate([part.detach().numpy() for part in theirs(x, (h, c))], axis=1)
+    found = LSTM(weights, "lstm")(x.numpy(), np.concatenate([h.numpy(), c.numpy()], axis=1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_gru_is_the_formula_of_cho() -> None:

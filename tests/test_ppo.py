@@ -288,6 +288,7 @@ ON_POLICY = {
     "CartPole": Experiment(env="CartPole-v1"),
     "Pendulum": Experiment(env="Pendulum-v1"),
     "recurrent": Experiment(env="Pendulum-v1", recurrent_size=5, replay_cap=11),
+    "LSTM": Experiment(env="Pendulum-v1", recurrent="lstm", recurrent_size=5, replay_cap=11),
     "every part": Experiment(
         env="tests.environments:EverySpace-v0",
         env_kwargs=("observation=dict", "action=multi_binary"),

@@ -1,4 +1,4 @@
-"""The hand-written gradient of the GRU equals the automatic gradient of its steps."""
+"""The hand-written gradients of the GRU and the LSTM equal the automatic gradients of their steps."""
 
 from typing import Any
 
@@ -6,14 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from learner.recurrence import recurrence
+from learner.recurrence import gru_recurrence, lstm_recurrence
 
 SIZE = 5
 
 
-def literal(
-    from_inputs: mx.array, hidden_state: mx.array, keep: mx.array, weight: mx.array, bias: mx.array
-) -> mx.array:
+def gru(from_inputs: mx.array, hidden_state: mx.array, keep: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """The GRU of Cho et al., step by step, for automatic differentiation."""
     hidden_states = []
     for from_input, kept in zip(from_inputs, keep, strict=True):
@@ -29,17 +27,43 @@ def literal(
     return mx.stack(hidden_states)
 
 
+def lstm(from_inputs: mx.array, hidden_state: mx.array, keep: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """The LSTM as PyTorch writes it, step by step, for automatic differentiation."""
+    hidden_states = []
+    for from_input, kept in zip(from_inputs, keep, strict=True):
+        hidden_state = hidden_state * kept
+        summed = from_input + hidden_state[:, :SIZE] @ weight.T + bias
+        i, f, g, o = (summed[:, n * SIZE : (n + 1) * SIZE] for n in range(4))
+        cell = mx.sigmoid(f) * hidden_state[:, SIZE:] + mx.sigmoid(i) * mx.tanh(g)
+        hidden_state = mx.concatenate([mx.sigmoid(o) * mx.tanh(cell), cell], axis=1)
+        hidden_states.append(hidden_state)
+    return mx.stack(hidden_states)
+
+
+KINDS = {"gru": (gru_recurrence, gru, 3, 1), "lstm": (lstm_recurrence, lstm, 4, 2)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("length", "batch"), [(1, 1), (1, 3), (7, 1), (12, 4)])
 @pytest.mark.parametrize("starts", [0.0, 0.3, 1.0], ids=["no episode begins", "some", "all"])
-def test_hidden_states_and_gradients_are_those_of_differentiation(length: int, batch: int, starts: float) -> None:
+def test_hidden_states_and_gradients_are_those_of_differentiation(
+    length: int, batch: int, starts: float, kind: str
+) -> None:
+    recurrence, literal, sums, width = KINDS[kind]
     random = np.random.default_rng(0)
 
     def drawn(*shape: int) -> mx.array:
         return mx.array(random.standard_normal(shape).astype(np.float32))
 
     keep = mx.array((random.random((length, batch, 1)) >= starts).astype(np.float32))
-    given = drawn(length, batch, 3 * SIZE), drawn(batch, SIZE), keep, drawn(3 * SIZE, SIZE), drawn(3 * SIZE)
-    weights = drawn(length, batch, SIZE)
+    given = (
+        drawn(length, batch, sums * SIZE),
+        drawn(batch, width * SIZE),
+        keep,
+        drawn(sums * SIZE, SIZE),
+        drawn(sums * SIZE),
+    )
+    weights = drawn(length, batch, width * SIZE)
     ours = recurrence()
 
     def gradients_of(function: Any) -> list[np.ndarray]:
