@@ -1,11 +1,11 @@
 """Episode metrics: what an environment tells of an episode in the `info` of its last step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from protocol.trajectory import EPISODE, LONGEST_METRIC, MAX_METRICS_SENT
+from protocol.trajectory import EPISODE, LONGEST_METRIC, MAX_METRICS_SENT, SUCCESS
 
 NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 
@@ -35,7 +35,13 @@ def numbers_in(info: Any, wanted: Sequence[str] = ()) -> dict[str, float]:
 def columns(episodes: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
     """The metrics of finished episodes as a trajectory has them: float64 [E] by name, NaN where an episode has none.
 
-    Of more than `MAX_METRICS_SENT` names, the first ones are kept.
+    Of more than `MAX_METRICS_SENT` names, the first ones are kept, and whether the episode was a success before all.
     """
-    names = list(dict.fromkeys(name for episode in episodes for name in episode))[:MAX_METRICS_SENT]
+    names = first_names(episodes, MAX_METRICS_SENT)
     return {EPISODE + name: np.array([episode.get(name, np.nan) for episode in episodes], np.float64) for name in names}
+
+
+def first_names(episodes: Iterable[Iterable[str]], count: int) -> list[str]:
+    """The first names of the metrics of some episodes; that of success is the first of all."""
+    names = dict.fromkeys(name for episode in episodes for name in episode)
+    return sorted(names, key=lambda name: name != SUCCESS)[:count]

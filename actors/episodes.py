@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 
 from actors.environment import make_environment
+from actors.episode_metrics import first_names
 from actors.policy import Policy
 from actors.simulation import EnvironmentFault, Simulation
 from protocol.arithmetic import own_context
@@ -100,7 +101,7 @@ class Results(NamedTuple):
                 told.append(score.metrics)
             else:
                 faults.append({"episode": episode, "seed": score.seed, "step": score.length, "text": str(score.fault)})
-        names = list(dict.fromkeys(name for metrics in told for name in metrics))[:MAX_METRICS]
+        names = first_names(told, MAX_METRICS)
         return cls(returns, lengths, {name: [metrics.get(name) for metrics in told] for name in names}, faults)
 
     def statistics(self) -> dict[str, Any]:

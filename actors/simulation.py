@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from actors.action_masks import KEY, METHOD, read_mask
+from actors.action_masks import KEY, METHOD, MaskFailed, read_mask
 from actors.closing import close_environment
 from actors.environment import Nonsense, kind_of, make_environment, method_of, reset_environment
 from actors.episode_metrics import numbers_in
@@ -124,7 +124,7 @@ class Simulation:
                 self._take_mask(info)
         except BaseException as error:
             let_users_interrupt(error)
-            raise self.fault("reset", _said(error)) from (None if isinstance(error, ValueError) else error)
+            raise self.fault("reset", _said(error)) from _cause_of(error)
         self._used = self._experiment.rebuild_env
         self._progress()
         return self.observation
@@ -166,7 +166,7 @@ class Simulation:
                 self._take_mask(self._info)
         except BaseException as error:
             let_users_interrupt(error)
-            raise self.fault("step", _said(error)) from (None if isinstance(error, ValueError) else error)
+            raise self.fault("step", _said(error)) from _cause_of(error)
         self._return_before = self.episode_return
         self.episode_return += reward
         self.steps += 1
@@ -247,9 +247,18 @@ def global_random_state() -> tuple:
     return random.getstate(), state[1].tobytes(), state[2]
 
 
+def _cause_of(error: BaseException) -> BaseException | None:
+    """The user's error behind one of ours; None where there is none."""
+    return None if isinstance(error, ValueError) else error.__cause__ if isinstance(error, MaskFailed) else error
+
+
 def _said(error: BaseException) -> str:
     """Describe why a returned value cannot be used. Looking at it may have raised an error, too."""
-    return one_line(error) if isinstance(error, ValueError) else f"what it returned raised {error_line(error)}"
+    return (
+        one_line(error)
+        if isinstance(error, ValueError | MaskFailed)
+        else f"what it returned raised {error_line(error)}"
+    )
 
 
 def _item(value: Any) -> Any:

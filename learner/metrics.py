@@ -15,7 +15,7 @@ import numpy as np
 
 from protocol.files import keep_rows, read_rows, replace_file, row_of
 from protocol.text import one_line
-from protocol.trajectory import EPISODE, MAX_METRICS
+from protocol.trajectory import EPISODE, MAX_METRICS, SUCCESS
 
 WINDOW = 100  # The means are taken over so many episodes.
 VERSION = "policy_version"
@@ -39,7 +39,7 @@ class EpisodeWindow:
         self.returns.extend(returns.tolist())
         self.lengths.extend(lengths.tolist())
         told = {name.removeprefix(EPISODE): a for name, a in (extras or {}).items() if name.startswith(EPISODE)}
-        for name, values in told.items():
+        for name, values in sorted(told.items(), key=lambda item: item[0] != SUCCESS):
             if name in self.metrics or len(self.metrics) < MAX_METRICS:
                 window = self.metrics.setdefault(name, deque(maxlen=WINDOW))
                 window.extend(values[~np.isnan(values)].tolist())

@@ -13,6 +13,7 @@ DIGEST_SIZE = 8
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # The largest reward that a trajectory can hold.
 MAX_FAULTS_TOLD = 20  # Most faults that a trajectory describes. The others are only counted.
 EPISODE = "episode/"  # The names of episode metrics begin so.
+SUCCESS = "is_success"  # By this name environments say whether an episode reached its goal.
 MAX_METRICS = 32  # Most episode metrics of a run.
 MAX_METRICS_SENT = 2 * MAX_METRICS  # Most of a trajectory. The learner sees by it that there are more than it keeps.
 LONGEST_METRIC = 64  # Characters of a metric's name.

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from protocol import trajectory
 from protocol.trajectory import EPISODE
 
-SUCCESS = EPISODE + "is_success"  # By this name environments say whether an episode reached its goal.
+SUCCESS = EPISODE + trajectory.SUCCESS
 TOLD = 4  # So many are told in a line.
 
 

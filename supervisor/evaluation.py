@@ -46,6 +46,7 @@ class Evaluation:
         self._step_timeout = step_timeout
         self._events = events
         self._best_by = best_by
+        self._warned = False  # That no evaluation has what makes one the best.
         self._log = run_dir / LOGS / "evaluator.log"
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # The log's byte at which the child's output begins.
@@ -127,7 +128,8 @@ class Evaluation:
             result = results[i]
             self._crashes = Crashes()
             best = best_of(results[: i + 1], self._best_by)
-            if best is None and result["return_mean"] is not None:
+            if best is None and result["return_mean"] is not None and not self._warned:
+                self._warned = True
                 there = ", ".join(map(name_of, metrics_in(result))) or "none"
                 text = f"no evaluation has the episode metric {self._best_by} (--best-by); there are {there}"
                 self._events.put(Caution(text))

@@ -21,6 +21,7 @@ from actors.action_masks import read_mask
 from actors.distributions import Categorical, masked
 from actors.environment import make_environment
 from actors.episode_metrics import columns, numbers_in
+from actors.episodes import Results, Score
 from actors.exported import load_policy, save_policy
 from actors.graph import TOLERANCE, inputs_of, save_graph
 from actors.interface import mask_of
@@ -146,6 +147,13 @@ def test_more_metrics_than_are_kept_are_told_once() -> None:
     assert len(window.metric_means) == 32
     (text,) = said
     assert "more than 32 numbers" in text and "left out are 32, 33" in text and "--episode-metrics" in text
+
+
+def test_success_is_kept_of_any_number_of_metrics() -> None:
+    window, _ = window_after([{f"n{i:03}": 0.0 for i in range(100)} | {"is_success": 1.0}])
+    assert window.metric_means["episode/is_success"] == 1.0 and len(window.metric_means) == 32
+    episode = Score(1.0, 1, 0, {f"n{i:03}": 0.0 for i in range(100)} | {"is_success": 1.0})
+    assert Results.of(iter([episode])).statistics()["episode/is_success"] == 1.0
 
 
 def test_a_metric_that_no_episode_has_is_told_once() -> None:
@@ -280,6 +288,19 @@ def test_a_mask_that_is_none_is_a_fault_of_the_step(how: str) -> None:
             simulation.step(simulation.to_env(np.array([int(simulation.allowed.argmax())]))[0])
     assert simulation.episode_metrics() == {}
     simulation.close()
+
+
+def test_a_method_that_raises_is_named_with_its_error() -> None:
+    class Broken(Garden):
+        def _told(self) -> Any:
+            raise ValueError("my mask is broken")
+
+    simulation = Simulation(Experiment(), make=lambda _: Broken(masks="method"))
+    with pytest.raises(
+        EnvironmentFault, match=r"reset: action_masks\(\) raised ValueError: my mask is broken"
+    ) as fault:
+        simulation.reset(0)
+    assert isinstance(fault.value.__cause__, ValueError)
 
 
 def test_the_last_step_of_an_episode_needs_no_mask() -> None:
