@@ -184,6 +184,24 @@ def test_a_run_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert second["settled"][RETURN]["env_steps"].tolist()[-1] == 2048
 
 
+def test_episode_metrics_are_read_as_soon_as_they_come(tmp_path: Path) -> None:
+    success = "episode/is_success"
+    run_dir = make_run(tmp_path / "run", [row(1, **{RETURN: None}), row(2, **{RETURN: 9.5})])
+    (run,) = open_runs([run_dir])
+    first = run.since("")
+    assert success not in first["settled"]
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row(3, **{RETURN: 3.0, success: 0.25})) + "\n")
+    write_rows(
+        run_dir / "evaluations.jsonl", [{"policy_version": 3, "env_steps": 1536, "return_mean": 1.0, success: 0.5}]
+    )
+    second = run.since(first["cursor"])
+    assert finite(second["settled"][success]["values"]) == [0.25] and second["newest"][success] == 0.25
+    assert second["evaluations"][0][success] == 0.5
+    (again,) = open_runs([run_dir])
+    assert finite(again.since("")["settled"][success]["values"]) == [None, None, 0.25]
+
+
 def test_a_cursor_from_before_a_resume_gets_everything_anew(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", [row(n, **{RETURN: n}) for n in range(1, 6)])
     (run,) = open_runs([run_dir])
@@ -542,6 +560,26 @@ def test_what_is_written_while_one_looks_appears(tmp_path: Path) -> None:
         ]
         assert table_on(page, "events")[0][1:] == ["actor lost", "actor 0 <b>fell</b>"]
         assert "1,024 of 4,096" in page.evaluate("document.body.innerText")
+        assert page.complaints == []
+
+
+@needs_browser
+def test_episode_metrics_have_charts_of_their_own(tmp_path: Path) -> None:
+    success, other = "episode/is_success", "episode/<b>fuel</b>"
+    run_dir = make_run(tmp_path / "run", [row(1, **{RETURN: 1.5})])
+    with served(run_dir) as address, browser(tmp_path / "profile") as page:
+        page.open(address)
+        page.wait_for(DRAWN)
+        with open(run_dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row(2, **{RETURN: 2.0, success: 0.5, other: 3.0})) + "\n")
+        write_rows(
+            run_dir / "evaluations.jsonl", [{"policy_version": 2, "env_steps": 1024, "return_mean": 7.5, success: 1}]
+        )
+        page.wait_for(f"document.querySelector('article[data-metric=\"{success}\"] .plot')?.data?.length === 2")
+        assert curve_on(page, success) == {"x": [1024], "y": [0.5]}
+        assert curve_on(page, success, 1) == {"x": [1024], "y": [1]}
+        titles = page.evaluate("[...document.querySelectorAll('#charts h2')].map((title) => title.innerText)")
+        assert titles[:4] == ["Episode return", "Episode length", "Success rate", "<b>fuel</b>"], titles
         assert page.complaints == []
 
 

@@ -108,6 +108,19 @@ def test_what_is_shown_is_what_was_told() -> None:
         assert text in shown(status, 40, 20), text
 
 
+def test_episode_metrics_have_lines_and_the_success_rate_the_first() -> None:
+    metrics = {f"episode/m{i} " + "long " * 9: i / 3 for i in range(9)} | {"episode/is_success": 0.855}
+    status = a_run(2)
+    status.take_row(row(3100, **TRAINING, **metrics, **{"rollout/episode_return_mean": 1.0}))
+    for width, height in SHAPES:
+        lines = draw(status, width, height)
+        assert len(lines) <= height and max(line.cell_len for line in lines) <= width, (width, height)
+    for width, height in ((120, 40), (80, 24), (40, 20)):
+        text = shown(status, width, height)
+        assert "success rate" in text and ("86%" in text or "85%" in text) and "return 1.00" in text, text
+    assert "m2 long" in shown(status, 120, 40)
+
+
 def test_what_is_not_known_is_a_dash() -> None:
     status = RunStatus("run", 100)
     status.actor_started("0", 1, 1)
