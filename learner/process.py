@@ -52,7 +52,8 @@ def run_learner(config: RunConfig, execution: Execution, launcher: Launcher, key
         try:
             conclude(learner.run(), then=learner.dismiss_actors)  # a thread that is not ZeroMQ's must not do that
         except UserError:
-            raise  # it says what to do, and training has not come far enough for a summary
+            conclusion.acquire(blocking=False)  # Nobody concludes this run: training has not come far enough.
+            raise  # It says what to do.
         except Exception as error:
             conclude("failed", error_line(error))
             raise

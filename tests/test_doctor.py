@@ -139,6 +139,7 @@ def test_a_hanging_environment_does_not_outlive_its_doctor(number: signal.Signal
     wait_for(lambda: not any(check.is_running() for check in checks))
 
 
+@pytest.mark.slow
 def test_masks_metrics_and_a_curriculum_are_told() -> None:
     texts = [finding.text for finding in check_environment(Experiment(env="tests.environments_agent:Garden-v0"))]
     assert any("action masks: from info['action_mask']" in text for text in texts)

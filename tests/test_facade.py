@@ -55,6 +55,7 @@ def test_a_run_has_the_bits_of_one_that_launch_started(tmp_path: Path, capfd: py
     assert "return" not in capfd.readouterr().out  # quiet
 
 
+@pytest.mark.slow
 def test_a_callback_ends_a_run_which_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = ppo.train(lambda row: row["policy_version"] >= 3, run_dir=tmp_path / "run", actors=1, **LONG)
     stopped = run.summary["policy_version"]
@@ -99,6 +100,7 @@ def test_keyword_arguments_of_an_environment_are_a_dict_or_texts() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_it_works_in_two_threads_one_after_the_other(tmp_path: Path) -> None:
     digests: list[str] = []
 
@@ -119,6 +121,7 @@ print("digest", run.summary["weights_digest"])
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard_and_takes_its_run_with_it(tmp_path: Path) -> None:
     """Killed with -9, it leaves a run that was saved and can go on."""
     settings = {**SMALL, "total_steps": 512 * 2000}

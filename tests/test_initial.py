@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from launching import launch, summary_of, train
+from marks import slow
 
 from actors.exported import load_policy
 from commands.helpers.initial import read_initial
@@ -34,6 +35,7 @@ def first_arrays(run_dir: Path) -> dict[str, np.ndarray]:
     return load_checkpoint(run_dir / "checkpoints" / "00000000").arrays
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_and_statistics_of_another(tmp_path: Path, source: Path) -> None:
     flags = [*PENDULUM, "--init-from", source, "--seed", 5]
     digests = [train(tmp_path / str(n), *flags, "--actors", n)["weights_digest"] for n in (1, 3)]
@@ -69,7 +71,10 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize("misfit", MISFITS)
+QUICK = "another environment"
+
+
+@pytest.mark.parametrize("misfit", [misfit if misfit == QUICK else slow(misfit) for misfit in MISFITS])
 def test_what_does_not_fit_is_named_in_a_line_or_left(tmp_path: Path, source: Path, misfit: str) -> None:
     flags, said = MISFITS[misfit]
     given = PENDULUM[: -len(LAYERS)] if "--hidden-sizes" in flags else PENDULUM
@@ -201,6 +206,7 @@ def test_a_damaged_file_is_refused_or_read(tmp_path: Path, monkeypatch: pytest.M
             read_statistics(path)
 
 
+@pytest.mark.slow
 def test_a_model_with_its_statistics_is_begun_from_and_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

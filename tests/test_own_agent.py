@@ -14,7 +14,6 @@ import pytest
 from disturbing import disturb
 from launching import launch, metrics_of, running, stop, summary_of, together, train, wait_for
 from making import snapshot_of, trained_model
-from marks import slow
 
 import learner.distributions as on_learner
 from actors.action_masks import read_mask
@@ -56,7 +55,8 @@ def shown(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: v for name, v in row.items() if "episode" in name} for row in metrics_of(run_dir)]
 
 
-@pytest.mark.parametrize("kind", ["masks in info", *(slow(kind) for kind in list(KINDS)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_actors_transport_kills_and_resumes_change_nothing(tmp_path: Path, kind: str) -> None:
     flags = [*GARDEN, *KINDS[kind], "--total-steps", 512 * 16, "--checkpoint-every", 3]
     runs = [partial(train, tmp_path / name, *flags, *how) for name, how in EXECUTIONS.items()]
@@ -443,6 +443,7 @@ def learning_rates(run_dir: Path) -> list[float]:
     return [row["train/learning_rate"] for row in metrics_of(run_dir)]
 
 
+@pytest.mark.slow
 def test_more_steps_give_the_same_weights_however_the_run_was_stopped_and_killed(tmp_path: Path) -> None:
     first, more = ["--total-steps", 512 * 12], ["--total-steps", 512 * 20]
     train(tmp_path / "finished", *CARTPOLE, *first, "--actors", 1, "--in-process")
@@ -464,6 +465,7 @@ def test_more_steps_give_the_same_weights_however_the_run_was_stopped_and_killed
     assert fewer.returncode != 0 and "--total-steps 6,144 is less than the run's 10,240" in fewer.stderr
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_executed_as_before_unless_told_otherwise(tmp_path: Path) -> None:
     flags = [*CARTPOLE, "--total-steps", 512 * 4, "--actors", 3, "--transport", "tcp", "--step-timeout", 33]
     train(tmp_path / "run", *flags)

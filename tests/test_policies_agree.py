@@ -182,6 +182,7 @@ def test_a_layer_step_by_step_is_the_layer_over_a_sequence_with_episodes_that_be
     )
 
 
+@pytest.mark.slow
 def test_an_lstm_is_that_of_pytorch() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     torch.manual_seed(0)
