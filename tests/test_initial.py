@@ -148,8 +148,9 @@ def test_statistics_of_vecnormalize_are_read(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_count_may_be_a_number_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    normalize = VecNormalize(obs_rms=RunningMeanStd(np.float64(7.0001)))
-    assert read_statistics(saved(tmp_path / "file", normalize, monkeypatch)).count == 7
+    normalize = VecNormalize(obs_rms=RunningMeanStd(np.float64(7.0001)), epsilon=0.5)
+    found = read_statistics(saved(tmp_path / "file", normalize, monkeypatch))
+    assert found.count == 7 and found.variance.tolist() == [4.5, 0.75, 9.5]
 
 
 @pytest.mark.parametrize(

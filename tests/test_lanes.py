@@ -105,6 +105,20 @@ def assert_same(a: LaneState, b: LaneState) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(histories())
+def test_a_border_has_the_progress_with_which_each_episode_began(history: list[Trajectory]) -> None:
+    border = first_border(len(history[0].restarted))
+    expected = [0.0] * len(history[0].restarted)
+    for count, rollout in enumerate(history, start=1):
+        indices, border = border.episode_indices, border.after(rollout, count / 10)
+        expected = [
+            count / 10 if index > before else told
+            for index, before, told in zip(rollout.episode_indices, indices, expected, strict=True)
+        ]
+        assert border.state().progress.tolist() == expected and border.state().progress.dtype == np.float64
+
+
+@settings(deadline=None, max_examples=60)
+@given(histories())
 def test_a_border_replays_the_actions_since_each_last_reset(history: list[Trajectory]) -> None:
     border = first_border(len(history[0].restarted))
     for count, rollout in enumerate(history, start=1):

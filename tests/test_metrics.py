@@ -121,6 +121,21 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_number_that_comes_later_has_a_column_in_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0, warn=pytest.fail)
+    file.append({"policy_version": 1, "a": 0.5})
+    file.append({"policy_version": 2, "a": 1.5, "episode/b, c": 2.5, "list": [1]})
+    file.append({"policy_version": 3, "a": 2.5, "episode/d": 3.5})
+    file.append({"policy_version": 4})
+    numbers = ("policy_version", "a", "episode/b, c", "episode/d")
+    expected = [("1", "0.5", "", ""), ("2", "1.5", "2.5", ""), ("3", "2.5", "", "3.5"), ("4", "", "", "")]
+    assert [tuple(row[name] for name in numbers) for row in table(path)] == expected
+    before = path.with_suffix(".csv").read_text()
+    MetricsFile(path, 3, warn=pytest.fail).append({"policy_version": 4})
+    assert path.with_suffix(".csv").read_text() == before and len(rows(path)) == 4
+
+
 def test_the_table_holds_the_scalars_in_the_order_of_the_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     file = open_file(path)

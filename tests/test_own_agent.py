@@ -39,7 +39,7 @@ from protocol.trajectory import LaneState
 from rundir.schedules import Horizon
 from tests.environments_agent import Garden
 
-GARDEN = ["--env", "tests.environments_agent:Garden-v0", "--num-envs", 16, "--lane-size", 4, "--rollout-length", 32]
+GARDEN = ["--env", "tests.environments_agent:Garden-v0", "--num-envs", 16, "--lane-size", 4, "--rollout-length", 16]
 GARDEN += ["--minibatches", 4, "--epochs", 2, "--hidden-sizes", 16]
 KINDS: dict[str, list[object]] = {
     "masks in info": ["--env-kwargs", "masks='info'"],
@@ -58,9 +58,9 @@ def shown(run_dir: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_actors_transport_kills_and_resumes_change_nothing(tmp_path: Path, kind: str) -> None:
-    flags = [*GARDEN, *KINDS[kind], "--total-steps", 512 * 16, "--checkpoint-every", 3]
+    flags = [*GARDEN, *KINDS[kind], "--total-steps", 256 * 24, "--checkpoint-every", 3]
     runs = [partial(train, tmp_path / name, *flags, *how) for name, how in EXECUTIONS.items()]
-    runs.append(partial(disturb, tmp_path / "killed", [*flags, "--actors", 2], ["kill_actor", "kill_learner"], every=4))
+    runs.append(partial(disturb, tmp_path / "killed", [*flags, "--actors", 2], ["kill_actor", "kill_learner"], every=8))
     summaries = dict(zip([*EXECUTIONS, "killed"], together(*runs), strict=True))
     with running(tmp_path / "resumed", *flags, "--actors", 2) as process:
         wait_for(lambda: len(shown(tmp_path / "resumed")) >= 5 if (tmp_path / "resumed/metrics.jsonl").exists() else 0)
