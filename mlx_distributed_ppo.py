@@ -234,9 +234,9 @@ def train(on_iteration: Callback | None = None, **settings: Unpack[Settings]) ->
     ends, saved. It can change nothing else. Raises `TrainingFailed` on a mistake in the settings and on a run that
     fails.
     """
-    if "run_dir" not in settings:
-        settings["run_dir"] = _fresh_run_dir(settings)
-    return _follow(Path(settings["run_dir"] or ""), _flags(settings), on_iteration, bool(settings.get("quiet")))
+    run_dir = Path(settings.get("run_dir") or _fresh_run_dir(settings))
+    flags = _flags({**settings, "run_dir": run_dir})
+    return _follow(run_dir, flags, on_iteration, bool(settings.get("quiet")))
 
 
 def resume(run_dir: str | Path, on_iteration: Callback | None = None, **settings: Unpack[Settings]) -> Run:
@@ -309,6 +309,7 @@ class _Process:
 
     def __init__(self, flags: Sequence[str], quiet: bool) -> None:
         shows_view = not quiet and sys.stdout is sys.__stdout__ and sys.stdout is not None and sys.stdout.isatty()
+        self._quiet = quiet
         self._complaints: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", Path(__file__).stem, *flags],
@@ -324,7 +325,6 @@ class _Process:
             self._readers.append(threading.Thread(target=self._print, args=(self._process.stdout,), daemon=True))
         for reader in self._readers:
             reader.start()
-        self._quiet = quiet
 
     def is_running(self) -> bool:
         return self._process.poll() is None
