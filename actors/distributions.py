@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from protocol.spaces import Spaces
+from protocol.spaces import Spaces, groups_of
 
 LOWEST = np.float32(-1e37)  # Of an allowed action's logit; with noise, it is still finite.
 LOG_2PI = math.log(2 * math.pi)
@@ -57,8 +57,7 @@ class Categorical:
     """One of `choices[i]` values for each number i of an action, from logits side by side. Actions are int64."""
 
     def __init__(self, choices: tuple[int, ...]) -> None:
-        ends = np.cumsum(choices).tolist()
-        self._groups = [slice(end - n, end) for end, n in zip(ends, choices, strict=True)]
+        self._groups = [slice(start, end) for start, end in groups_of(choices)]
 
     def draw_noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return generator.gumbel(size=shape).astype(np.float32)

@@ -1,12 +1,11 @@
 """What the policy network's outputs mean, in MLX; `actors/distributions.py` says the same in NumPy."""
 
-import itertools
 import math
 from typing import Protocol
 
 import mlx.core as mx
 
-from protocol.spaces import Spaces
+from protocol.spaces import Spaces, groups_of
 
 FORBIDDEN = -1e4  # The logit of an action that is not allowed: its probability is 0, and nothing becomes infinite.
 LOG_2PI = math.log(2 * math.pi)
@@ -50,12 +49,11 @@ class Categorical:
     """One of `choices[i]` values for each number i of an action, from logits side by side."""
 
     def __init__(self, logits: mx.array, choices: tuple[int, ...], allowed: mx.array | None = None) -> None:
-        ends = list(itertools.accumulate(choices))
-        spans = [(end - n, end) for end, n in zip(ends, choices, strict=True)]
-        masks = [None if allowed is None else allowed[..., start:end] for start, end in spans]
-        pairs = zip(spans, masks, strict=True)
-        groups = [shifted(logits[..., start:end], mask, axis=-1) for (start, end), mask in pairs]
-        self._log_probs = [group - mx.logsumexp(group, axis=-1, keepdims=True) for group in groups]
+        self._log_probs = []
+        for start, end in groups_of(choices):
+            mask = None if allowed is None else allowed[..., start:end]
+            group = shifted(logits[..., start:end], mask, axis=-1)
+            self._log_probs.append(group - mx.logsumexp(group, axis=-1, keepdims=True))
 
     def log_prob(self, actions: mx.array) -> mx.array:
         return _total(

@@ -55,6 +55,12 @@ class ObservationPart:
     choices: tuple[int, ...]  # Of a `choices` part: the number of values of each entry. Values count from 0.
 
 
+def groups_of(choices: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, end) of each entry's choices, where those of all entries stand side by side."""
+    ends = itertools.accumulate(choices)
+    return [(end - n, end) for end, n in zip(ends, choices, strict=True)]
+
+
 def stored_as(parts: tuple[ObservationPart, ...]) -> BoxSpace:
     """How observations are stored: one part as it is, several parts as their bytes, one after the other."""
     return parts[0].box if len(parts) == 1 else BoxSpace((sum(part.box.nbytes for part in parts),), "uint8")
@@ -74,8 +80,7 @@ class Spaces:
     @property
     def groups(self) -> list[tuple[int, int]]:
         """(start, end) of each entry's choices among the outputs of a categorical policy."""
-        ends = list(itertools.accumulate(self.choices))
-        return [(end - n, end) for end, n in zip(ends, self.choices, strict=True)]
+        return groups_of(self.choices)
 
     @property
     def mask_bytes(self) -> int:
