@@ -231,6 +231,10 @@ def test_sums_and_means_over_an_episode() -> None:
         steps, over = steps + 1, terminated or truncated
     assert info["speed_sum"] == sum(i / 2 for i in range(1, steps + 1)) and "absent_mean" not in info
     assert info["speed_mean"] == info["speed_sum"] / steps
+    env.get_wrapper_attr("set_progress")(0.5)
+    _, info = env.reset(seed=2)
+    _, _, _, _, info = env.step(2 + int(info["action_mask"].argmax()))
+    assert info["speed_sum"] == info["speed_mean"] == 0.5  # Another episode begins anew.
 
 
 # Action masks
