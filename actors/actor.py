@@ -168,7 +168,8 @@ class Actor:
         with closing(Simulation(experiment)) as simulation:
             env = simulation.env
             assert env is not None
-            libraries, observations = libraries_of(env), describe_observations(env, simulation.spaces.parts)
+            described = simulation.spaces.parts, simulation.spaces.critic_parts
+            libraries, observations = libraries_of(env), describe_observations(env, experiment, *described)
             self._spaces = simulation.find_masks()
             ready = Ready(self._spaces, libraries, observations)
         self._socket.send(ready)

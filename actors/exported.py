@@ -24,9 +24,10 @@ from protocol.files import replace_file
 from protocol.observations import InputShapes, normalized_size
 from protocol.records import plain, typed
 from protocol.snapshot import PolicySnapshot, part_of
-from protocol.spaces import MAX_SIZE, Spaces
+from protocol.spaces import ADDED_SPACES, MAX_SIZE, Spaces
 
 FORMAT = 2  # Format 1, which knew no action masks and no episode metrics, is read, too.
+ADDED_SETTINGS = {"episode_metrics": [], "recurrent": "gru", "critic_only": []}  # Older files may lack them.
 FORMAT_KEY, POLICY_KEY = "mlx-distributed-ppo", "policy"  # Keys of the file's metadata.
 WEIGHTS, MEAN, SCALE = "weights.", "observation_mean", "observation_scale"
 
@@ -47,7 +48,7 @@ class Description:
         self.spaces.check()
         self.observation.check(self.spaces)
         self.action.check(self.spaces)
-        if InputShapes.of(self.spaces).vector > MAX_SIZE:
+        if InputShapes.of(self.spaces.parts).vector > MAX_SIZE:
             raise ProtocolError(f"the policy would have more than {MAX_SIZE} inputs")
 
 
@@ -158,14 +159,13 @@ def read_policy(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
         raise UserError(f"{path} has policy format {metadata[FORMAT_KEY]:.20}; this release reads {FORMAT}")
     try:
         described = json.loads(metadata[POLICY_KEY])
-        if metadata[FORMAT_KEY] == "1":
-            described["experiment"] = {"episode_metrics": [], "recurrent": "gru", **described["experiment"]}
-            described["spaces"].setdefault("has_action_masks", False)
+        described["experiment"] = ADDED_SETTINGS | described["experiment"]
+        described["spaces"] = ADDED_SPACES | described["spaces"]
         description = typed(described, Description, "the policy")
         description.check()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ProtocolError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    size = normalized_size(description.spaces)
+    size = normalized_size(description.spaces.parts)
     for name, array in arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise UserError(f"{path} is damaged: {name} is not of finite float32 numbers")

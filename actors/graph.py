@@ -69,7 +69,7 @@ class _Graph:
 
         description, spaces = self._description, self._description.spaces
         experiment = description.experiment
-        name = network_name(experiment, InputShapes.of(spaces))
+        name = network_name(experiment, InputShapes.of(spaces.parts))
         if ":" in name:
             raise UserError(f"--network {name}: a network of your own has no ONNX form here; export it as numpy")
         x = self._network(name)

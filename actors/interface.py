@@ -16,17 +16,22 @@ FLOATS = ("float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ObservationForm:
-    """How an environment shows its observation; an entry for each of the parts that `Spaces` lists."""
+    """How an environment shows its observation; an entry for each of the parts that `Spaces` has, in its order."""
 
     paths: tuple[tuple[str | int, ...], ...]  # the keys of Dicts, and places in Tuples, that lead to it
     starts: tuple[tuple[int, ...], ...]  # The smallest value of each number of a `choices` part; empty for others.
 
     def check(self, spaces: Spaces) -> None:
         """Raise `ProtocolError` unless this is how observations of `spaces` can be shown."""
-        if not len(self.paths) == len(self.starts) == len(spaces.parts):
+        parts = spaces.all_parts
+        if not len(self.paths) == len(self.starts) == len(parts):
             raise ProtocolError("the observation's form does not fit its parts")
-        if any(len(starts) != len(part.choices) for starts, part in zip(self.starts, spaces.parts, strict=True)):
+        if any(len(starts) != len(part.choices) for starts, part in zip(self.starts, parts, strict=True)):
             raise ProtocolError("the observation's starts do not fit its choices")
+
+    def first(self, count: int) -> "ObservationForm":
+        """That of the first parts alone."""
+        return ObservationForm(self.paths[:count], self.starts[:count])
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ class ObservationConverter:
     """
 
     def __init__(self, form: ObservationForm, spaces: Spaces) -> None:
-        self._leaves = [_Leaf(*leaf) for leaf in zip(form.paths, form.starts, spaces.parts, strict=True)]
-        (part, *more) = spaces.parts
+        self._leaves = [_Leaf(*leaf) for leaf in zip(form.paths, form.starts, spaces.all_parts, strict=True)]
+        (part, *more) = spaces.all_parts
         as_it_is = not more and part.kind in ("numbers", "image")
         self._dtype = np.dtype(part.box.dtype) if as_it_is else None  # Set where an observation needs no conversion.
         self._shape = part.box.shape

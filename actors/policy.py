@@ -20,11 +20,11 @@ class Policy:
 
     def __init__(self, snapshot: PolicySnapshot, spaces: Spaces, experiment: Experiment) -> None:
         self.version = snapshot.policy_version
-        self._spaces = spaces
+        self._spaces = spaces  # Of those, the policy has nothing of what only the critic sees.
         normalization = snapshot.observation_mean, snapshot.observation_scale
         self._normalization = normalization if experiment.normalize_observations else None
         weights = snapshot.weights
-        shapes = InputShapes.of(spaces)
+        shapes = InputShapes.of(spaces.parts)
         network = network_class(experiment, shapes, "actor")
         self._encoder = network(part_of(weights, "encoder."), shapes, experiment)
         kind = experiment.recurrent

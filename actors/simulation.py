@@ -72,7 +72,7 @@ class Simulation:
         try:
             self.spaces = spaces or describe_spaces(self.env, experiment)
             self.to_env = ActionConverter(action_form(self.env.action_space), self.spaces)
-            self._store = ObservationConverter(observation_form(self.env.observation_space), self.spaces)
+            self._store = ObservationConverter(observation_form(self.env.observation_space, experiment), self.spaces)
         except UserError:
             self.close()
             raise

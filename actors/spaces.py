@@ -14,19 +14,25 @@ from protocol.text import one_line
 
 SMALLEST_FLAT_IMAGE = 36  # A uint8 [height, width] with so many pixels a side is an image. A smaller one is a table.
 CNNS = ("nature_cnn", "impala_cnn")
+Leaf = tuple[tuple, gymnasium.Space]  # A part of an observation space, and the keys and places that lead to it.
 SHOWN_PARTS = 16  # So many parts of an observation are named.
 
 
 def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
     """The environment's spaces as plain data, or `UserError` naming the one that is not supported."""
-    parts = tuple(_describe_leaf(space, experiment.network) for _, space in leaves(env.observation_space))
-    if experiment.network in CNNS and not any(part.kind == "image" for part in parts):
+    seen, of_critic = _divided(env.observation_space, experiment)
+    parts, critic_parts = (
+        tuple(_describe_leaf(space, experiment.network) for _, space in found) for found in (seen, of_critic)
+    )
+    if experiment.network in CNNS and not any(part.kind == "image" for part in parts + critic_parts):
+        described = describe_observations(env, experiment, parts, critic_parts)
         raise UserError(
-            f"--network {experiment.network} finds no image among the observations, which are"
-            f" {describe_observations(env, parts)}; an image is uint8 [height, width, channels] of 0 to 255, which a"
-            " wrapper (--wrapper) can make of others. Or use --network mlp"
+            f"--network {experiment.network} finds no image among the observations, which are {described}; an image"
+            " is uint8 [height, width, channels] of 0 to 255, which a wrapper (--wrapper) can make of others. Or use"
+            " --network mlp"
         )
-    spaces = Spaces(stored_as(parts), parts, *_describe_action(env.action_space))
+    action = _describe_action(env.action_space)
+    spaces = Spaces(stored_as(parts + critic_parts), parts, *action, critic_parts=critic_parts)
     try:
         spaces.check()
     except ProtocolError as error:
@@ -49,26 +55,59 @@ def _describe_action(space: gymnasium.Space) -> tuple[BoxSpace, Distribution, tu
     )
 
 
-def describe_observations(env: gymnasium.Env, parts: tuple[ObservationPart, ...]) -> str:
+def describe_observations(
+    env: gymnasium.Env,
+    experiment: Experiment,
+    parts: tuple[ObservationPart, ...],
+    critic_parts: tuple[ObservationPart, ...],
+) -> str:
     """Each observation by its name, with what it is taken for, in a line: `camera uint8 [64, 64, 3] as an image`."""
     ways = {"numbers": "as numbers", "binary": "as bits", "choices": "as choices, one-hot", "image": "as an image"}
-    paths = [path for path, _ in leaves(env.observation_space)]
+    seen, of_critic = _divided(env.observation_space, experiment)
     texts = [
-        f"{'.'.join(map(str, path))} {part.box.dtype} {list(part.box.shape)} {ways[part.kind]}".lstrip()
-        for path, part in zip(paths, parts, strict=True)
+        f"{_name(path)} {part.box.dtype} {list(part.box.shape)} {ways[part.kind]}{whose}".lstrip()
+        for leaves, described, whose in ((seen, parts, ""), (of_critic, critic_parts, ", for the critic only"))
+        for (path, _), part in zip(leaves, described, strict=True)
     ]
     if len(texts) > SHOWN_PARTS:
         texts[SHOWN_PARTS:] = [f"and {len(texts) - SHOWN_PARTS} more"]
     return one_line(", ".join(texts), 1000)
 
 
-def leaves(space: gymnasium.Space, path: tuple = ()) -> list[tuple[tuple, gymnasium.Space]]:
-    """(path, space) of everything in a space that is no Dict or Tuple, in the space's own order."""
+def _leaves(space: gymnasium.Space, path: tuple = ()) -> list[Leaf]:
+    """Everything in a space that is no Dict or Tuple, in the space's own order."""
     if isinstance(space, gym_spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, (*path, key))]
+        return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, (*path, key))]
     if isinstance(space, gym_spaces.Tuple):
-        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, (*path, i))]
+        return [leaf for i, part in enumerate(space.spaces) for leaf in _leaves(part, (*path, i))]
     return [(path, space)]
+
+
+def _divided(space: gymnasium.Space, experiment: Experiment) -> tuple[list[Leaf], list[Leaf]]:
+    """(what the policy sees, what only the critic sees); raises `UserError` where that cannot be."""
+    found, keys = _leaves(space), experiment.critic_only
+    names = [_name(path) for path, _ in found]
+    unknown = [key for key in keys if not any(_is_below(name, key) for name in names)]
+    if unknown:
+        there = f"its parts are {', '.join(names)}" if names != [""] else "it is no Dict"
+        raise UserError(
+            f"--critic-only {one_line(' '.join(unknown))}: {experiment.env} shows no such part of its observation;"
+            f" {one_line(there, 400)}"
+        )
+    hidden = [any(_is_below(name, key) for key in keys) for name in names]
+    if all(hidden):
+        raise UserError(f"--critic-only {one_line(' '.join(keys))}: that leaves the policy nothing to see")
+    seen = [leaf for leaf, is_hidden in zip(found, hidden, strict=True) if not is_hidden]
+    return seen, [leaf for leaf, is_hidden in zip(found, hidden, strict=True) if is_hidden]
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _is_below(name: str, key: str) -> bool:
+    """Whether a leaf's name is this key, or one of what this key holds."""
+    return name == key or name.startswith(f"{key}.")
 
 
 def _describe_leaf(space: gymnasium.Space, network: str) -> ObservationPart:
@@ -96,9 +135,10 @@ def _has_shape_of_image(shape: tuple[int, ...]) -> bool:
     return len(shape) in (3, 4) or (len(shape) == 2 and min(shape) >= SMALLEST_FLAT_IMAGE)
 
 
-def observation_form(space: gymnasium.Space) -> ObservationForm:
+def observation_form(space: gymnasium.Space, experiment: Experiment) -> ObservationForm:
     """How an environment with this observation space, one that `describe_spaces` takes, shows its observations."""
-    paths, parts = zip(*leaves(space), strict=True)
+    seen, of_critic = _divided(space, experiment)
+    paths, parts = zip(*seen, *of_critic, strict=True)
     return ObservationForm(paths, tuple(_starts(part) for part in parts))
 
 

@@ -104,6 +104,28 @@ class Corridors(gymnasium.Env):
         return (np.arange(self.ROOMS) == self._room).astype(np.float32)
 
 
+class Positions(CartPoleEnv):
+    """CartPole whose observation is a Dict of two parts: `position` (cart, pole) and `velocity` (of both)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = {"position": [0, 2], "velocity": [1, 3]}
+        box = self.observation_space
+        assert isinstance(box, spaces.Box)
+        self.observation_space = spaces.Dict({name: spaces.Box(box.low[at], box.high[at]) for name, at in parts.items()})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        observation, info = super().reset(seed=seed, options=options)
+        return self._divided(observation), info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return self._divided(observation), *rest
+
+    def _divided(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        return {"position": observation[[0, 2]], "velocity": observation[[1, 3]]}
+
+
 @cache
 def take_place(folder: str) -> int:
     """The number of this process among the processes that called this function with this folder."""
@@ -117,6 +139,7 @@ def take_place(folder: str) -> int:
 
 
 gymnasium.register(id="Corridors-v0", entry_point="benchmarks.environments:Corridors")
+gymnasium.register(id="Positions-v0", entry_point="benchmarks.environments:Positions", max_episode_steps=500)
 gymnasium.register(id="Sleep-v0", entry_point="benchmarks.environments:Sleep")
 gymnasium.register(id="Sleep2ms-v0", entry_point="benchmarks.environments:Sleep", kwargs={"seconds": 0.002})
 gymnasium.register(id="Busy2ms-v0", entry_point="benchmarks.environments:Busy", kwargs={"seconds": 0.002})

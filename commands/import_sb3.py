@@ -86,7 +86,7 @@ def fitted(
         raise ValueError(f"{experiment.env} counts choices from other numbers than 0, as Stable-Baselines3 cannot")
     if box.dtype == "uint8" and len(box.shape) == 3:
         raise ValueError(f"{experiment.env} shows images, which Stable-Baselines3 scales as this MLP does not")
-    sizes = [InputShapes.of(spaces).vector, *(experiment.hidden_sizes or ()), spaces.distribution_size]
+    sizes = [InputShapes.of(spaces.parts).vector, *(experiment.hidden_sizes or ()), spaces.distribution_size]
     layers = [f"encoder.layers.{i}" for i in range(len(sizes) - 2)] + ["policy_head"]
     wanted: dict[str, tuple[int, ...]] = {}
     for name, inputs, outputs in zip(layers, sizes, sizes[1:], strict=False):
@@ -98,7 +98,7 @@ def fitted(
         differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
         texts = [f"{name} {_text(found.get(name))} instead of {_text(wanted.get(name))}" for name in differing]
         raise ValueError(f"it was made for other spaces than {experiment.env} has: {'; '.join(texts)}")
-    size = normalized_size(spaces)
+    size = normalized_size(spaces.parts)
     mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
     if statistics is not None:
         if statistics.mean.size != size:

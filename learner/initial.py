@@ -20,10 +20,15 @@ LONGEST = 400  # Characters that tell what does not fit.
 
 
 def begin_from(
-    run_dir: Path, config: RunConfig, model: ActorCritic, statistics: RunningStatistics, tell: Callable[[str], None]
+    run_dir: Path,
+    config: RunConfig,
+    model: ActorCritic,
+    statistics: RunningStatistics,
+    critic_statistics: RunningStatistics,
+    tell: Callable[[str], None],
 ) -> None:
-    """Give `model` and `statistics` what the run directory keeps to begin from. Raises `UserError` where something does
-    not fit, unless the run is to leave that as it was initialised."""
+    """Give the model and the statistics what the run directory keeps to begin from. Raises `UserError` where something
+    does not fit, unless the run is to leave that as it was initialised."""
     initial, experiment = Initial.load(run_dir), config.experiment
     own = {name: np.array(array) for name, array in model.named_parameters()}
     fitting = {name: a for name, a in initial.weights.items() if name in own and a.shape == own[name].shape}
@@ -34,17 +39,20 @@ def begin_from(
     has_critic = any(name.startswith(CRITIC) for name in initial.weights)
     missing = [name for name in own if name not in initial.weights]
     misfits += [f"{name} is missing there" for name in missing if has_critic or not name.startswith(CRITIC)]
-    found = initial.statistics
-    takes_statistics = False
-    if experiment.normalize_observations and not found:
+    taken = []  # The statistics that fit, and what is kept of them.
+    if experiment.normalize_observations and not initial.statistics:
         misfits.append("observations were not normalised there, and are here (--no-normalize-observations)")
-    elif found and not experiment.normalize_observations:
+    elif initial.statistics and not experiment.normalize_observations:
         misfits.append("observations were normalised there, and are not here (--normalize-observations)")
-    elif found and found["mean"].shape != statistics.mean.shape:
-        sizes = found["mean"].size, statistics.mean.size
-        misfits.append("an observation has {} numbers there and {} here".format(*sizes))
     else:
-        takes_statistics = bool(found)
+        for found, ours, whose in (
+            (initial.statistics, statistics, "an observation has"),
+            (initial.critic_statistics, critic_statistics, "the critic alone sees"),
+        ):
+            if found and found["mean"].shape == ours.mean.shape:
+                taken.append((ours, found))
+            elif found:
+                misfits.append(f"{whose} {found['mean'].size} numbers there and {ours.mean.size} here")
     text = one_line("; ".join(misfits), LONGEST)
     if misfits and not config.training.init_partial:
         raise UserError(f"--init-from {initial.about.source}: {text}. --init-partial leaves that as initialised")
@@ -52,15 +60,15 @@ def begin_from(
         raise UserError(f"--init-from {initial.about.source}: nothing of it fits: {text}")
     model.load_state_dict(own | fitting)
     mx.eval(model.parameters())
-    if takes_statistics:
-        statistics.load_state_dict(found)
+    for ours, found in taken:
+        ours.load_state_dict(found)
     left = "" if has_critic else "; it has no critic, which begins anew"
     tell(f"begun from {initial.about.source}" + (f"; left as initialised: {text}" if misfits else left))
 
 
 def _misfits_of_networks(initial: Initial, model: ActorCritic, experiment: Experiment) -> list[str]:
     """How the two networks differ, though their weights may be of the same shapes."""
-    network = network_name(experiment, InputShapes.of(model.spaces))
+    network = network_name(experiment, InputShapes.of(model.spaces.parts))
     pairs = {"network": (initial.about.network, network)}
     if initial.about.network == network == "mlp":
         pairs["activation"] = (initial.about.activation, experiment.activation)

@@ -17,7 +17,7 @@ from learner.coordinator import Coordinator
 from learner.initial import begin_from
 from learner.launcher import Launcher, Patience, StopRequested
 from learner.metrics import EpisodeWindow, MetricsFile
-from learner.model import ActorCritic
+from learner.model import ActorCritic, model_inputs
 from learner.normalization import RewardScaling, RunningStatistics
 from learner.ppo import PPO, ToInputs
 from learner.saving import Saving
@@ -28,16 +28,16 @@ from protocol import trace
 from protocol.arithmetic import OWN_ERRORS
 from protocol.events import Iteration, Note, Started
 from protocol.execution import Execution
-from protocol.observations import network_inputs, normalized_size, numbers_of
-from protocol.records import plain, typed
+from protocol.observations import critic_numbers_of, normalized_size, numbers_of
+from protocol.records import plain
 from protocol.snapshot import PolicySnapshot, part_of
-from protocol.spaces import Spaces
 from protocol.transport import LearnerSocket
 from rundir.checkpoint import (
     POLICY_NAMES,
     Checkpoint,
     load_newest_checkpoint,
     remove_leftovers,
+    spaces_of,
     understood,
     weights_digest,
 )
@@ -155,12 +155,12 @@ class Learner:
         if checkpoint is not None and self._is_finished() and "spaces" in checkpoint.facts:
             # The learner before this one was lost when it had saved the last version. No actor is needed any more.
             with understood(checkpoint):
-                spaces = typed(checkpoint.facts["spaces"], Spaces, "the spaces")
-                spaces.check()
+                spaces = spaces_of(checkpoint)
         else:
             spaces = self._coordinator.wait_for_spaces()
         self._spaces = spaces
-        self._statistics = RunningStatistics((normalized_size(spaces),))
+        self._statistics = RunningStatistics((normalized_size(spaces.parts),))
+        self._critic_statistics = RunningStatistics((normalized_size(spaces.critic_parts),))
         self._reward_scaling = RewardScaling(experiment.num_envs, self._config.ppo.discount)
         if self._conditions.device == "auto":
             samples = experiment.env_steps_per_iteration // self._config.ppo.minibatches
@@ -171,7 +171,8 @@ class Learner:
         self._ppo = PPO(model, self._config.ppo, experiment.seed, self._config.horizon, threads)
         if checkpoint is None:
             if self._config.training.init_from is not None:
-                begin_from(self._run_dir, self._config, model, self._statistics, lambda text: self._report(Note(text)))
+                statistics = self._statistics, self._critic_statistics
+                begin_from(self._run_dir, self._config, model, *statistics, lambda text: self._report(Note(text)))
             arrays = self._ppo.state_dict()
             self._snapshots = [self._snapshot(arrays)]
             self._state = self._capture(arrays)
@@ -211,6 +212,8 @@ class Learner:
         if self._config.experiment.normalize_observations:
             observations = batch.observations.reshape(-1, *batch.observations.shape[2:])
             self._statistics.update(numbers_of(observations, self._spaces))
+            if self._spaces.critic_parts:
+                self._critic_statistics.update(critic_numbers_of(observations, self._spaces))
         self._window.extend(batch.episode_returns, batch.episode_lengths, batch.extras)
         return metrics
 
@@ -225,11 +228,18 @@ class Learner:
         self._agreement.look_at(self._version, difference, batch.behaviour_log_probs)
 
     def _inputs_as(self, snapshot: PolicySnapshot) -> ToInputs:
-        """The function that makes network inputs of observations, as actors with `snapshot` do."""
-        normalization = None
+        """The function that makes network inputs of observations: the policy's as actors with `snapshot` do, and the
+        critic's own as they are now."""
+        normalization = critic_normalization = None
         if self._config.experiment.normalize_observations:
             normalization = snapshot.observation_mean, snapshot.observation_scale
-        return partial(network_inputs, spaces=self._spaces, normalization=normalization)
+            critic_normalization = self._critic_statistics.normalization()
+        return partial(
+            model_inputs,
+            spaces=self._spaces,
+            normalization=normalization,
+            critic_normalization=critic_normalization,
+        )
 
     def _begin_update(self) -> Callable[[], None]:
         """A function to call between the steps of an update: it serves actors, and reports that the learner works."""
@@ -296,6 +306,9 @@ class Learner:
         """The version just completed, whose weights and moments are in `arrays`."""
         arrays = dict(arrays)
         arrays |= {f"statistics.{name}": array for name, array in self._statistics.state_dict().items()}
+        if self._spaces.critic_parts:
+            found = self._critic_statistics.state_dict()
+            arrays |= {f"critic_statistics.{name}": array for name, array in found.items()}
         arrays |= {f"rewards.{name}": array for name, array in self._reward_scaling.state_dict().items()}
         for snapshot in self._snapshots[:-1]:  # `pipelined` acts with it in the next rollout.
             arrays |= {f"previous.weights.{name}": array for name, array in snapshot.weights.items()}
@@ -324,6 +337,8 @@ class Learner:
         arrays, version = checkpoint.arrays, checkpoint.policy_version
         self._ppo.load_state_dict(arrays)
         self._statistics.load_state_dict(part_of(arrays, "statistics."))
+        if self._spaces.critic_parts:
+            self._critic_statistics.load_state_dict(part_of(arrays, "critic_statistics."))
         self._reward_scaling.load_state_dict(part_of(arrays, "rewards."))
         self._snapshots = [self._snapshot(arrays)]
         if version:

@@ -13,7 +13,7 @@ from learner.distributions import Distribution, make_distribution
 from learner.networks import CELLS
 from protocol.experiment import Experiment
 from protocol.networks import network_class
-from protocol.observations import InputShapes
+from protocol.observations import InputShapes, Normalization, critic_inputs, network_inputs
 from protocol.randomness import Purpose, generator
 from protocol.spaces import Spaces
 
@@ -25,7 +25,9 @@ GAINS = {"policy_head": 0.01, "value_head": 1.0, **CELL_GAINS}  # Every other la
 class ActorCritic(nn.Module):
     """An encoder of observations, a recurrent layer if wanted, and a linear head each for the policy and the value.
 
-    Without images and a recurrent layer the value has an encoder of its own. Gaussian policies have log standard
+    Without images and a recurrent layer the value has an encoder of its own, which sees everything. With them, its head
+    takes what the policy's takes; and, if there is something that only the critic sees, the features of an encoder for
+    that as well: a value of history and state (Baisero & Amato, arXiv 2105.11674). Gaussian policies have log standard
     deviations.
 
     Only its trainable parameters are ever differentiated, so it may hold anything else besides. `parameters`,
@@ -35,21 +37,23 @@ class ActorCritic(nn.Module):
 
     def __init__(self, spaces: Spaces, experiment: Experiment) -> None:
         super().__init__()
-        shapes = InputShapes.of(spaces)
-        network = network_class(experiment, shapes, "learner")
+        shapes = InputShapes.of(spaces.parts)
         mx.random.seed(experiment.seed)  # A user's network may draw from it.
         self.spaces = spaces
         self.recurrent = experiment.recurrent_size > 0
-        self.encoder = network(shapes, experiment)
-        size = self.encoder.size
+        self.shares_features = self.recurrent or bool(shapes.images)  # Whether the value's head takes the policy's.
+        self.encoder = network_class(experiment, shapes, "learner")(shapes, experiment)
+        size = value_size = self.encoder.size
         if self.recurrent:
             self._kind = experiment.recurrent
-            size = experiment.recurrent_size
+            size = value_size = experiment.recurrent_size
             self[self._kind] = CELLS[self._kind](self.encoder.size, size)
-        elif not shapes.images:
-            self.value_encoder = network(shapes, experiment)
+        if spaces.critic_parts or not self.shares_features:
+            shapes = InputShapes.of(spaces.critic_parts if self.shares_features else spaces.all_parts)
+            self.value_encoder = network_class(experiment, shapes, "learner")(shapes, experiment)
+            value_size = self.value_encoder.size + (size if self.shares_features else 0)
         self.policy_head = nn.Linear(size, spaces.distribution_size)
-        self.value_head = nn.Linear(size, 1)
+        self.value_head = nn.Linear(value_size, 1)
         if spaces.distribution == "gaussian":
             self.log_std = mx.full(spaces.distribution_size, math.log(experiment.initial_std))
         self._initialize(experiment.seed)
@@ -57,23 +61,36 @@ class ActorCritic(nn.Module):
     def __call__(
         self, inputs: list[mx.array], hidden_state: mx.array, starts: mx.array, allowed: mx.array | None = None
     ) -> tuple[Distribution, mx.array, mx.array]:
-        """(distribution over actions, values [...], hidden state after each step) for a network's inputs [..., shape].
+        """(distribution over actions, values [...], hidden state after each step) for what `model_inputs` returned, as
+        arrays [..., shape].
 
         Without a recurrent layer the leading shape is [B], and `hidden_state` and `starts` are not read. With one it is
         [B, T]; `hidden_state` [B, hidden_state_size] is that before the first step, and `starts` [B, T] is 1 where an
         episode begins. `allowed` bool [..., distribution_size] are action masks, if there are any.
         """
+        lead = inputs[0].shape[:2] if self.recurrent else inputs[0].shape[:1]
         if self.recurrent:
-            flat = [x.flatten(0, 1) for x in inputs]
-            x = self.encoder(flat).reshape(*inputs[0].shape[:2], -1)
+            inputs = [x.flatten(0, 1) for x in inputs]
+        count = 1 + sum(part.kind == "image" for part in self.spaces.parts)
+        seen, of_critic = inputs[:count], inputs[count:]
+        x = self.encoder(seen)
+        if self.recurrent:
             cell = self[self._kind]
-            hidden_state = cell(x, hidden_state, starts)
+            hidden_state = cell(x.reshape(*lead, -1), hidden_state, starts)
             x = hidden_state[..., : cell.size] if hidden_state.shape[-1] > cell.size else hidden_state
-        else:
-            x = self.encoder(inputs)
-        values = self.value_head(self.value_encoder(inputs) if "value_encoder" in self else x)
+        values = self.value_head(self._value_features(x, seen, of_critic))
         distribution = make_distribution(self.spaces, self.policy_head(x), self.get("log_std"), allowed)
         return distribution, values.squeeze(-1), hidden_state
+
+    def _value_features(self, x: mx.array, seen: list[mx.array], of_critic: list[mx.array]) -> mx.array:
+        """What the value's head takes, for the policy's features, the policy's inputs and the critic's own."""
+        if not of_critic:
+            return x if self.shares_features else self.value_encoder(seen)
+        if self.shares_features:
+            features = self.value_encoder(of_critic)
+            return mx.concatenate([x, features.reshape(*x.shape[:-1], -1)], axis=-1)
+        vector = mx.concatenate([seen[0], of_critic[0]], axis=-1)
+        return self.value_encoder([vector, *seen[1:], *of_critic[1:]])
 
     def named_parameters(self) -> Iterator[tuple[str, mx.array]]:
         """(name, array) of every parameter, such as `policy.layers.0.weight`."""
@@ -115,6 +132,18 @@ class ActorCritic(nn.Module):
             elif kind == "bias":
                 state[name] = mx.zeros(array.shape)
         self.load_state_dict(state)
+
+
+def model_inputs(
+    observations: np.ndarray,
+    spaces: Spaces,
+    normalization: Normalization | None,
+    critic_normalization: Normalization | None,
+) -> list[np.ndarray]:
+    """What `ActorCritic` takes for stored observations [B, *observation]: the policy's inputs, and behind these the
+    critic's own."""
+    seen = network_inputs(observations, spaces, normalization)
+    return seen + critic_inputs(observations, spaces, critic_normalization)
 
 
 def orthogonal(random: np.random.Generator, shape: tuple[int, ...], gain: float) -> np.ndarray:

@@ -21,6 +21,7 @@ from learner.layout import Layout, Part, joined, padding
 from learner.model import ActorCritic
 from learner.networks import MLP
 from learner.objective import Outcome, objective_gradients
+from protocol.observations import InputShapes
 from rundir.config import PPOConfig
 
 
@@ -44,22 +45,24 @@ class StackedMLP:
         """Whether `model` is the built-in MLP, with a tower for the value, and chooses one number or is Gaussian."""
         spaces = model.spaces
         one = spaces.distribution == "gaussian" or (spaces.distribution == "categorical" and len(spaces.choices) == 1)
-        return one and "value_encoder" in model and type(model.encoder) is MLP and len(model.encoder.layers) > 0
+        if not one or model.shares_features or type(model.encoder) is not MLP or not model.encoder.layers:
+            return False
+        return type(model.value_encoder) is MLP and not InputShapes.of(spaces.all_parts).images
 
     def __init__(self, model: ActorCritic, config: PPOConfig) -> None:
         self._config = config
         self._is_gaussian = model.spaces.distribution == "gaussian"
         self._outputs = model.spaces.distribution_size
         self._sizes = [layer.weight.shape[0] for layer in model.encoder.layers]
-        self._inputs = model.encoder.layers[0].weight.shape[1]
+        self._inputs = model.value_encoder.layers[0].weight.shape[1]
+        self._seen = model.encoder.layers[0].weight.shape[1]  # So many of these does the policy see, the first.
         self._activation = _ACTIVATIONS[model.encoder.activation]()
         self._choices = mx.array(np.arange(self._outputs)[None, :, None])
         self.layout = self._lay_out()
 
     def prepare(self, inputs: list[mx.array]) -> list[mx.array]:
         """The network's inputs as the other methods take them, with a one behind each. Its weight is the first bias."""
-        (x,) = inputs
-        return [mx.concatenate([x, mx.ones((len(x), 1))], axis=1)]
+        return [mx.concatenate([*inputs, mx.ones((len(inputs[0]), 1))], axis=1)]
 
     def gradients(
         self, vector: mx.array, minibatch: dict[str, Any], clip: mx.array, entropy_coef: mx.array
@@ -86,7 +89,7 @@ class StackedMLP:
                 pieces = [before @ of_z, ones @ of_z, *pieces]
                 of_h = of_z @ blocks.weights[index].swapaxes(1, 2)
             else:  # The bias is the weight of the one behind each input.
-                pieces = [before @ of_z, *pieces]
+                pieces = [self._of_first(before @ of_z), *pieces]
         return joined(pieces), outcome
 
     def evaluate(self, vector: mx.array, samples: dict[str, Any]) -> list[mx.array]:
@@ -105,8 +108,11 @@ class StackedMLP:
     def _lay_out(self) -> Layout:
         towers = ("encoder", "value_encoder")
         first = []
-        for tower in towers:  # A one behind each input has the first bias as its weight.
-            first.append(Part(f"{tower}.layers.0.weight", (self._sizes[0], self._inputs), transposed=True))
+        for tower, inputs in zip(towers, (self._seen, self._inputs), strict=True):
+            first.append(Part(f"{tower}.layers.0.weight", (self._sizes[0], inputs), transposed=True))
+            if inputs < self._inputs:  # The policy has zeros for what only the critic sees.
+                first.append(Part(None, (self._inputs - inputs, self._sizes[0])))
+            # A one behind each input has the first bias as its weight.
             first.append(Part(f"{tower}.layers.0.bias", (self._sizes[0],)))
         blocks = [first]
         for index in range(1, len(self._sizes)):
@@ -120,6 +126,14 @@ class StackedMLP:
         if self._is_gaussian:
             blocks.append([Part("log_std", (outputs,))])
         return Layout(blocks)
+
+    def _of_first(self, gradient: mx.array) -> mx.array:
+        """The gradient of the first weights [2, inputs + 1, size], with zeros for what the policy does not see."""
+        if self._seen == self._inputs:
+            return gradient
+        kept = np.ones((2, self._inputs + 1, 1), np.float32)
+        kept[0, self._seen : self._inputs] = 0
+        return gradient * mx.array(kept)
 
     def _blocks(self, vector: mx.array) -> "Blocks":
         start = 0

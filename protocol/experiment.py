@@ -48,6 +48,8 @@ class Experiment:
     """What that layer is: a GRU, or an LSTM, whose state is twice as wide."""
     initial_std: float = 1.0
     """Standard deviation of each action of a Gaussian policy, before it learns another."""
+    critic_only: tuple[str, ...] = ()
+    """Parts of a Dict observation that the value network alone sees; actors and exported policies act without them."""
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, and clip them to ±10."""
     rebuild_env: bool = False

@@ -1,10 +1,13 @@
-"""Turns stored observations into a network's inputs. Actors and learner must do this alike, to the last bit."""
+"""Turns stored observations into a network's inputs. Actors and learner must do this alike, to the last bit.
+
+The policy sees the spaces' `parts`. What only the critic sees, their `critic_parts`, are inputs of their own.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from protocol.spaces import Spaces
+from protocol.spaces import ObservationPart, Spaces
 
 OBSERVATION_CLIP = np.float32(10.0)
 
@@ -17,17 +20,18 @@ class InputShapes:
     images: tuple[tuple[int, int, int], ...]  # each uint8 [B, height, width, channels]
 
     @classmethod
-    def of(cls, spaces: Spaces) -> "InputShapes":
-        boxes = [part.box for part in spaces.parts if part.kind == "image"]
+    def of(cls, parts: tuple[ObservationPart, ...]) -> "InputShapes":
+        """Those of a network that sees these parts of observations."""
+        boxes = [part.box for part in parts if part.kind == "image"]
         images = tuple(channels_last(np.empty((1, *box.shape), np.uint8)).shape[1:] for box in boxes)
-        one_hot = sum(sum(part.choices) for part in spaces.parts)
-        binary = sum(part.box.size for part in spaces.parts if part.kind == "binary")
-        return cls(normalized_size(spaces) + binary + one_hot, images)
+        one_hot = sum(sum(part.choices) for part in parts)
+        binary = sum(part.box.size for part in parts if part.kind == "binary")
+        return cls(normalized_size(parts) + binary + one_hot, images)
 
 
-def normalized_size(spaces: Spaces) -> int:
-    """How many numbers of an observation are normalised. They come first in the vector."""
-    return sum(part.box.size for part in spaces.parts if part.kind == "numbers")
+def normalized_size(parts: tuple[ObservationPart, ...]) -> int:
+    """How many numbers of these parts are normalised. They come first in the vector."""
+    return sum(part.box.size for part in parts if part.kind == "numbers")
 
 
 def normalization(statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -42,33 +46,46 @@ def normalization(statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.nda
 
 
 def numbers_of(observations: np.ndarray, spaces: Spaces) -> np.ndarray:
-    """The numbers to be normalised, raw [B, normalized_size], of stored observations [B, *observation]."""
-    return _numbers(spaces.unpack(observations), spaces)
+    """The policy's numbers to be normalised, raw [B, normalized_size], of stored observations [B, *observation]."""
+    return _numbers(spaces.unpack(observations), spaces.parts)
 
 
-def _numbers(arrays: list[np.ndarray], spaces: Spaces) -> np.ndarray:
+def critic_numbers_of(observations: np.ndarray, spaces: Spaces) -> np.ndarray:
+    """As `numbers_of`, what only the critic sees."""
+    return _numbers(spaces.unpack_critic(observations), spaces.critic_parts)
+
+
+def _numbers(arrays: list[np.ndarray], parts: tuple[ObservationPart, ...]) -> np.ndarray:
     rows = len(arrays[0])
-    parts = zip(spaces.parts, arrays, strict=True)
-    numbers = [array.reshape(rows, -1) for part, array in parts if part.kind == "numbers"]
+    numbers = [array.reshape(rows, -1) for part, array in zip(parts, arrays, strict=True) if part.kind == "numbers"]
     return numbers[0] if len(numbers) == 1 else np.concatenate([np.empty((rows, 0), np.float32), *numbers], axis=1)
 
 
-def network_inputs(
-    observations: np.ndarray, spaces: Spaces, normalization: tuple[np.ndarray, np.ndarray] | None
-) -> list[np.ndarray]:
-    """The inputs described by `InputShapes`, for stored observations [B, *observation].
+Normalization = tuple[np.ndarray, np.ndarray]  # Mean, one over the standard deviation: float32 [normalized_size].
 
-    `normalization` is the mean and one over the standard deviation, both float32 [normalized_size].
-    """
-    rows = len(observations)
-    only_numbers = len(spaces.parts) == 1 and spaces.parts[0].kind == "numbers"  # A shortcut that saves actors time.
-    arrays = [observations] if only_numbers else spaces.unpack(observations)
-    numbers = observations.reshape(rows, -1) if only_numbers else _numbers(arrays, spaces)
+
+def network_inputs(observations: np.ndarray, spaces: Spaces, normalization: Normalization | None) -> list[np.ndarray]:
+    """The policy's inputs, as `InputShapes` describes them, for stored observations [B, *observation]."""
+    return _inputs(spaces.unpack(observations), spaces.parts, normalization)
+
+
+def critic_inputs(observations: np.ndarray, spaces: Spaces, normalization: Normalization | None) -> list[np.ndarray]:
+    """As `network_inputs`, what only the critic sees; nothing where that is nothing."""
+    if not spaces.critic_parts:
+        return []
+    return _inputs(spaces.unpack_critic(observations), spaces.critic_parts, normalization)
+
+
+def _inputs(
+    arrays: list[np.ndarray], parts: tuple[ObservationPart, ...], normalization: Normalization | None
+) -> list[np.ndarray]:
+    rows = len(arrays[0])
+    numbers = _numbers(arrays, parts)
     vector = normalize(numbers, *normalization) if normalization else numbers.astype(np.float32)
-    if only_numbers:
+    if len(parts) == 1 and parts[0].kind == "numbers":  # A shortcut that saves actors time.
         return [vector]
     vectors, images = [vector], []
-    for part, array in zip(spaces.parts, arrays, strict=True):
+    for part, array in zip(parts, arrays, strict=True):
         if part.kind == "binary":
             vectors.append(array.reshape(rows, -1).astype(np.float32))
         elif part.kind == "choices":

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from protocol.errors import ProtocolError
 
 MAX_SIZE = 2**24  # Most numbers in an observation, and most outputs of the policy network.
 MAX_PARTS = 1024
+ADDED_SPACES = {"has_action_masks": False, "critic_parts": []}  # Fields of `Spaces` that older files may lack.
 
 
 Distribution = Literal["categorical", "gaussian", "bernoulli"]
@@ -71,11 +72,22 @@ class Spaces:
     """An environment's two spaces. The first actor to join defines them; later ones must match."""
 
     observation: BoxSpace  # As it is stored, see `stored_as`.
-    parts: tuple[ObservationPart, ...]
+    parts: tuple[ObservationPart, ...]  # What the policy sees.
     action: BoxSpace  # As it is stored.
     distribution: Distribution
     choices: tuple[int, ...]  # Of a categorical distribution: the number of values of each entry.
     has_action_masks: bool = False  # Whether the environment tells which actions it allows.
+    critic_parts: tuple[ObservationPart, ...] = ()  # What only the critic sees; stored behind the other parts.
+
+    @property
+    def all_parts(self) -> tuple[ObservationPart, ...]:
+        """The parts in the order in which they are stored."""
+        return self.parts + self.critic_parts
+
+    @property
+    def of_policy(self) -> "Spaces":
+        """These spaces without what only the critic sees."""
+        return replace(self, observation=stored_as(self.parts), critic_parts=()) if self.critic_parts else self
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -97,11 +109,20 @@ class Spaces:
         return sum(self.choices) if self.distribution == "categorical" else self.action.size
 
     def unpack(self, observations: np.ndarray) -> list[np.ndarray]:
-        """The parts [B, *part] of stored observations [B, *observation]; views if the parts allow it."""
-        if len(self.parts) == 1:
+        """What the policy sees of stored observations [B, *observation]: an array [B, *part] for each of `parts`; views
+        if the parts allow it."""
+        if len(self.parts) == 1 and not self.critic_parts:
             return [observations]
-        arrays, start = [], 0
-        for part in self.parts:
+        return self._columns(observations, self.parts, 0)
+
+    def unpack_critic(self, observations: np.ndarray) -> list[np.ndarray]:
+        """What only the critic sees of stored observations [B, *observation]: an array for each of `critic_parts`."""
+        return self._columns(observations, self.critic_parts, sum(part.box.nbytes for part in self.parts))
+
+    def _columns(self, observations: np.ndarray, parts: tuple[ObservationPart, ...], start: int) -> list[np.ndarray]:
+        """These parts, which are stored from byte `start` on."""
+        arrays = []
+        for part in parts:
             end = start + part.box.nbytes
             columns = np.ascontiguousarray(observations[:, start:end])
             arrays.append(columns.view(part.box.dtype).reshape(len(observations), *part.box.shape))
@@ -110,7 +131,8 @@ class Spaces:
 
     def check_observations(self, observations: np.ndarray, name: str = "an observation") -> None:
         """Raise `ProtocolError` unless all stored observations [B, *observation] are possible. Errors say `name`."""
-        for part, array in zip(self.parts, self.unpack(observations), strict=True):
+        arrays = self.unpack(observations) + self.unpack_critic(observations)
+        for part, array in zip(self.all_parts, arrays, strict=True):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ProtocolError(f"{name} holds a value that is not finite")
             if part.kind == "binary" and not np.isin(array, (0, 1)).all():
@@ -137,9 +159,9 @@ class Spaces:
         """Raise `ProtocolError` unless these can be the spaces of an environment."""
         self.observation.check("observation")
         self.action.check("action")
-        if not 0 < len(self.parts) <= MAX_PARTS:
-            raise ProtocolError(f"the observation space has {len(self.parts)} parts")
-        for part in self.parts:
+        if not 0 < len(self.parts) <= MAX_PARTS - len(self.critic_parts):
+            raise ProtocolError(f"the observation space has {len(self.all_parts)} parts")
+        for part in self.all_parts:
             part.box.check("observation")
             numbers = part.box.size if part.kind == "choices" else 0
             if len(part.choices) != numbers:
@@ -152,7 +174,7 @@ class Spaces:
                 raise ProtocolError(f"an observation of choices has dtype {part.box.dtype}")
             if part.kind == "image" and (part.box.dtype != "uint8" or not 2 <= len(part.box.shape) <= 4):
                 raise ProtocolError(f"an image is {part.box.dtype} {list(part.box.shape)}")
-        if self.observation != stored_as(self.parts):
+        if self.observation != stored_as(self.all_parts):
             raise ProtocolError("the observation space does not fit its parts")
         forms = {
             "categorical": ("int64", self.action.size),

@@ -21,7 +21,9 @@ import safetensors.numpy
 from protocol.errors import ProtocolError, UserError
 from protocol.files import replace_file, sync_directory
 from protocol.observations import normalization
+from protocol.records import typed
 from protocol.snapshot import PolicySnapshot, part_of
+from protocol.spaces import ADDED_SPACES, Spaces
 
 FORMAT = 6
 OLDER = (3, 4, 5)  # These formats are read, too: see `_upgraded`.
@@ -129,6 +131,13 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir() and not path.is_symlink())
 
 
+def spaces_of(checkpoint: Checkpoint) -> Spaces:
+    """The spaces of a checkpoint's environment. Raises `KeyError` and `ProtocolError` where it has none."""
+    spaces = typed(ADDED_SPACES | checkpoint.facts["spaces"], Spaces, "the spaces")
+    spaces.check()
+    return spaces
+
+
 def policy_snapshot(checkpoint: Checkpoint) -> PolicySnapshot:
     """The policy that a checkpoint holds, as actors receive it."""
     weights = {name: checkpoint.arrays[f"model.{name}"] for name in checkpoint.facts[POLICY_NAMES]}
@@ -167,8 +176,6 @@ def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
         arrays[f"{index}progress"] = np.zeros(len(arrays[f"{index}episode_indices"]))
     names = [name for name in part_of(arrays, "model.") if not name.startswith("value_")]
     facts = {POLICY_NAMES: names, **checkpoint.facts}  # Format 5 has the names already.
-    if "spaces" in facts:
-        facts["spaces"] = {"has_action_masks": False, **facts["spaces"]}
     return Checkpoint(checkpoint.policy_version, arrays, facts)
 
 

@@ -20,7 +20,7 @@ from rundir.schedules import ADAPTIVE, Horizon, parse_schedule
 VERSIONS = "versions"  # This table of a configuration is for people; nothing is decided by it.
 LARGEST_NUMBER = 2**53  # A larger setting is a mistake, and a float may not hold it.
 ADDED = (  # Older runs lack these settings, and did what the defaults say.
-    *("best_by", "earlier_totals", "episode_metrics", "recurrent"),
+    *("best_by", "critic_only", "earlier_totals", "episode_metrics", "recurrent"),
     *("init_from", "init_vecnormalize", "init_partial"),
 )
 NONE = '"None"'  # TOML has no word for nothing, so a file has the command line's.

@@ -13,7 +13,7 @@ from protocol.files import replace_file
 from protocol.records import plain, typed
 from rundir.names import INITIAL
 
-WEIGHTS, STATISTICS, ABOUT = "weights.", "statistics.", "about"
+WEIGHTS, STATISTICS, CRITIC_STATISTICS, ABOUT = "weights.", "statistics.", "critic_statistics.", "about"
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Initial:
     about: About
     weights: dict[str, np.ndarray]  # By the names of `ActorCritic`; those of the critic may be missing.
     statistics: dict[str, np.ndarray]  # Count, mean and squares; nothing where observations were not normalised.
+    critic_statistics: dict[str, np.ndarray]  # The same of what only the critic saw; nothing where that was nothing.
 
     def save(self, run_dir: Path) -> None:
         """Keep it in a run directory. Raises `OSError`."""
         arrays = {WEIGHTS + name: array for name, array in self.weights.items()}
         arrays |= {STATISTICS + name: array for name, array in self.statistics.items()}
+        arrays |= {CRITIC_STATISTICS + name: array for name, array in self.critic_statistics.items()}
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         replace_file(run_dir / INITIAL, safetensors.numpy.save(contiguous, {ABOUT: json.dumps(plain(self.about))}))
 
@@ -52,6 +54,6 @@ class Initial:
             raise UserError(f"{path} cannot be read, and the run begins from it: {error}") from None
         parts = [
             {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            for prefix in (WEIGHTS, STATISTICS)
+            for prefix in (WEIGHTS, STATISTICS, CRITIC_STATISTICS)
         ]
         return cls(about, *parts)

@@ -102,5 +102,51 @@ class Blocked(Garden):
         return {} if self._blocks and self._steps == 4 and self._how == "missing" else super()._info()
 
 
+class Fog(gymnasium.Env):
+    """Shows two numbers, and an image if asked; the state is for the critic. An episode's luck decides its rewards.
+
+    The state holds that luck, as a number and as a choice. The reward is the luck, and 0.1 more where the action is the
+    sign of the first number.
+    """
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, camera: bool = False, state: bool = True) -> None:
+        # The state comes first, so that what is stored stands in another order than what is shown.
+        parts: dict[str, spaces.Space] = {
+            "state": spaces.Dict({"luck": spaces.Box(-np.inf, np.inf, (1,)), "sign": spaces.Discrete(2, start=1)}),
+            "contacts": spaces.MultiBinary(2),
+            "sensor": spaces.Box(-np.inf, np.inf, (2,), np.float64),
+        }
+        if camera:
+            parts["camera"] = spaces.Box(0, 255, (12, 12, 3), np.uint8)
+        if not state:
+            del parts["state"]
+        self.observation_space = spaces.Dict(parts)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        super().reset(seed=seed)
+        self._steps, self._luck = 0, float(self.np_random.standard_normal())
+        self._length = 4 + int(self.np_random.integers(20))
+        return self._show(), {}
+
+    def step(self, action: Any) -> Any:
+        reward = self._luck + 0.1 * float(action == (self._sensor[0] > 0))
+        self._steps += 1
+        return self._show(), reward, False, self._steps == self._length, {"luck": self._luck}
+
+    def _show(self) -> dict[str, Any]:
+        self._sensor = self.np_random.standard_normal(2)
+        luck = np.array([100 * self._luck + 7], np.float32)
+        shown: dict[str, Any] = {
+            "contacts": self.np_random.integers(2, size=2).astype(np.int8),
+            "sensor": self._sensor,
+            "state": {"luck": luck, "sign": 1 + int(self._luck > 0)},
+        }
+        shown["camera"] = self.np_random.integers(256, size=(12, 12, 3), dtype=np.uint8)
+        return {name: shown[name] for name in self.observation_space}
+
+
 gymnasium.register("Garden-v0", entry_point=f"{__name__}:Garden", max_episode_steps=50)
+gymnasium.register("Fog-v0", entry_point=f"{__name__}:Fog")
 gymnasium.register("Blocked-v0", entry_point=f"{__name__}:Blocked", max_episode_steps=50)

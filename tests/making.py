@@ -55,7 +55,7 @@ def snapshot_of(
 ) -> PolicySnapshot:
     """The policy of `model` as actors receive it; observations are not normalized unless `normalization` is given."""
     weights = {name: np.array(dict(model.named_parameters())[name]) for name in model.policy_names}
-    size = normalized_size(model.spaces)
+    size = normalized_size(model.spaces.parts)
     return PolicySnapshot(version, weights, *(normalization or (np.zeros(size, np.float32), np.ones(size, np.float32))))
 
 

@@ -158,7 +158,7 @@ def walk(space: gymnasium.Space, value: Any) -> list[tuple[gymnasium.Space, Any]
 def test_what_is_stored_unpacks_into_what_was_observed_counted_from_zero(name: str) -> None:
     space = EverySpace.OBSERVATIONS[name]
     spaces = describe(space)
-    convert = ObservationConverter(observation_form(space), spaces)
+    convert = ObservationConverter(observation_form(space, Experiment()), spaces)
     space.seed(0)
     observed = [space.sample() for _ in range(20)]
     block = np.stack([convert(value) for value in observed])
@@ -190,7 +190,7 @@ SPOILT = {
 def test_an_observation_not_of_its_space_is_refused(name: str, value: Any) -> None:
     space = EverySpace.OBSERVATIONS[name]
     with pytest.raises(ValueError, match="the observation"):
-        ObservationConverter(observation_form(space), describe(space))(value)
+        ObservationConverter(observation_form(space, Experiment()), describe(space))(value)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_an_observation_not_of_its_space_is_refused(name: str, value: Any) -> No
 )
 def test_an_observation_of_several_parts_is_refused_for_any_of_them(key: str, value: Any) -> None:
     space = EverySpace.OBSERVATIONS["dict"]
-    convert = ObservationConverter(observation_form(space), describe(space))
+    convert = ObservationConverter(observation_form(space, Experiment()), describe(space))
     space.seed(0)
     observation = space.sample()
     convert(observation)
@@ -219,7 +219,7 @@ def test_a_part_that_is_missing_is_an_error() -> None:
     observation = space.sample()
     del observation["camera"]
     with pytest.raises(ValueError, match="part camera is missing"):
-        ObservationConverter(observation_form(space), describe(space))(observation)
+        ObservationConverter(observation_form(space, Experiment()), describe(space))(observation)
 
 
 # Actions

@@ -59,10 +59,10 @@ def policy_of(experiment: Experiment) -> ExportedPolicy:
     random = np.random.default_rng(0)
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
-    statistics = RunningStatistics((normalized_size(spaces),))
-    statistics.update(3 * random.standard_normal((50, normalized_size(spaces))) + 2)
+    statistics = RunningStatistics((normalized_size(spaces.parts),))
+    statistics.update(3 * random.standard_normal((50, normalized_size(spaces.parts))) + 2)
     snapshot = snapshot_of(trained_model(spaces, experiment, random), statistics.normalization(), version=7)
-    forms = observation_form(env.observation_space), action_form(env.action_space)
+    forms = observation_form(env.observation_space, experiment), action_form(env.action_space)
     return ExportedPolicy(Description(7, experiment, spaces, *forms), snapshot)
 
 

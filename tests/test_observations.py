@@ -94,7 +94,7 @@ def literal_vector(spaces: Spaces, arrays: list[np.ndarray], mean: list[float], 
 def test_a_network_gets_normalised_numbers_then_bits_and_choices_then_images(spaces: Spaces, normalized: bool) -> None:
     random = np.random.default_rng(0)
     arrays = [random_part(one, random) for one in spaces.parts]
-    size = normalized_size(spaces)
+    size = normalized_size(spaces.parts)
     normalization = random.normal(0, 50, size).astype(np.float32), random.uniform(0.01, 1, size).astype(np.float32)
     vector, *images = network_inputs(stored(spaces, arrays), spaces, normalization if normalized else None)
     if normalized:
@@ -110,12 +110,12 @@ def test_a_network_gets_normalised_numbers_then_bits_and_choices_then_images(spa
     pixels = [a for one, a in zip(spaces.parts, arrays, strict=True) if one.kind == "image"]
     for image, array in zip(images, pixels, strict=True):
         np.testing.assert_array_equal(image, channels_last(array), strict=True)
-    assert InputShapes.of(spaces) == InputShapes(vector.shape[1], tuple(image.shape[1:] for image in images))
+    assert InputShapes.of(spaces.parts) == InputShapes(vector.shape[1], tuple(image.shape[1:] for image in images))
 
 
 def test_the_shapes_of_every_part_together() -> None:
-    assert InputShapes.of(ALL) == InputShapes(6 + 1 + 2 + 4 + 5, ((6, 5, 3), (40, 37, 1)))
-    assert normalized_size(ALL) == 7
+    assert InputShapes.of(ALL.parts) == InputShapes(6 + 1 + 2 + 4 + 5, ((6, 5, 3), (40, 37, 1)))
+    assert normalized_size(ALL.parts) == 7
 
 
 def test_an_observation_of_several_parts_unpacks_into_them() -> None:
@@ -144,7 +144,7 @@ def test_encoding_leaves_the_observations_alone() -> None:
     for spaces in (ALL, *map(spaces_of, ALL.parts)):
         observations = stored(spaces, [random_part(one, random) for one in spaces.parts])
         before = observations.copy()
-        size = normalized_size(spaces)
+        size = normalized_size(spaces.parts)
         network_inputs(observations, spaces, (np.ones(size, np.float32), np.ones(size, np.float32)))
         np.testing.assert_array_equal(observations, before)
 

@@ -35,8 +35,8 @@ NO_MEMORY = np.zeros((BLOCK, 0), np.float32)
 
 def normalization_of(spaces: Spaces, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The mean and scale of observations whose mean is not 0 and whose scale is not 1."""
-    statistics = RunningStatistics((normalized_size(spaces),))
-    statistics.update(3 * random.standard_normal((50, normalized_size(spaces))) + 2)
+    statistics = RunningStatistics((normalized_size(spaces.parts),))
+    statistics.update(3 * random.standard_normal((50, normalized_size(spaces.parts))) + 2)
     return statistics.normalization()
 
 
@@ -125,7 +125,7 @@ def observe(experiment: Experiment, count: int) -> tuple[Spaces, np.ndarray]:
     """An environment's spaces, and the stored form of its first observations for `count` seeds."""
     env = make_environment(experiment)
     spaces = describe_spaces(env, experiment)
-    store = ObservationConverter(observation_form(env.observation_space), spaces)
+    store = ObservationConverter(observation_form(env.observation_space, experiment), spaces)
     return spaces, np.stack([store(env.reset(seed=seed)[0]) for seed in range(count)])
 
 
@@ -276,7 +276,7 @@ SMALL_CAMERA = ObservationPart("image", BoxSpace((35, 400, 3), "uint8"), ())
 def test_auto_takes_the_network_that_suits_the_observations(
     part: ObservationPart, name: str, classes: tuple[type, type]
 ) -> None:
-    shapes = InputShapes.of(discrete(part, 2))
+    shapes = InputShapes.of((part,))
     assert network_name(Experiment(), shapes) == name
     for experiment in (Experiment(), Experiment(network=name)):
         assert network_class(experiment, shapes, "actor") is classes[0]
@@ -285,7 +285,7 @@ def test_auto_takes_the_network_that_suits_the_observations(
 
 def test_images_too_small_for_the_nature_cnn_are_refused() -> None:
     with pytest.raises(UserError, match="36 × 36; try impala_cnn"):
-        network_class(Experiment(network="nature_cnn"), InputShapes.of(discrete(SMALL_CAMERA, 2)), "actor")
+        network_class(Experiment(network="nature_cnn"), InputShapes.of((SMALL_CAMERA,)), "actor")
 
 
 @pytest.mark.parametrize("network", ["transformer", "MLP", ":Net", "package:", ""])
@@ -311,7 +311,7 @@ def test_a_network_that_is_not_there_is_named(
 ) -> None:
     own_network(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=f"--network {network}"):
-        network_class(Experiment(network=network), InputShapes.of(discrete(numbers(5), 2)), side)
+        network_class(Experiment(network=network), InputShapes.of((numbers(5),)), side)
 
 
 def own_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

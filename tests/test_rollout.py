@@ -199,7 +199,7 @@ class Stage:
 
 def make_snapshot(spaces: Spaces, experiment: Experiment) -> PolicySnapshot:
     random = np.random.default_rng(0)
-    inputs, size, outputs = normalized_size(spaces), experiment.recurrent_size, spaces.distribution_size
+    inputs, size, outputs = normalized_size(spaces.parts), experiment.recurrent_size, spaces.distribution_size
     weights = {
         "policy_head.weight": np.float32(0.001) * random.standard_normal((outputs, size or inputs), np.float32),
         "policy_head.bias": np.zeros(outputs, np.float32),

@@ -37,7 +37,7 @@ def lane_rollouts(experiment: Experiment) -> Callable[[], int]:
     env.close()
     model = ActorCritic(spaces, experiment)
     weights = {name: np.array(dict(model.named_parameters())[name]) for name in model.policy_names}
-    size = normalized_size(spaces)
+    size = normalized_size(spaces.parts)
     statistics = np.zeros(size, np.float32), np.ones(size, np.float32)
     policy = Policy(PolicySnapshot(0, weights, *statistics), spaces, experiment)
     lane = Lane(0, experiment, spaces, progress=lambda: None)

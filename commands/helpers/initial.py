@@ -13,11 +13,10 @@ from protocol.experiment import Experiment
 from protocol.networks import network_name
 from protocol.observations import InputShapes
 from protocol.process import as_typed
-from protocol.records import typed
 from protocol.snapshot import part_of
 from protocol.spaces import Spaces
 from protocol.text import one_line
-from rundir.checkpoint import understood
+from rundir.checkpoint import spaces_of, understood
 from rundir.initial import About, Initial
 from rundir.run import Run
 
@@ -36,11 +35,13 @@ def _of_run(path: Path) -> Initial:
     run = Run.open(path)
     checkpoint = run.checkpoint()
     with understood(checkpoint):
-        spaces = typed(checkpoint.facts["spaces"], Spaces, "the spaces")
-        spaces.check()
-        statistics = part_of(checkpoint.arrays, "statistics.") if run.config.experiment.normalize_observations else {}
+        spaces = spaces_of(checkpoint)
+        statistics, of_critic = (
+            part_of(checkpoint.arrays, name) if run.config.experiment.normalize_observations else {}
+            for name in ("statistics.", "critic_statistics.")
+        )
         about = _about(f"{as_typed(path)}, version {checkpoint.policy_version}", run.config.experiment, spaces)
-        return Initial(about, part_of(checkpoint.arrays, "model."), statistics)
+        return Initial(about, part_of(checkpoint.arrays, "model."), statistics, of_critic)
 
 
 def _of_file(path: Path) -> Initial:
@@ -52,7 +53,7 @@ def _of_file(path: Path) -> Initial:
         variance = np.maximum(1 / np.square(arrays[SCALE].astype(np.float64)) - 1e-8, 0)
         statistics = _running(Statistics(arrays[MEAN].astype(np.float64), variance, count))
     about = _about(f"{as_typed(path)}, version {description.policy_version}", experiment, description.spaces)
-    return Initial(about, part_of(arrays, WEIGHTS), statistics)
+    return Initial(about, part_of(arrays, WEIGHTS), statistics, {})
 
 
 def _of_model(path: Path, vecnormalize: Path | None) -> Initial:
@@ -64,7 +65,7 @@ def _of_model(path: Path, vecnormalize: Path | None) -> Initial:
     except ValueError as error:
         raise UserError(f"{path} cannot be read as a model of Stable-Baselines3: {one_line(error)}") from None
     statistics = {} if vecnormalize is None else _running(read_statistics(vecnormalize))
-    return Initial(about, weights, statistics)
+    return Initial(about, weights, statistics, {})
 
 
 def _running(found: Statistics) -> dict[str, np.ndarray]:
@@ -73,4 +74,4 @@ def _running(found: Statistics) -> dict[str, np.ndarray]:
 
 
 def _about(source: str, experiment: Experiment, spaces: Spaces) -> About:
-    return About(source, experiment.activation, network_name(experiment, InputShapes.of(spaces)))
+    return About(source, experiment.activation, network_name(experiment, InputShapes.of(spaces.parts)))

@@ -46,12 +46,13 @@ def open_policy(path: Path, best: bool = False, trust: bool = False) -> Acting:
 
 
 def describe(experiment: Experiment, policy_version: int) -> Description:
-    """A policy of this experiment, as an exported file describes it. Raises `EnvironmentFault` where its environment
-    cannot be made."""
+    """A policy of this experiment, as an exported file describes it: without what only the critic sees. Raises
+    `EnvironmentFault` where its environment cannot be made."""
     simulation = Simulation(experiment)
     env = simulation.env
     assert env is not None
-    forms = observation_form(env.observation_space), action_form(env.action_space)
-    spaces = simulation.find_masks()
+    spaces = simulation.find_masks().of_policy
+    observation = observation_form(env.observation_space, experiment).first(len(spaces.parts))
+    action = action_form(env.action_space)
     simulation.close()
-    return Description(policy_version, experiment, spaces, *forms)
+    return Description(policy_version, experiment, spaces, observation, action)
