@@ -112,7 +112,8 @@ class Positions(CartPoleEnv):
         parts = {"position": [0, 2], "velocity": [1, 3]}
         box = self.observation_space
         assert isinstance(box, spaces.Box)
-        self.observation_space = spaces.Dict({name: spaces.Box(box.low[at], box.high[at]) for name, at in parts.items()})
+        divided = {name: spaces.Box(box.low[at], box.high[at]) for name, at in parts.items()}
+        self.observation_space = spaces.Dict(divided)  # pyright: ignore[reportAttributeAccessIssue]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         observation, info = super().reset(seed=seed, options=options)

@@ -123,6 +123,7 @@ class Fog(gymnasium.Env):
         if not state:
             del parts["state"]
         self.observation_space = spaces.Dict(parts)
+        self._names = list(parts)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)
@@ -144,7 +145,7 @@ class Fog(gymnasium.Env):
             "state": {"luck": luck, "sign": 1 + int(self._luck > 0)},
         }
         shown["camera"] = self.np_random.integers(256, size=(12, 12, 3), dtype=np.uint8)
-        return {name: shown[name] for name in self.observation_space}
+        return {name: shown[name] for name in self._names}
 
 
 gymnasium.register("Garden-v0", entry_point=f"{__name__}:Garden", max_episode_steps=50)

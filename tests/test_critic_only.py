@@ -68,7 +68,7 @@ def test_actors_transport_kills_and_resumes_change_nothing(tmp_path: Path, kind:
 @pytest.mark.parametrize("kind", ["vectors", "images", "a memory"])
 def test_the_value_knows_what_the_policy_does_not_see(tmp_path: Path, kind: str) -> None:
     """An episode's luck decides its rewards. Only the state tells it, or else the rewards seen before."""
-    flags = [*FOG, *KINDS[kind], "--learning-rate", 3e-3, "--total-steps", 256 * 60, "--in-process"]
+    flags = [*FOG, *KINDS[kind], "--learning-rate", 3e-3, "--total-steps", 256 * 120, "--in-process"]
     train(tmp_path / "run", *flags)
     assert metrics_of(tmp_path / "run")[-1]["train/explained_variance"] > 0.9
     if kind == "vectors":
