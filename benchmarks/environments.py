@@ -112,7 +112,7 @@ class Positions(CartPoleEnv):
         parts = {"position": [0, 2], "velocity": [1, 3]}
         box = self.observation_space
         assert isinstance(box, spaces.Box)
-        divided = {name: spaces.Box(box.low[at], box.high[at]) for name, at in parts.items()}
+        divided: dict[str, spaces.Space] = {name: spaces.Box(box.low[at], box.high[at]) for name, at in parts.items()}
         self.observation_space = spaces.Dict(divided)  # pyright: ignore[reportAttributeAccessIssue]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:

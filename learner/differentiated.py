@@ -30,9 +30,8 @@ class Differentiated:
 
     def __init__(self, model: ActorCritic, config: PPOConfig, threads: int | None = None) -> None:
         """`threads` are those that compute parts on a CPU; None takes one for each part."""
-        self.is_small = not InputShapes.of(
-            model.spaces.all_parts
-        ).images  # Then the features of a whole batch fit in memory.
+        # Then the features of a whole batch fit in memory.
+        self.is_small = not InputShapes.of(model.spaces.all_parts).images
         self.layout = Layout.of(model)
         self._in_parts = not self.is_small and mx.default_device().type == mx.cpu
         self._threads = min(threads or PARTS, PARTS)
