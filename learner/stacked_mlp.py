@@ -21,7 +21,6 @@ from learner.layout import Layout, Part, joined, padding
 from learner.model import ActorCritic
 from learner.networks import MLP
 from learner.objective import Outcome, objective_gradients
-from protocol.observations import InputShapes
 from rundir.config import PPOConfig
 
 
@@ -47,7 +46,7 @@ class StackedMLP:
         one = spaces.distribution == "gaussian" or (spaces.distribution == "categorical" and len(spaces.choices) == 1)
         if not one or model.shares_features or type(model.encoder) is not MLP or not model.encoder.layers:
             return False
-        return type(model.value_encoder) is MLP and not InputShapes.of(spaces.all_parts).images
+        return type(model.value_encoder) is MLP
 
     def __init__(self, model: ActorCritic, config: PPOConfig) -> None:
         self._config = config

@@ -103,25 +103,25 @@ class Blocked(Garden):
 
 
 class Fog(gymnasium.Env):
-    """Shows two numbers, and an image if asked; the state is for the critic. An episode's luck decides its rewards.
+    """Shows two numbers, and an image if asked; the scene is for the critic. An episode's luck decides its rewards.
 
-    The state holds that luck, as a number and as a choice. The reward is the luck, and 0.1 more where the action is the
+    The scene holds that luck, as a number and as a choice. The reward is the luck, and 0.1 more where the action is the
     sign of the first number.
     """
 
     action_space = spaces.Discrete(2)
 
-    def __init__(self, camera: bool = False, state: bool = True) -> None:
-        # The state comes first, so that what is stored stands in another order than what is shown.
+    def __init__(self, camera: bool = False, scene: bool = True) -> None:
+        # Gymnasium sorts these: the scene stands before the sensor, and is stored behind it.
         parts: dict[str, spaces.Space] = {
-            "state": spaces.Dict({"luck": spaces.Box(-np.inf, np.inf, (1,)), "sign": spaces.Discrete(2, start=1)}),
+            "scene": spaces.Dict({"luck": spaces.Box(-np.inf, np.inf, (1,)), "sign": spaces.Discrete(2, start=1)}),
             "contacts": spaces.MultiBinary(2),
             "sensor": spaces.Box(-np.inf, np.inf, (2,), np.float64),
         }
         if camera:
             parts["camera"] = spaces.Box(0, 255, (12, 12, 3), np.uint8)
-        if not state:
-            del parts["state"]
+        if not scene:
+            del parts["scene"]
         self.observation_space = spaces.Dict(parts)
         self._names = list(parts)
 
@@ -142,7 +142,7 @@ class Fog(gymnasium.Env):
         shown: dict[str, Any] = {
             "contacts": self.np_random.integers(2, size=2).astype(np.int8),
             "sensor": self._sensor,
-            "state": {"luck": luck, "sign": 1 + int(self._luck > 0)},
+            "scene": {"luck": luck, "sign": 1 + int(self._luck > 0)},
         }
         shown["camera"] = self.np_random.integers(256, size=(12, 12, 3), dtype=np.uint8)
         return {name: shown[name] for name in self._names}

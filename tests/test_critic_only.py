@@ -35,13 +35,13 @@ from tests.environments_agent import Fog
 
 ENV = "tests.environments_agent:Fog-v0"
 FOG: list[object] = ["--env", ENV, "--num-envs", 16, "--lane-size", 4, "--rollout-length", 16, "--minibatches", 4]
-FOG += ["--epochs", 2, "--hidden-sizes", 16, "--critic-only", "state"]
+FOG += ["--epochs", 2, "--hidden-sizes", 16, "--critic-only", "scene"]
 CAMERA: list[object] = ["--env-kwargs", "camera=True"]
 KINDS: dict[str, list[object]] = {
     "vectors": [],
     "vectors in sync": ["--schedule", "sync"],
     "images": CAMERA,
-    "images for the critic": [*CAMERA, "--critic-only", "state", "camera"],
+    "images for the critic": [*CAMERA, "--critic-only", "scene", "camera"],
     "a memory": ["--recurrent", "lstm", "--recurrent-size", 8],
     "images and a memory": [*CAMERA, "--recurrent-size", 8],
 }
@@ -67,18 +67,18 @@ def test_actors_transport_kills_and_resumes_change_nothing(tmp_path: Path, kind:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vectors", "images", "a memory"])
 def test_the_value_knows_what_the_policy_does_not_see(tmp_path: Path, kind: str) -> None:
-    """An episode's luck decides its rewards. Only the state tells it, or else the rewards seen before."""
+    """An episode's luck decides its rewards. Only the scene tells it, or else the rewards seen before."""
     flags = [*FOG, *KINDS[kind], "--learning-rate", 3e-3, "--total-steps", 256 * 120, "--in-process"]
     train(tmp_path / "run", *flags)
     assert metrics_of(tmp_path / "run")[-1]["train/explained_variance"] > 0.9
     if kind == "vectors":
-        blind = [flag for flag in flags if flag not in ("--critic-only", "state")]
-        train(tmp_path / "blind", *blind, "--env-kwargs", "state=False")
+        blind = [flag for flag in flags if flag not in ("--critic-only", "scene")]
+        train(tmp_path / "blind", *blind, "--env-kwargs", "scene=False")
         assert metrics_of(tmp_path / "blind")[-1]["train/explained_variance"] < 0.5
 
 
 def experiment_of(*keys: str, **settings: Any) -> Experiment:
-    return Experiment(env=ENV, hidden_sizes=(16,), critic_only=keys or ("state",), **settings)
+    return Experiment(env=ENV, hidden_sizes=(16,), critic_only=keys or ("scene",), **settings)
 
 
 def stored(experiment: Experiment, count: int, seed: int = 0) -> tuple[Spaces, np.ndarray]:
@@ -92,7 +92,7 @@ def stored(experiment: Experiment, count: int, seed: int = 0) -> tuple[Spaces, n
     return simulation.spaces, np.stack(found)
 
 
-def with_other_states(spaces: Spaces, observations: np.ndarray) -> np.ndarray:
+def with_other_scenes(spaces: Spaces, observations: np.ndarray) -> np.ndarray:
     """The same for the policy, and for the critic another luck and another sign in each row."""
     lucks, signs = spaces.unpack_critic(observations)[-2:]
     changed = [lucks / 2 + 1, 1 - signs]
@@ -106,20 +106,20 @@ def with_other_states(spaces: Spaces, observations: np.ndarray) -> np.ndarray:
 
 def test_a_key_takes_all_that_it_holds_and_its_parts_are_stored_last() -> None:
     env = Fog(camera=True)
-    spaces = describe_spaces(env, experiment_of("state"))
+    spaces = describe_spaces(env, experiment_of("scene"))
     assert [part.kind for part in spaces.parts] == ["image", "binary", "numbers"]
     assert [part.kind for part in spaces.critic_parts] == ["numbers", "choices"]
     assert spaces.observation.shape == (432 + 2 + 8 + 4 + 8,)
-    text = describe_observations(env, experiment_of("state"), spaces.parts, spaces.critic_parts)
+    text = describe_observations(env, experiment_of("scene"), spaces.parts, spaces.critic_parts)
     assert text.endswith(
-        "state.luck float32 [1] as numbers, for the critic only, state.sign int64 [] as choices, one-hot,"
+        "scene.luck float32 [1] as numbers, for the critic only, scene.sign int64 [] as choices, one-hot,"
         " for the critic only"
     )
     spaces.check()
     assert spaces.of_policy.observation.shape == (432 + 2 + 8,) and not spaces.of_policy.critic_parts
-    nested = describe_spaces(env, experiment_of("state.luck", "camera"))
+    nested = describe_spaces(env, experiment_of("scene.luck", "camera"))
     assert [part.kind for part in nested.critic_parts] == ["image", "numbers"]
-    assert [part.kind for part in nested.parts] == ["binary", "numbers", "choices"]
+    assert [part.kind for part in nested.parts] == ["binary", "choices", "numbers"]
 
 
 def test_what_is_stored_is_what_was_shown() -> None:
@@ -131,20 +131,20 @@ def test_what_is_stored_is_what_was_shown() -> None:
     luck, sign = (array[0] for array in spaces.unpack_critic(observations))
     np.testing.assert_array_equal(contacts, shown["contacts"])
     np.testing.assert_array_equal(sensor, shown["sensor"].astype(np.float32))
-    np.testing.assert_array_equal(luck, shown["state"]["luck"])
-    assert sign == shown["state"]["sign"] - 1
+    np.testing.assert_array_equal(luck, shown["scene"]["luck"])
+    assert sign == shown["scene"]["sign"] - 1
     np.testing.assert_array_equal(critic_numbers_of(observations, spaces)[0], luck)
 
 
 def test_one_part_of_numbers_that_is_left_for_the_policy_is_read_as_numbers() -> None:
-    experiment = experiment_of("state", "contacts")
+    experiment = experiment_of("scene", "contacts")
     spaces, observations = stored(experiment, 3)
     (sensor,) = spaces.unpack(observations)
     assert sensor.dtype == np.float32 and sensor.shape == (3, 2)
     assert spaces.of_policy.observation == spaces.parts[0].box
 
 
-def test_a_state_that_cannot_be_is_refused() -> None:
+def test_a_scene_that_cannot_be_is_refused() -> None:
     spaces, observations = stored(experiment_of(), 3)
     spaces.check_observations(observations)
     luck = observations.copy()
@@ -162,12 +162,12 @@ def test_a_state_that_cannot_be_is_refused() -> None:
     [
         (
             ENV,
-            ("stat",),
-            r"--critic-only stat: .* no such part .*; its parts are contacts, sensor, state.luck, state.sign",
+            ("scen",),
+            r"--critic-only scen: .* no such part .*; its parts are contacts, scene.luck, scene.sign, sensor",
         ),
-        (ENV, ("state", "a", "b"), r"--critic-only a b: "),
-        (ENV, ("state", "sensor", "contacts"), "leaves the policy nothing to see"),
-        ("CartPole-v1", ("state",), "it is no Dict"),
+        (ENV, ("scene", "a", "b"), r"--critic-only a b: "),
+        (ENV, ("scene", "sensor", "contacts"), "leaves the policy nothing to see"),
+        ("CartPole-v1", ("scene",), "it is no Dict"),
     ],
 )
 def test_a_key_that_cannot_be_is_named(tmp_path: Path, env: str, keys: tuple[str, ...], said: str) -> None:
@@ -184,7 +184,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "vectors": {},
     "relu": {"activation": "relu"},
     "images": {"env_kwargs": ("camera=True",)},
-    "images for the critic": {"env_kwargs": ("camera=True",), "critic_only": ("state", "camera")},
+    "images for the critic": {"env_kwargs": ("camera=True",), "critic_only": ("scene", "camera")},
     "a memory": {"recurrent_size": 8},
     "images and a memory": {"env_kwargs": ("camera=True",), "recurrent_size": 8, "recurrent": "lstm"},
 }
@@ -192,7 +192,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def model_of(kind: str) -> tuple[Experiment, ActorCritic, np.ndarray]:
     settings = dict(MODELS[kind])
-    experiment = experiment_of(*settings.pop("critic_only", ("state",)), **settings)
+    experiment = experiment_of(*settings.pop("critic_only", ("scene",)), **settings)
     spaces, observations = stored(experiment, 16)
     lucks = np.linspace(-1, 1, 16, dtype=np.float32)[:, None]  # So small that no activation saturates.
     observations[:, -12:-8] = lucks.view(np.uint8)
@@ -210,9 +210,9 @@ def outputs(experiment: Experiment, model: ActorCritic, observations: np.ndarray
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_value_alone_follows_the_state(kind: str) -> None:
+def test_the_value_alone_follows_the_scene(kind: str) -> None:
     experiment, model, observations = model_of(kind)
-    mixed = with_other_states(model.spaces, observations)
+    mixed = with_other_scenes(model.spaces, observations)
     values, log_probs, hidden_states = outputs(experiment, model, observations)
     others = outputs(experiment, model, mixed)
     assert (values != others[0]).all()
@@ -229,7 +229,7 @@ def test_actors_have_nothing_of_the_critic_and_act_alike(kind: str) -> None:
     policy = Policy(snapshot, spaces, experiment)
     hidden_state = np.zeros((16, experiment.hidden_state_size), np.float32)
     parameters, _ = policy.forward(observations, hidden_state)
-    np.testing.assert_array_equal(parameters, policy.forward(with_other_states(spaces, observations), hidden_state)[0])
+    np.testing.assert_array_equal(parameters, policy.forward(with_other_scenes(spaces, observations), hidden_state)[0])
     if not model.recurrent:
         log_probs = policy.log_prob(parameters, np.zeros((16,), np.int64))
         np.testing.assert_allclose(log_probs, outputs(experiment, model, observations)[1], rtol=1e-5, atol=1e-5)
@@ -279,7 +279,7 @@ def test_other_models_are_differentiated(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vectors", "images", "a memory"])
-def test_an_exported_policy_does_not_ask_for_the_state(tmp_path: Path, kind: str) -> None:
+def test_an_exported_policy_does_not_ask_for_the_scene(tmp_path: Path, kind: str) -> None:
     experiment = experiment_of(**MODELS[kind])
     description = describe(experiment, 3)
     assert not description.spaces.critic_parts
@@ -291,7 +291,7 @@ def test_an_exported_policy_does_not_ask_for_the_state(tmp_path: Path, kind: str
     policy = load_policy(tmp_path / "policy")
     shown, _ = make_environment(experiment).reset(seed=4)
     parameters, _ = policy.forward(shown)
-    without = {name: part for name, part in shown.items() if name != "state"}
+    without = {name: part for name, part in shown.items() if name != "scene"}
     np.testing.assert_array_equal(policy.forward(without)[0], parameters)
     spaces, observations = stored(experiment, 1, seed=4)
     own, _ = Policy(snapshot, spaces, experiment).forward(
@@ -302,7 +302,7 @@ def test_an_exported_policy_does_not_ask_for_the_state(tmp_path: Path, kind: str
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
         save_graph(tmp_path / "policy.onnx", policy)
         session = importlib.import_module("onnxruntime").InferenceSession(tmp_path / "policy.onnx")
-        assert not [each.name for each in session.get_inputs() if "state." in each.name]
+        assert not [each.name for each in session.get_inputs() if "scene." in each.name]
         assert largest_difference(session, policy) < TOLERANCE
 
 
@@ -328,6 +328,6 @@ def test_a_run_is_evaluated_exported_and_begun_from(tmp_path: Path) -> None:
     first = load_checkpoint(list_checkpoints(tmp_path / "second/checkpoints")[0])
     for name in ("critic_statistics.mean", "statistics.mean", "model.value_encoder.layers.0.weight"):
         np.testing.assert_array_equal(first.arrays[name], checkpoint.arrays[name])
-    blind = [flag for flag in flags if flag not in ("--critic-only", "state")]
+    blind = [flag for flag in flags if flag not in ("--critic-only", "scene")]
     done = launch("--run-dir", tmp_path / "third", *blind, "--init-from", tmp_path / "run")
     assert done.returncode != 0 and "the critic alone sees 1 numbers there and 0 here" in done.stderr, done.stderr
