@@ -345,11 +345,13 @@ class _Process:
                 pipe.close()
 
     def finish(self) -> None:
-        """Wait for its end. Raises `TrainingFailed` if it ended with an error."""
+        """Wait for its end, and show what it said to standard error. Raises `TrainingFailed` if it failed."""
         self.wait()
         if self._process.returncode:
             said = " ".join(line.removeprefix("launch.py: ") for line in self._complaints[-20:])
             raise TrainingFailed(said or f"the run ended with exit code {self._process.returncode}")
+        for line in self._complaints:
+            print(line, file=sys.stderr)
 
     def _complain(self) -> None:
         assert self._process.stderr is not None

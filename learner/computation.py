@@ -29,9 +29,9 @@ FIXED = ("num_envs", "lane_size")  # These say which lanes there are, and stay a
 
 
 def computation(device: str, threads: int | None, tf32: bool) -> dict[str, str]:
-    """By name: device, BLAS and its threads, whether kernels are fused, versions, and a digest of small updates.
+    """By name: device, BLAS and its threads, whether kernels are fused, versions, and digests of small updates.
 
-    The digest is that of a CPU alone: sums of a GPU differ from run to run.
+    The digests are those of a CPU alone: sums of a GPU differ from run to run.
     """
     record = {
         "device": device,
@@ -46,6 +46,7 @@ def computation(device: str, threads: int | None, tf32: bool) -> dict[str, str]:
             "threads": str(threads or 1),
             "kernels": "fused" if sys.platform != "linux" or shutil.which("g++") else "not fused",
             "arithmetic": update_digest(),
+            "LSTMs": lstm_digest(),
         }
     else:
         record["tf32"] = "yes" if tf32 else "no"
@@ -144,6 +145,14 @@ def update_digest() -> str:
     digest = hashlib.blake2b(_weights_after(vector, Experiment(), (256,)).tobytes(), digest_size=8)
     digest.update(_weights_after(image, Experiment(network="nature_cnn", recurrent_size=8), (8, 2)).tobytes())
     return digest.hexdigest()
+
+
+def lstm_digest() -> str:
+    """The same for a network with an LSTM; a digest of its own, since older checkpoints do not have it."""
+    box = BoxSpace((4,), "float32")
+    spaces = Spaces(box, (ObservationPart("numbers", box, ()),), box, "gaussian", ())
+    weights = _weights_after(spaces, Experiment(recurrent="lstm", recurrent_size=8), (8, 2))
+    return hashlib.blake2b(weights.tobytes(), digest_size=8).hexdigest()
 
 
 def _weights_after(spaces: Spaces, experiment: Experiment, lead: tuple[int, ...]) -> np.ndarray:

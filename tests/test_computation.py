@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from learner import convolution, differentiated, objective, recurrence, stacked_mlp
-from learner.computation import update_digest
+from learner.computation import lstm_digest, update_digest
 
 
 def twisted(function: Any) -> Any:
@@ -21,7 +21,7 @@ def twisted(function: Any) -> Any:
 
 def test_the_digest_of_updates_repeats_itself_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = update_digest()
-    assert update_digest() == expected
+    assert update_digest() == expected and lstm_digest() == lstm_digest() != expected
     original = differentiated._stream
     monkeypatch.setattr(differentiated, "_stream", lambda number: original(0))
     assert update_digest() == expected
@@ -52,3 +52,9 @@ def test_another_arithmetic_has_another_digest(module: Any, name: str, monkeypat
     else:
         monkeypatch.setattr(module, name, twisted(getattr(module, name)))
     assert update_digest() != expected
+
+
+def test_another_lstm_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, others, make = lstm_digest(), update_digest(), recurrence.lstm_recurrence
+    monkeypatch.setattr("learner.networks.lstm_recurrence", lambda: twisted(make()))
+    assert lstm_digest() != expected and update_digest() == others

@@ -66,6 +66,32 @@ def test_a_callback_ends_a_run_which_goes_on(tmp_path: Path, capfd: pytest.Captu
     assert "go on:" in capfd.readouterr().out
 
 
+def test_a_row_that_a_restarted_learner_writes_again_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+
+    def write(*versions: int) -> None:
+        path.write_text("".join(json.dumps({"policy_version": version}) + "\n" for version in versions))
+
+    write(1)
+    rows = ppo._new_rows(path)
+    found = []
+    for versions in ([1], [1, 2, 3], [1], [1, 2], [1, 2, 3, 4]):
+        write(*versions)
+        found.append([row["policy_version"] for row in next(rows)])
+    assert found == [[], [2, 3], [], [], [4]]
+
+
+def test_a_run_directory_is_chosen_where_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = ppo.train(run_dir=None, actors=1, **(SMALL | {"env": "loud:Loud-v0", "total_steps": 512}))
+    assert run.path == tmp_path / "runs/Loud-v0-seed0" and run.summary["status"] == "finished"
+    assert "something to know" in capfd.readouterr().err
+
+
 def test_a_callback_that_raises_ends_the_run_and_is_heard(tmp_path: Path) -> None:
     def broken(row: dict[str, Any]) -> None:
         raise ZeroDivisionError
@@ -113,6 +139,13 @@ def test_it_works_in_two_threads_one_after_the_other(tmp_path: Path) -> None:
         thread.join()
     assert len(digests) == 2 and len(set(digests)) == 1
 
+
+LOUD = """
+import sys
+import gymnasium
+print("something to know", file=sys.stderr)
+gymnasium.register("Loud-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=50)
+"""
 
 SCRIPT = """
 import mlx_distributed_ppo as ppo

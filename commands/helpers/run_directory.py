@@ -19,7 +19,9 @@ from rundir.names import CHECKPOINTS, CONFIG, EVENTS, EXECUTION, LOGS, METRICS
 
 
 def fresh_run_dir(experiment: Experiment) -> Path:
-    name = f"{experiment.env.replace('/', '-')}-seed{experiment.seed}"
+    """A new directory below `runs/`, named after environment and seed, without the environment's module."""
+    env = experiment.env.rpartition(":")[2].replace("/", "-")
+    name = f"{env}-seed{experiment.seed}"
     taken = 1
     path = Path("runs") / name
     while path.exists():
