@@ -10,7 +10,7 @@ from benchmarks.report import publish
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS, USER_ERROR
 
-NAMES = ("compare", "update", "actor", "wire", "curve", "scale", "model", "stragglers", "device", "startup")
+NAMES = ("compare", "scores", "update", "actor", "wire", "curve", "scale", "model", "stragglers", "device", "startup")
 INTERRUPTED = 130  # The exit code that a shell reports for SIGINT.
 
 

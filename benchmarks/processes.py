@@ -61,6 +61,11 @@ def train(flags: Sequence[str]) -> Outcome:
     return Outcome(summary["env_steps"], summary["seconds"], wall_seconds, summary["episode_return_mean"])
 
 
+def launch_to_end(words: Sequence[str]) -> None:
+    """Run `python launch.py WORDS…` to its end. Raises `UserError` if it fails."""
+    _finish([sys.executable, str(ROOT / "launch.py"), *words], None, {})
+
+
 def run_peer(python: str, module: str, flags: Sequence[str], environ: Mapping[str, str]) -> Outcome:
     """Run `PYTHON -m MODULE FLAGS…` to its end; the last line that it prints contains the result."""
     with tempfile.TemporaryDirectory() as folder:  # Working directory, for files that the peer leaves behind.

@@ -164,7 +164,7 @@ def draw(report: Report, path: Path) -> None:
             if max(medians) > 20 * min(medians) > 0:
                 axes.set_yscale("log")
             axes.legend(fontsize="small")
-        if axes.get_yscale() == "linear":
+        if axes.get_yscale() == "linear" and min(row.samples.low for row in rows) >= 0:
             axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -428,3 +428,48 @@ def test_an_uneven_environments_processes_take_the_places_from_slow_to_fast(tmp_
         assert benchmarks.environments.Uneven(str(tmp_path), slowest=0.1, places=3)._seconds == envs[-1]._seconds
         take_place.cache_clear()
     assert [env._seconds for env in envs] == pytest.approx([0.1, 0.1 / 10**0.5, 0.01])
+
+
+# Scores
+
+SHORT = ["scores", "--seeds", "0", "1", "--episodes", "3", "--flags", "--total-steps 4096"]
+
+
+def test_scores_are_kept_and_an_interrupted_seed_goes_on(tmp_path: Path) -> None:
+    where = ["--runs", str(tmp_path / "runs")]
+    first = benchmark(tmp_path, *SHORT, *where)
+    (values,) = [row["values"] for row in first["rows"] if row["contender"] == "here"]
+    assert len(values) == 2 and any("interquartile mean" in note for note in first["notes"])
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert [folder.name.rpartition("-")[0] for folder in folders] == ["CartPole-v1-seed0", "CartPole-v1-seed1"]
+    rows = [(folder / "metrics.jsonl").read_text() for folder in folders]
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    (folders[0] / "summary.json").write_text(json.dumps(summary | {"status": "stopped"}))
+    (folders[1] / "eval.json").unlink()
+    again = benchmark(tmp_path, *SHORT, *where)
+    assert [row["values"] for row in again["rows"] if row["contender"] == "here"] == [values]
+    assert json.loads((folders[0] / "summary.json").read_text())["status"] == "finished"
+    assert rows == [(folder / "metrics.jsonl").read_text() for folder in folders]  # Nothing is trained again.
+
+
+def test_a_seed_of_other_settings_is_named_and_the_others_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert main([*SHORT, *where]) == 0
+    folder = min((tmp_path / "runs").iterdir())
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace("epochs = 4", "epochs = 5"))
+    assert main([*SHORT, *where]) == 0
+    said = capsys.readouterr().out
+    assert "seed 0 failed" in said and "other settings: epochs: 5 instead of 4" in said
+    assert main(["scores", "--env", "Nope-v1", "--seeds", "0", *where]) == 2
+    assert "no seed has a score" in capsys.readouterr().err
+
+
+def test_scores_in_words() -> None:
+    from benchmarks.scores import in_words
+
+    text = in_words({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, at_least(2.5))
+    assert text.startswith("mean 2.50 ± 1.12 (≥ 2.5: yes), interquartile mean 2.50 (95 %: 1") and "seed 3 4.00" in text
+    assert in_words({7: -80.0}, at_least(-75)) == "mean -80.0 ± 0 (≥ -75: no); seed 7 -80.0"
