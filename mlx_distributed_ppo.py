@@ -188,6 +188,8 @@ class Settings(TypedDict, total=False):
     """How far a value may move in one iteration; None does not limit it."""
     max_grad_norm: float
     """Norm that the gradient is scaled down to; inf does not limit it."""
+    recompute_advantages: bool
+    """Compute advantages and value targets anew before each epoch, with the values as they are then."""
     target_kl: float | None
     """Skip an iteration's remaining epochs once the policy has moved this far (KL divergence); None never does."""
 

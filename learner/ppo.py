@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from learner.advantage import Steps, gae, vtrace
+from learner.advantage import Steps, vtrace
 from learner.batch import Batch
 from learner.device import limit_blas_threads
 from learner.differentiated import Differentiated
@@ -74,7 +75,8 @@ class PPO:
         settings = self._scheduled(iteration)
         try:
             with trace.span("epochs"):
-                totals, steps = self._run_epochs(prepared.samples, iteration, settings, interrupt)
+                recompute = partial(self._recomputed, prepared, batch, to_inputs)
+                totals, steps = self._run_epochs(prepared.samples, iteration, settings, interrupt, recompute)
                 mx.eval(totals)
         finally:
             self._optimizer.give_parameters()
@@ -100,14 +102,22 @@ class PPO:
         return float(np.abs(log_probs - batch.behaviour_log_probs).mean())
 
     def _run_epochs(
-        self, samples: dict[str, Any], iteration: int, settings: dict[str, float], interrupt: Callable[[], None]
+        self,
+        samples: dict[str, Any],
+        iteration: int,
+        settings: dict[str, float],
+        interrupt: Callable[[], None],
+        recompute: Callable[[], dict[str, Any]],
     ) -> tuple[mx.array, int]:
-        """(the sums of all steps' metrics, in the order of `STEP_METRICS`, how many steps) of an update."""
+        """(the sums of all steps' metrics, in the order of `STEP_METRICS`, how many steps) of an update. `recompute`
+        gives the samples with the advantages of now."""
         clip, entropy_coef = (mx.array(settings[name], mx.float32) for name in ("clip_range", "entropy_coef"))
         totals, steps, limit = mx.zeros(len(STEP_METRICS)), 0, self._config.target_kl
         previous: list[mx.array] = []
         judged, outcomes = [], []  # Of the epochs that are not measured yet.
         for epoch in range(self._config.epochs):
+            if epoch and self._config.recompute_advantages:
+                samples = recompute()
             order = mx.array(self._order(len(samples["actions"]), iteration, epoch))
             shuffled, minibatches = self._shuffle(samples, order)
             judged.append(shuffled)
@@ -185,21 +195,15 @@ class PPO:
         arrays, which are then [B, …] or [num_envs, T, …].
         """
         samples = self._samples(batch, to_inputs)
-        vector = self._optimizer.state[0]
-        values, log_probs, hidden_states = self._evaluate_samples(vector, samples, batch.rewards.shape)
-        next_values = self._next_values(batch, values, hidden_states, to_inputs)
-
-        settings = {"discount": self._config.discount, "gae_lambda": self._config.gae_lambda}
-        steps = Steps(batch.rewards, values, next_values, batch.terminated, batch.truncated)
+        values, log_probs, next_values = self._valued(samples, batch, to_inputs)
         if (batch.policy_versions == iteration).all():
             # Lag 0: the proximal policy is the behaviour policy, to the last bit.
             proximal_log_probs = batch.behaviour_log_probs
             ratios = np.ones(batch.rewards.shape, np.float32)
-            advantages, value_targets = gae(steps, **settings)
         else:
             proximal_log_probs = log_probs
             ratios = np.exp(proximal_log_probs - batch.behaviour_log_probs)
-            advantages, value_targets = vtrace(steps, ratios, **settings)
+        advantages, value_targets = self._advantages(batch, values, next_values, ratios)
         targets = {
             "proximal_log_probs": proximal_log_probs,
             "weights": np.minimum(ratios, MAX_SAMPLE_WEIGHT),
@@ -209,6 +213,28 @@ class PPO:
         }
         samples |= {name: mx.array(self._arranged(array)) for name, array in targets.items()}
         return Prepared(samples, values, value_targets, ratios)
+
+    def _recomputed(self, prepared: Prepared, batch: Batch, to_inputs: ToInputs) -> dict[str, Any]:
+        """The samples of a batch, with advantages and value targets by the values of now."""
+        values, _, next_values = self._valued(prepared.samples, batch, to_inputs)
+        found = self._advantages(batch, values, next_values, prepared.ratios)
+        targets = dict(zip(("advantages", "value_targets"), found, strict=True))
+        return prepared.samples | {name: mx.array(self._arranged(array)) for name, array in targets.items()}
+
+    def _valued(
+        self, samples: dict[str, Any], batch: Batch, to_inputs: ToInputs
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(values, log-probabilities, values of what each step led to), all [T, num_envs], by the weights of now."""
+        vector = self._optimizer.state[0]
+        values, log_probs, hidden_states = self._evaluate_samples(vector, samples, batch.rewards.shape)
+        return values, log_probs, self._next_values(batch, values, hidden_states, to_inputs)
+
+    def _advantages(
+        self, batch: Batch, values: np.ndarray, next_values: np.ndarray, ratios: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(advantages, value targets), both [T, num_envs]; by GAE where all ratios are 1."""
+        steps = Steps(batch.rewards, values, next_values, batch.terminated, batch.truncated)
+        return vtrace(steps, ratios, discount=self._config.discount, gae_lambda=self._config.gae_lambda)
 
     def _samples(self, batch: Batch, to_inputs: ToInputs) -> dict[str, Any]:
         """The arrays that a forward pass needs, with the samples first."""

@@ -20,7 +20,7 @@ from rundir.schedules import ADAPTIVE, Horizon, parse_schedule
 VERSIONS = "versions"  # This table of a configuration is for people; nothing is decided by it.
 LARGEST_NUMBER = 2**53  # A larger setting is a mistake, and a float may not hold it.
 ADDED = (  # Older runs lack these settings, and did what the defaults say.
-    *("best_by", "critic_only", "earlier_totals", "episode_metrics", "recurrent"),
+    *("best_by", "critic_only", "earlier_totals", "episode_metrics", "recompute_advantages", "recurrent"),
     *("init_from", "init_vecnormalize", "init_partial"),
 )
 NONE = '"None"'  # TOML has no word for nothing, so a file has the command line's.
@@ -63,6 +63,8 @@ class PPOConfig:
     """How far a value may move in one iteration; None does not limit it."""
     max_grad_norm: float = 0.5
     """Norm that the gradient is scaled down to; inf does not limit it."""
+    recompute_advantages: bool = False
+    """Compute advantages and value targets anew before each epoch, with the values as they are then."""
     target_kl: float | None = None
     """Skip an iteration's remaining epochs once the policy has moved this far (KL divergence); None never does."""
 

@@ -358,8 +358,10 @@ class LiteralAdam:
         return updated
 
 
-def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PPOConfig) -> dict[str, Any]:
-    """The whole batch in the form that the loss expects."""
+def literal_samples(
+    model: ActorCritic, batch: Batch, iteration: int, config: PPOConfig, ratios: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The whole batch in the form that the loss expects; with `ratios`, advantages are estimated with these."""
 
     def values_of(observations: np.ndarray) -> np.ndarray:
         return np.array([spoken(model, halved(o[None]))[1].item() for o in observations])
@@ -378,7 +380,7 @@ def literal_samples(model: ActorCritic, batch: Batch, iteration: int, config: PP
         log_probs = batch.behaviour_log_probs
         advantages, targets = gae(steps, discount=config.discount, gae_lambda=config.gae_lambda)
     else:
-        weights = np.exp(log_probs - batch.behaviour_log_probs)
+        weights = np.exp(log_probs - batch.behaviour_log_probs) if ratios is None else ratios
         advantages, targets = vtrace(steps, weights, discount=config.discount, gae_lambda=config.gae_lambda)
     vectors = {
         "proximal_log_probs": log_probs,
@@ -413,6 +415,32 @@ def test_updates_of_one_minibatch_are_adams_first_steps(spaces: Spaces, lag: int
         assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-3)
         for name, array in ppo.model.named_parameters():
             np.testing.assert_allclose(np.array(array), weights[name], atol=2e-5, err_msg=f"{name}, step {iteration}")
+
+
+@pytest.mark.parametrize("spaces", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.usefixtures("uncompiled")
+def test_advantages_are_those_of_the_values_before_each_epoch(spaces: Spaces, lag: int) -> None:
+    config = replace(CONFIG, epochs=3, minibatches=1, recompute_advantages=True, learning_rate_schedule="constant")
+    ppo, model, adam = make_ppo(config, spaces), make_model(spaces), LiteralAdam()
+    batch = make_batch(model, seed=0, policy_version=-lag, drift=lag * 0.5, to_inputs=halved)
+    first = literal_samples(model, batch, 0, config)
+    ratios = np.exp(np.array(first["proximal_log_probs"]).reshape(T, N) - batch.behaviour_log_probs)
+    changes = []
+    for _ in range(3):
+        # Only the values change from epoch to epoch: not what the policy is compared with.
+        now = literal_samples(model, batch, 0, config, ratios)
+        samples = first | {name: now[name] for name in ("advantages", "value_targets")}
+        changes.append(np.abs(np.array(now["advantages"]) - np.array(first["advantages"])).max())
+        loss = partial(loss_and_metrics, model, samples, mx.array(0.2), mx.array(0.01), config)
+        gradients = nn.value_and_grad(model, loss)()[1]
+        flat: Weights = {name: np.array(gradient, np.float64) for name, gradient in tree_flatten(gradients)}
+        weights = adam(host_weights(model), flat, 0.01, config.max_grad_norm)
+        model.load_state_dict({name: array.astype(np.float32) for name, array in weights.items()})
+    assert changes[0] < 1e-6 < 1e-3 < changes[1] < changes[2]
+    ppo.update(batch, 0, halved, never)
+    for name, array in ppo.model.named_parameters():
+        np.testing.assert_allclose(np.array(array), weights[name], atol=2e-5, err_msg=name)
 
 
 @pytest.mark.usefixtures("uncompiled")
