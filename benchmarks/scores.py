@@ -5,6 +5,7 @@ A seed that is finished is kept, and one that was stopped goes on, so that the s
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import shlex
 import sys
@@ -21,13 +22,16 @@ from benchmarks.published import PUBLISHED, TARGETS
 from benchmarks.report import Report, number
 from commands.helpers.command_line import parse
 from commands.helpers.presets import defaults_for
+from commands.plot import draw
 from commands.train import ExecutionConfig, TrainCommand
 from protocol.errors import UserError
 from protocol.text import differences_in_words
 from rundir.config import RunConfig
-from rundir.curves import interquartile_mean, interval
+from rundir.curves import group, interquartile_mean, interval
+from rundir.run import Run
 
 EVALUATION = "eval.json"  # What `launch.py eval` writes.
+METRIC = "rollout/episode_return_mean"
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,20 @@ def run(arguments: argparse.Namespace) -> Report:
         report.notes += [f"{env}: seed {seed} failed: {error}" for seed, error in failed.items()]
     if not any(isinstance(value, float) for value in scores.values()):
         raise UserError("no seed has a score")
-    report.notes.append(f"their curves: python launch.py plot {arguments.runs}/*")
+    draw_curves([seed.run_dir for seed in seeds if isinstance(scores[seed], float)], arguments.out, report)
     return report
+
+
+def draw_curves(run_dirs: list[Path], out: Path, report: Report) -> None:
+    """Write learning curves, over the seeds of each environment, into `out`, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    runs = [Run.open(run_dir) for run_dir in run_dirs]
+    figure = draw(group(runs), {run.path: run.rows() for run in runs}, METRIC)
+    path = out / "scores-curves.png"
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    report.notes.append(f"learning curves: {path}")
 
 
 def in_words(values: dict[int, float], target: Target | None = None) -> str:
