@@ -41,8 +41,19 @@ class Seed:
     env: str
     seed: int
     flags: tuple[str, ...]  # Settings other than the preset's.
+    config: RunConfig  # All settings.
     folder: Path
     episodes: int
+
+    @classmethod
+    def of(cls, env: str, seed: int, flags: tuple[str, ...], folder: Path, episodes: int) -> "Seed":
+        """Raises `UserError` on flags that are none. Not for threads: the parser redirects standard error."""
+        words = ["--env", env, "--seed", str(seed), *flags]
+        defaults = defaults_for(words)
+        given = TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo)
+        command = parse(TrainCommand, "launch.py", words, default=given)
+        config = RunConfig(command.experiment, command.ppo, command.training)
+        return cls(env, seed, flags, config, folder, episodes)
 
     @property
     def run_dir(self) -> Path:
@@ -55,11 +66,11 @@ class Seed:
     def returns(self) -> np.ndarray:
         """The returns [episodes] of its last policy, trained and evaluated as far as that is missing. Raises
         `UserError`."""
-        words = ["--env", self.env, "--seed", str(self.seed), *self.flags]
         if not (self.run_dir / "config.toml").exists():
+            words = ["--env", self.env, "--seed", str(self.seed), *self.flags]
             launch_to_end([*words, "--run-dir", str(self.run_dir), "--in-process", "--actors", "1", "--quiet"])
         else:
-            self._check(words)
+            self._check()
             if _read(self.run_dir / "summary.json").get("status") != "finished":
                 launch_to_end(["--resume", str(self.run_dir), "--quiet"])
         found = _read(self.run_dir / EVALUATION)
@@ -69,15 +80,11 @@ class Seed:
             found = _read(self.run_dir / EVALUATION)
         return np.array(found["returns"])
 
-    def _check(self, words: list[str]) -> None:
+    def _check(self) -> None:
         """Raise `UserError` if the run that is there has other settings, such as those of an older preset."""
-        defaults = defaults_for(words)
-        given = TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo)
-        command = parse(TrainCommand, "launch.py", words, default=given)
-        wanted = RunConfig(command.experiment, command.ppo, command.training)
         there = RunConfig.load(self.run_dir / "config.toml")
-        if there != wanted:
-            differences = differences_in_words(there.settings, wanted.settings)
+        if there != self.config:
+            differences = differences_in_words(there.settings, self.config.settings)
             raise UserError(f"{self.run_dir} was trained with other settings: {differences}. Remove it, or give --runs")
 
 
@@ -93,9 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Report:
     report = Report("scores")
     flags = tuple(shlex.split(arguments.flags))
-    seeds = [
-        Seed(env, n, flags, Path(arguments.runs), arguments.episodes) for env in arguments.env for n in arguments.seeds
-    ]
+    where = flags, Path(arguments.runs), arguments.episodes
+    seeds = [Seed.of(env, seed, *where) for env in arguments.env for seed in arguments.seeds]
 
     def score(seed: Seed) -> float | UserError:
         try:
