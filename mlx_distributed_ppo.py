@@ -18,8 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any, Literal, TypedDict, Unpack
+from typing import IO, Any, Literal, TypedDict, Unpack, get_type_hints
 
 from actors.exported import ExportedPolicy, load_policy
 from protocol.process import HASH_SEED, ONE_THREAD
@@ -75,7 +76,8 @@ class Settings(TypedDict, total=False):
     initial_std: float
     """Standard deviation of each action of a Gaussian policy, before it learns another."""
     critic_only: Sequence[str]
-    """Parts of a Dict observation that the value network alone sees; actors and exported policies act without them."""
+    """Parts of a Dict or Tuple observation that the value network alone sees: a key, a place, or `key.key` of what is
+    inside another. Actors and exported policies act without them."""
     normalize_observations: bool
     """Scale observations by their running mean and standard deviation, and clip them to ±10."""
     rebuild_env: bool
@@ -206,6 +208,10 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def __fspath__(self) -> str:
+        """Its directory, so that a run can be given where a path can, as in `init_from=run`."""
+        return str(self.path)
+
     @property
     def summary(self) -> dict[str, Any]:
         """How the run ended: status, env_steps, episode_return_mean, weights_digest and more."""
@@ -243,10 +249,10 @@ def train(on_iteration: Callback | None = None, **settings: Unpack[Settings]) ->
     return _follow(run_dir, flags, on_iteration, bool(settings.get("quiet")))
 
 
-def resume(run_dir: str | Path, on_iteration: Callback | None = None, **settings: Unpack[Settings]) -> Run:
+def resume(run_dir: str | os.PathLike[str], on_iteration: Callback | None = None, **settings: Unpack[Settings]) -> Run:
     """Go on with a run that was stopped, or, with more `total_steps`, with one that was finished; else as `train`."""
     return _follow(
-        Path(run_dir), ["--resume", str(run_dir), *_flags(settings)], on_iteration, bool(settings.get("quiet"))
+        Path(run_dir), ["--resume", os.fspath(run_dir), *_flags(settings)], on_iteration, bool(settings.get("quiet"))
     )
 
 
@@ -259,9 +265,12 @@ def _fresh_run_dir(settings: Settings) -> Path:
 
 
 def _flags(settings: Settings) -> list[str]:
-    """The settings as a command line has them."""
-    flags = []
+    """The settings as a command line has them. Raises `TrainingFailed` on one that is none."""
+    flags, known = [], get_type_hints(Settings)
     for name, value in settings.items():
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            raise TrainingFailed(f"{name} is no setting" + (f"; did you mean {close[0]}?" if close else ""))
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
@@ -270,7 +279,7 @@ def _flags(settings: Settings) -> list[str]:
         elif isinstance(value, dict):
             flags += [f"--{flag}", *(f"{key}={given!r}" for key, given in value.items())]
         else:
-            flags += [f"--{flag}", str(value)]
+            flags += [f"--{flag}", os.fspath(value) if isinstance(value, os.PathLike) else str(value)]
     return flags
 
 

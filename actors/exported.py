@@ -146,6 +146,8 @@ def load_policy(path: str | Path, trust: bool = False) -> ExportedPolicy:
 
 def read_policy(path: Path) -> tuple[Description, dict[str, np.ndarray]]:
     """What a file holds, each part by itself as it must be. Raises `UserError`."""
+    if path.suffix == ".onnx":
+        raise UserError(f"{path} is a graph for ONNX runtimes, which is not read here: export the run as numpy, too")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -122,6 +122,8 @@ def main(arguments: list[str]) -> int:
         default=TrainCommand(_execution_of(resumed), defaults.experiment, defaults.training, defaults.ppo),
     )
     config = RunConfig(command.experiment, command.ppo, command.training)
+    if (cell := value_of("--recurrent", arguments)) is not None and not config.experiment.recurrent_size:
+        raise UserError(f"--recurrent {cell} has no units: give --recurrent-size as well, such as 64")
     execution = command.execution
     if resumed is not None:
         config = _with_more_steps(defaults, config)

@@ -49,7 +49,8 @@ class Experiment:
     initial_std: float = 1.0
     """Standard deviation of each action of a Gaussian policy, before it learns another."""
     critic_only: tuple[str, ...] = ()
-    """Parts of a Dict observation that the value network alone sees; actors and exported policies act without them."""
+    """Parts of a Dict or Tuple observation that the value network alone sees: a key, a place, or `key.key` of what is
+    inside another. Actors and exported policies act without them."""
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, and clip them to ±10."""
     rebuild_env: bool = False

@@ -392,3 +392,10 @@ def test_a_network_of_the_users_own_is_exported_as_numpy_and_has_no_graph(
     observation = np.ones(4, np.float32)
     trusted = load_policy(tmp_path / "policy", trust=True)
     np.testing.assert_array_equal(trusted.forward(observation)[0], policy.forward(observation)[0])
+
+
+def test_a_graph_for_other_runtimes_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(b"a graph")
+    with pytest.raises(UserError, match="is a graph for ONNX runtimes, which is not read here"):
+        load_policy(path)

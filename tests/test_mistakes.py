@@ -34,6 +34,8 @@ def refused(*flags: object, **environ: str) -> str:
         ("--learning-rate", "Missing value for argument '--learning-rate'"),
         ("--schedule now", "Expected one of ('sync', 'pipelined', 'async')"),
         ("--hidden-sizes a", "--hidden-sizes"),
+        ("--recurrent lstm", "--recurrent lstm has no units: give --recurrent-size as well"),
+        ("--recurrent=gru --recurrent-size 0", "--recurrent gru has no units"),
         ("--seed -1", "--seed must lie between 0 and"),
         ("--num-envs 12", "not a multiple of --lane-size 8; use 8 or 16"),
         ("--minibatches 7", "use 4 or 8"),

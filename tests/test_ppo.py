@@ -426,7 +426,7 @@ def test_advantages_are_those_of_the_values_before_each_epoch(spaces: Spaces, la
     batch = make_batch(model, seed=0, policy_version=-lag, drift=lag * 0.5, to_inputs=halved)
     first = literal_samples(model, batch, 0, config)
     ratios = np.exp(np.array(first["proximal_log_probs"]).reshape(T, N) - batch.behaviour_log_probs)
-    changes = []
+    changes, weights = [], host_weights(model)
     for _ in range(3):
         # Only the values change from epoch to epoch: not what the policy is compared with.
         now = literal_samples(model, batch, 0, config, ratios)
@@ -435,7 +435,7 @@ def test_advantages_are_those_of_the_values_before_each_epoch(spaces: Spaces, la
         loss = partial(loss_and_metrics, model, samples, mx.array(0.2), mx.array(0.01), config)
         gradients = nn.value_and_grad(model, loss)()[1]
         flat: Weights = {name: np.array(gradient, np.float64) for name, gradient in tree_flatten(gradients)}
-        weights = adam(host_weights(model), flat, 0.01, config.max_grad_norm)
+        weights = adam(weights, flat, 0.01, config.max_grad_norm)
         model.load_state_dict({name: array.astype(np.float32) for name, array in weights.items()})
     assert changes[0] < 1e-6 < 1e-3 < changes[1] < changes[2]
     ppo.update(batch, 0, halved, never)
