@@ -82,6 +82,7 @@ def test_a_row_that_a_restarted_learner_writes_again_is_told_once(tmp_path: Path
     assert found == [[], [2, 3], [], [], [4]]
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_chosen_where_none_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_run_directory_is_chosen_where_none_is_given(
     assert "something to know" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_callback_that_raises_ends_the_run_and_is_heard(tmp_path: Path) -> None:
     def broken(row: dict[str, Any]) -> None:
         raise ZeroDivisionError
