@@ -168,8 +168,7 @@ class Actor:
         with closing(Simulation(experiment)) as simulation:
             env = simulation.env
             assert env is not None
-            described = simulation.spaces.parts, simulation.spaces.critic_parts
-            libraries, observations = libraries_of(env), describe_observations(env, experiment, *described)
+            libraries, observations = libraries_of(env), describe_observations(env, experiment)
             self._spaces = simulation.find_masks()
             ready = Ready(self._spaces, libraries, observations)
         self._socket.send(ready)

@@ -25,7 +25,7 @@ def describe_spaces(env: gymnasium.Env, experiment: Experiment) -> Spaces:
         tuple(_describe_leaf(space, experiment.network) for _, space in found) for found in (seen, of_critic)
     )
     if experiment.network in CNNS and not any(part.kind == "image" for part in parts + critic_parts):
-        described = describe_observations(env, experiment, parts, critic_parts)
+        described = describe_observations(env, experiment)
         raise UserError(
             f"--network {experiment.network} finds no image among the observations, which are {described}; an image"
             " is uint8 [height, width, channels] of 0 to 255, which a wrapper (--wrapper) can make of others. Or use"
@@ -55,19 +55,14 @@ def _describe_action(space: gymnasium.Space) -> tuple[BoxSpace, Distribution, tu
     )
 
 
-def describe_observations(
-    env: gymnasium.Env,
-    experiment: Experiment,
-    parts: tuple[ObservationPart, ...],
-    critic_parts: tuple[ObservationPart, ...],
-) -> str:
+def describe_observations(env: gymnasium.Env, experiment: Experiment) -> str:
     """Each observation by its name, with what it is taken for, in a line: `camera uint8 [64, 64, 3] as an image`."""
     ways = {"numbers": "as numbers", "binary": "as bits", "choices": "as choices, one-hot", "image": "as an image"}
     seen, of_critic = _divided(env.observation_space, experiment)
     texts = [
         f"{_name(path)} {part.box.dtype} {list(part.box.shape)} {ways[part.kind]}{whose}".lstrip()
-        for leaves, described, whose in ((seen, parts, ""), (of_critic, critic_parts, ", for the critic only"))
-        for (path, _), part in zip(leaves, described, strict=True)
+        for leaves, whose in ((seen, ""), (of_critic, ", for the critic only"))
+        for path, part in ((path, _describe_leaf(space, experiment.network)) for path, space in leaves)
     ]
     if len(texts) > SHOWN_PARTS:
         texts[SHOWN_PARTS:] = [f"and {len(texts) - SHOWN_PARTS} more"]

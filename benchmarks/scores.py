@@ -22,6 +22,7 @@ from benchmarks.published import PUBLISHED, TARGETS
 from benchmarks.report import Report, number
 from commands.helpers.command_line import parse
 from commands.helpers.presets import defaults_for
+from commands.helpers.run_directory import run_name
 from commands.plot import draw
 from commands.train import ExecutionConfig, TrainCommand
 from protocol.errors import UserError
@@ -38,10 +39,8 @@ METRIC = "rollout/episode_return_mean"
 class Seed:
     """One run, and how it is evaluated."""
 
-    env: str
-    seed: int
-    flags: tuple[str, ...]  # Settings other than the preset's.
     config: RunConfig  # All settings.
+    flags: tuple[str, ...]  # Those that are not the preset's, as they were given.
     folder: Path
     episodes: int
 
@@ -53,12 +52,12 @@ class Seed:
         given = TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo)
         command = parse(TrainCommand, "launch.py", words, default=given)
         config = RunConfig(command.experiment, command.ppo, command.training)
-        return cls(env, seed, flags, config, folder, episodes)
+        return cls(config, flags, folder, episodes)
 
     @property
     def run_dir(self) -> Path:
         """Its directory, another one for other flags."""
-        name = f"{self.env.rpartition(':')[2].replace('/', '-')}-seed{self.seed}"
+        name = run_name(self.config.experiment)
         if self.flags:
             name += "-" + hashlib.blake2b(shlex.join(self.flags).encode(), digest_size=4).hexdigest()
         return self.folder / name
@@ -67,7 +66,8 @@ class Seed:
         """The returns [episodes] of its last policy, trained and evaluated as far as that is missing. Raises
         `UserError`."""
         if not (self.run_dir / "config.toml").exists():
-            words = ["--env", self.env, "--seed", str(self.seed), *self.flags]
+            experiment = self.config.experiment
+            words = ["--env", experiment.env, "--seed", str(experiment.seed), *self.flags]
             launch_to_end([*words, "--run-dir", str(self.run_dir), "--in-process", "--actors", "1", "--quiet"])
         else:
             self._check()
@@ -115,7 +115,8 @@ def run(arguments: argparse.Namespace) -> Report:
     with ThreadPoolExecutor(arguments.parallel) as pool:
         scores = dict(zip(seeds, pool.map(score, seeds), strict=True))
     for env in dict.fromkeys(arguments.env):
-        found = {seed.seed: scores[seed] for seed in seeds if seed.env == env}
+        of_env = {seed.config.experiment.seed: seed for seed in seeds if seed.config.experiment.env == env}
+        found = {number: scores[seed] for number, seed in of_env.items()}
         values = {seed: value for seed, value in found.items() if isinstance(value, float)}
         if values:
             report.rows.append(Row(env, "return", "", "here", Samples.of(values.values())))

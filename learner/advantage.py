@@ -17,21 +17,14 @@ class Steps(NamedTuple):
     truncated: np.ndarray
 
 
-def gae(steps: Steps, *, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
-    """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, equation 16).
-
-    Returns (advantages, value_targets), both [T, N], of the dtype of the values. A truncated episode bootstraps from
-    its next value; a terminated one does not; neither reaches past its end.
-    """
-    return vtrace(steps, np.ones(steps.rewards.shape), discount=discount, gae_lambda=gae_lambda)
-
-
 def vtrace(steps: Steps, ratios: np.ndarray, *, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
     """V-trace(λ) targets (Espeholt et al., arXiv 1802.01561, remark 2) with both truncation levels at 1.
 
-    `ratios` [T, N] are π_proximal / π_behaviour of the actions taken; where all are 1, this is GAE(λ). The advantage is
-    r + γ((1−λ)V′ + λv′) − V, without the leading ratio: the decoupled objective carries that weight itself.
-    Returns (advantages, value_targets), both [T, N], of the dtype of the values.
+    `ratios` [T, N] are π_proximal / π_behaviour of the actions taken; where all are 1, this is generalised advantage
+    estimation (Schulman et al., arXiv 1506.02438, equation 16). The advantage is r + γ((1−λ)V′ + λv′) − V, without the
+    leading ratio: the decoupled objective carries that weight itself. Returns (advantages, value_targets), both [T, N],
+    of the dtype of the values. A truncated episode bootstraps from its next value; a terminated one does not; neither
+    reaches past its end.
     """
     rewards, values, next_values, terminated, truncated = steps
     length = len(rewards)

@@ -143,8 +143,8 @@ class Fog(gymnasium.Env):
             "contacts": self.np_random.integers(2, size=2).astype(np.int8),
             "sensor": self._sensor,
             "scene": {"luck": luck, "sign": 1 + int(self._luck > 0)},
+            "camera": self.np_random.integers(256, size=(12, 12, 3), dtype=np.uint8),
         }
-        shown["camera"] = self.np_random.integers(256, size=(12, 12, 3), dtype=np.uint8)
         return {name: shown[name] for name in self._names}
 
 

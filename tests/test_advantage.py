@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.advantage import Steps, gae, vtrace
+from learner.advantage import Steps, vtrace
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Rollout:
 
     def gae(self, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
         facts = (self.rewards, self.values, self.next_values, self.terminated, self.truncated)
-        return gae(Steps(*facts), discount=discount, gae_lambda=gae_lambda)
+        return vtrace(Steps(*facts), np.ones(self.rewards.shape), discount=discount, gae_lambda=gae_lambda)
 
     def vtrace(self, discount: float, gae_lambda: float) -> tuple[np.ndarray, np.ndarray]:
         facts = (self.rewards, self.values, self.next_values, self.terminated, self.truncated)

@@ -2,15 +2,14 @@
 
 import importlib.util
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from disturbing import disturb
-from launching import launch, metrics_of, running, stop, summary_of, together, train, wait_for
+from disturbing import in_every_execution
+from launching import launch, metrics_of, train
 from making import snapshot_of, trained_model
 
 from actors.environment import make_environment
@@ -45,21 +44,13 @@ KINDS: dict[str, list[object]] = {
     "a memory": ["--recurrent", "lstm", "--recurrent-size", 8],
     "images and a memory": [*CAMERA, "--recurrent-size", 8],
 }
-EXECUTIONS = {"in-process": ["--in-process", "--actors", 2], "1": ["--actors", 1], "4": ["--actors", 4]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_actors_transport_kills_and_resumes_change_nothing(tmp_path: Path, kind: str) -> None:
     flags = [*FOG, *KINDS[kind], "--total-steps", 256 * 24, "--checkpoint-every", 3]
-    runs = [partial(train, tmp_path / name, *flags, *how) for name, how in EXECUTIONS.items()]
-    runs.append(partial(disturb, tmp_path / "killed", [*flags, "--actors", 2], ["kill_actor", "kill_learner"], every=8))
-    summaries = dict(zip([*EXECUTIONS, "killed"], together(*runs), strict=True))
-    with running(tmp_path / "resumed", *flags, "--actors", 2) as process:
-        wait_for(lambda: (tmp_path / "resumed/metrics.jsonl").exists() and len(metrics_of(tmp_path / "resumed")) >= 5)
-        stop(process)
-    assert launch("--resume", tmp_path / "resumed", "--actors", 3).returncode == 0
-    summaries["resumed"] = summary_of(tmp_path / "resumed")
+    summaries = in_every_execution(tmp_path, flags)
     assert len({summary["weights_digest"] for summary in summaries.values()}) == 1, summaries
     assert all(summary["deterministic"] for summary in summaries.values()), summaries
 
@@ -110,7 +101,7 @@ def test_a_key_takes_all_that_it_holds_and_its_parts_are_stored_last() -> None:
     assert [part.kind for part in spaces.parts] == ["image", "binary", "numbers"]
     assert [part.kind for part in spaces.critic_parts] == ["numbers", "choices"]
     assert spaces.observation.shape == (432 + 2 + 8 + 4 + 8,)
-    text = describe_observations(env, experiment_of("scene"), spaces.parts, spaces.critic_parts)
+    text = describe_observations(env, experiment_of("scene"))
     assert text.endswith(
         "scene.luck float32 [1] as numbers, for the critic only, scene.sign int64 [] as choices, one-hot,"
         " for the critic only"

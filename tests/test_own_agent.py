@@ -4,15 +4,14 @@ import csv
 import importlib.util
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from disturbing import disturb
-from launching import launch, metrics_of, running, stop, summary_of, together, train, wait_for
+from disturbing import in_every_execution
+from launching import launch, metrics_of, running, stop, summary_of, train, wait_for
 from making import snapshot_of, trained_model
 
 import learner.distributions as on_learner
@@ -47,7 +46,6 @@ KINDS: dict[str, list[object]] = {
     "masks and a memory": ["--env-kwargs", "action='several'", "--recurrent", "lstm", "--recurrent-size", 8],
     "no masks": ["--env-kwargs", "masks='none'", "--schedule", "sync"],
 }
-EXECUTIONS = {"in-process": ["--in-process", "--actors", 2], "1": ["--actors", 1], "4": ["--actors", 4]}
 
 
 def shown(run_dir: Path) -> list[dict[str, Any]]:
@@ -59,14 +57,7 @@ def shown(run_dir: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_actors_transport_kills_and_resumes_change_nothing(tmp_path: Path, kind: str) -> None:
     flags = [*GARDEN, *KINDS[kind], "--total-steps", 256 * 24, "--checkpoint-every", 3]
-    runs = [partial(train, tmp_path / name, *flags, *how) for name, how in EXECUTIONS.items()]
-    runs.append(partial(disturb, tmp_path / "killed", [*flags, "--actors", 2], ["kill_actor", "kill_learner"], every=8))
-    summaries = dict(zip([*EXECUTIONS, "killed"], together(*runs), strict=True))
-    with running(tmp_path / "resumed", *flags, "--actors", 2) as process:
-        wait_for(lambda: len(shown(tmp_path / "resumed")) >= 5 if (tmp_path / "resumed/metrics.jsonl").exists() else 0)
-        stop(process)
-    assert launch("--resume", tmp_path / "resumed", "--actors", 3).returncode == 0
-    summaries["resumed"] = json.loads((tmp_path / "resumed/summary.json").read_text())
+    summaries = in_every_execution(tmp_path, flags)
     assert len({summary["weights_digest"] for summary in summaries.values()}) == 1, summaries
     assert all(summary["deterministic"] and summary["env_faults"] == 0 for summary in summaries.values()), summaries
     first = shown(tmp_path / "1")

@@ -18,7 +18,7 @@ from actors.lane import Lane
 from actors.policy import Policy
 from actors.rollout import collect_rollout
 from actors.spaces import describe_spaces
-from learner.advantage import Steps, gae, vtrace
+from learner.advantage import Steps, vtrace
 from learner.batch import Batch
 from learner.differentiated import Differentiated, forward, ppo_loss
 from learner.model import ActorCritic
@@ -378,10 +378,9 @@ def literal_samples(
     if (batch.policy_versions == iteration).all():
         weights = np.ones((T, N), np.float32)
         log_probs = batch.behaviour_log_probs
-        advantages, targets = gae(steps, discount=config.discount, gae_lambda=config.gae_lambda)
     else:
         weights = np.exp(log_probs - batch.behaviour_log_probs) if ratios is None else ratios
-        advantages, targets = vtrace(steps, weights, discount=config.discount, gae_lambda=config.gae_lambda)
+    advantages, targets = vtrace(steps, weights, discount=config.discount, gae_lambda=config.gae_lambda)
     vectors = {
         "proximal_log_probs": log_probs,
         "weights": np.minimum(weights, 2),
@@ -771,7 +770,7 @@ def test_a_recurrent_update_trains_on_what_a_step_by_step_reference_says(
         advantages, targets = vtrace(steps, ratios, **settings)
     else:
         ratios, log_probs = np.ones((T, N)), batch.behaviour_log_probs
-        advantages, targets = gae(steps, **settings)
+        advantages, targets = vtrace(steps, np.ones(steps.rewards.shape), **settings)
 
     PPO(model, config, seed=5, horizon=Horizon((TOTAL_ITERATIONS,))).update(batch, iteration, halved, never)
     (minibatch,) = minibatches

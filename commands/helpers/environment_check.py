@@ -237,8 +237,7 @@ class _Check:
         env, spaces = simulation.env, simulation.spaces
         assert env is not None
         yield ok(f"action space {_line(env.action_space)}: a {spaces.distribution} policy")
-        described = describe_observations(env, self._experiment, spaces.parts, spaces.critic_parts)
-        yield ok(f"observations: {described}")
+        yield ok(f"observations: {describe_observations(env, self._experiment)}")
         self.played = self._run([simulation], [SEED], PLAY_SECONDS)[0]
         self._steps = sum(not entry.startswith("reset") for entry in self.played)
         yield from self._tell_faults()

@@ -18,10 +18,14 @@ from rundir.config import RunConfig
 from rundir.names import CHECKPOINTS, CONFIG, EVENTS, EXECUTION, LOGS, METRICS
 
 
+def run_name(experiment: Experiment) -> str:
+    """The name of its run directory, after environment and seed, without the environment's module."""
+    return f"{experiment.env.rpartition(':')[2].replace('/', '-')}-seed{experiment.seed}"
+
+
 def fresh_run_dir(experiment: Experiment) -> Path:
-    """A new directory below `runs/`, named after environment and seed, without the environment's module."""
-    env = experiment.env.rpartition(":")[2].replace("/", "-")
-    name = f"{env}-seed{experiment.seed}"
+    """A directory below `runs/` that is not there yet."""
+    name = run_name(experiment)
     taken = 1
     path = Path("runs") / name
     while path.exists():
