@@ -1,5 +1,7 @@
 """A run directory, as the commands that look at one read it."""
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from protocol.output import say
 from rundir.checkpoint import Checkpoint, load_newest_checkpoint
 from rundir.config import RunConfig
 from rundir.names import BEST, CHECKPOINTS, CONFIG, METRICS, SUMMARY
+
+MAX_DEPTH = 4  # So many folders deep, runs are looked for: runs/SWEEP/TRIAL/SEED.
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,29 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """How the run ended; None while it is under way, or where its launcher was killed."""
         return read_object(self.path / SUMMARY)
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run directories among `paths` and below them, each once; those of a folder in the order of their names, with
+    seed-2 before seed-10. Raises `UserError` for a path that has none."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        below = list(_runs_below(path, MAX_DEPTH))
+        if not below:
+            raise UserError(f"{path}: there is no run here (no {CONFIG})")
+        found |= dict.fromkeys(below)
+    return list(found)
+
+
+def _runs_below(path: Path, depth: int) -> Iterator[Path]:
+    if (path / CONFIG).is_file():
+        yield path
+    elif depth > 0 and path.is_dir():
+        for folder in sorted(path.iterdir(), key=_in_order):
+            if folder.is_dir() and not folder.name.startswith("."):
+                yield from _runs_below(folder, depth - 1)
+
+
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

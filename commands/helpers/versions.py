@@ -5,7 +5,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("mlx", "numpy", "gymnasium", "pyzmq", "msgpack", "safetensors", "ngsolve-openblas")
 
 
