@@ -32,17 +32,13 @@ def main(arguments: list[str]) -> int:
         _check_arguments(arguments)
         if command not in COMMANDS:
             raise UserError(f"there is no command {command}; there are {', '.join(COMMANDS)}, each with --help")
-        if command != "train" or "--help" in arguments:
+        if command not in ("train", "sweep") or "--help" in arguments:
             for number in (signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
-        if command != "train":
-            return importlib.import_module(f"commands.{command.replace('-', '_')}").main(arguments)
-        # Until the supervisor takes over there is nothing to save, and no child to end.
-        for number in ends_of_a_run():
-            signal.signal(number, lambda *_: exit_at_once(SUCCESS))
-        from commands.train import main as train
-
-        return train(arguments)
+        else:  # Until the supervisor takes over there is nothing to save, and no child to end.
+            for number in ends_of_a_run():
+                signal.signal(number, lambda *_: exit_at_once(SUCCESS))
+        return importlib.import_module(f"commands.{command.replace('-', '_')}").main(arguments)
     except UserError as error:
         for line in f"launch.py: {error}".splitlines():
             complain(printable(line))  # it may hold what somebody else wrote

@@ -257,11 +257,11 @@ def resume(run_dir: str | os.PathLike[str], on_iteration: Callback | None = None
 
 
 def _fresh_run_dir(settings: Settings) -> Path:
-    from commands.helpers.run_directory import fresh_run_dir
+    from commands.helpers.run_directory import fresh_run_dir, run_name
     from protocol.experiment import Experiment
 
     chosen = {name: settings[name] for name in ("env", "seed") if name in settings}
-    return fresh_run_dir(Experiment(**chosen))
+    return fresh_run_dir(run_name(Experiment(**chosen)))
 
 
 def _flags(settings: Settings) -> list[str]:

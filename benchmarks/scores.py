@@ -24,7 +24,7 @@ from commands.helpers.command_line import parse
 from commands.helpers.presets import defaults_for
 from commands.helpers.run_directory import run_name
 from commands.plot import draw
-from commands.train import ExecutionConfig, TrainCommand
+from commands.train import ExecutionConfig, SeveralConfig, TrainCommand
 from protocol.errors import UserError
 from protocol.text import differences_in_words
 from rundir.config import RunConfig
@@ -49,7 +49,7 @@ class Seed:
         """Raises `UserError` on flags that are none. Not for threads: the parser redirects standard error."""
         words = ["--env", env, "--seed", str(seed), *flags]
         defaults = defaults_for(words)
-        given = TrainCommand(ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo)
+        given = TrainCommand(ExecutionConfig(), SeveralConfig(), defaults.experiment, defaults.training, defaults.ppo)
         command = parse(TrainCommand, "launch.py", words, default=given)
         config = RunConfig(command.experiment, command.ppo, command.training)
         return cls(config, flags, folder, episodes)

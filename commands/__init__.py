@@ -2,6 +2,7 @@
 
 COMMANDS = (
     "train",
+    "sweep",
     "eval",
     "play",
     "replay",

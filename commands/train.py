@@ -1,6 +1,7 @@
 """`train`: settles what is to be run and where, and hands it to the supervisor."""
 
 import dataclasses
+import json
 import os
 import typing
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -16,23 +17,28 @@ from actors.arguments import parse_env_kwargs
 from actors.environment import check_registered
 from commands import COMMANDS
 from commands.helpers.command_line import parse, value_of
-from commands.helpers.cores import default_actors
+from commands.helpers.cores import default_actors, performance_cores
 from commands.helpers.initial import read_initial
 from commands.helpers.presets import defaults_for
-from commands.helpers.run_directory import claimed, fresh_run_dir, refuse_to_begin_anew
+from commands.helpers.run_directory import claimed, fresh_run_dir, locked, refuse_to_begin_anew, run_name
 from dashboard.server import check_installed as check_dashboard_installed
+from multirun.machine import share
+from multirun.seeds import SEEDS, folder_of, is_seeds, run_seeds, seeds_in
 from protocol import trace
 from protocol.errors import ProtocolError, UserError
 from protocol.execution import Execution, SinkName
 from protocol.experiment import Experiment
-from protocol.files import read_object
+from protocol.files import read_object, replace_file
 from protocol.networks import check_network
+from protocol.output import say
 from protocol.process import as_typed
 from protocol.records import typed
 from protocol.remote import RemoteAccess
 from protocol.trust import check_trust
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
+from rundir.initial import Initial
 from rundir.names import CONFIG, EXECUTION
+from supervisor.awake import awake
 from supervisor.dashboard import dashboard
 from supervisor.run import supervise
 from supervisor.sinks import check_sinks
@@ -89,6 +95,17 @@ class ExecutionConfig:
     """Take settings from this TOML file, such as another run's config.toml; flags beat it, and it beats the preset."""
 
 
+@dataclass(frozen=True)
+class SeveralConfig:
+    """Several runs at a time."""
+
+    seeds: tuple[int, ...] = ()
+    """Train with each of these seeds instead of --seed: one run directory each, in one folder, and a summary of all.
+    --resume goes on with the folder."""
+    parallel: int | None = None
+    """With --seeds: runs at a time; None takes as many as cores and memory carry."""
+
+
 KEPT = ("actors", "transport", "in_process", "step_timeout", "sink", "let_sleep")  # A resumed run has these again.
 Flat = tyro.conf.OmitArgPrefixes
 
@@ -101,10 +118,12 @@ class TrainCommand:
     Examples:
       python launch.py --actors 8
       python launch.py --env LunarLander-v3 --seed 1 --run-dir runs/lander
+      python launch.py --env LunarLander-v3 --seeds 0 1 2 3 4
       python launch.py --resume runs/lander
     """
 
     execution: Flat[ExecutionConfig]
+    several: Flat[SeveralConfig]
     experiment: Flat[Experiment]
     training: Flat[TrainingConfig]
     ppo: Flat[PPOConfig]
@@ -112,6 +131,54 @@ class TrainCommand:
 
 def main(arguments: list[str]) -> int:
     """Train as the command line says; returns the exit code."""
+    folder = value_of("--resume", arguments)
+    if folder is not None and is_seeds(Path(folder)):
+        return _resume_seeds(Path(folder).absolute(), arguments)
+    settled = _settle(arguments)
+    config, execution = settled.config, settled.command.execution
+    if settled.command.several.seeds:
+        return _begin_seeds(settled)
+    if settled.command.several.parallel is not None:
+        raise UserError("--parallel is for --seeds, which is missing")
+    num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
+    run_dir = (execution.resume or execution.run_dir or fresh_run_dir(run_name(config.experiment))).absolute()
+    workers = "threads" if execution.in_process else "ray" if execution.cluster else "processes"
+    how = Execution(
+        run_dir=run_dir,
+        num_actors=num_actors,
+        witness=workers == "processes" and num_actors > 0 and config.experiment.schedule != "async",
+        step_timeout=execution.step_timeout,
+        workers=workers,
+        transport=execution.transport,
+        remote=settled.remote,
+        ray_address=settled.ray_address,
+        sinks=execution.sink,
+        quiet=execution.quiet,
+        let_sleep=execution.let_sleep,
+    )
+    with (
+        claimed(run_dir, fresh=execution.resume is None, config=config, kept=_kept(execution)),
+        _traced(execution.trace and execution.trace.absolute()),
+        dashboard(run_dir) if execution.dashboard else nullcontext(),
+    ):
+        if settled.initial is not None:
+            settled.initial.save(run_dir)
+        return supervise(config, how)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What a command line means, checked."""
+
+    command: TrainCommand
+    config: RunConfig
+    remote: RemoteAccess | None
+    ray_address: str | None
+    initial: Initial | None
+
+
+def _settle(arguments: list[str]) -> _Settled:
+    """What `arguments` mean; raises `UserError` where they do not fit together, or where something is missing."""
     resumed = value_of("--resume", arguments)
     defaults = defaults_for(arguments)
     command = parse(
@@ -119,7 +186,9 @@ def main(arguments: list[str]) -> int:
         "launch.py",
         arguments,
         more_help=f"Other commands, each with --help: {', '.join(COMMANDS[1:])}.",
-        default=TrainCommand(_execution_of(resumed), defaults.experiment, defaults.training, defaults.ppo),
+        default=TrainCommand(
+            _execution_of(resumed), SeveralConfig(), defaults.experiment, defaults.training, defaults.ppo
+        ),
     )
     config = RunConfig(command.experiment, command.ppo, command.training)
     if (cell := value_of("--recurrent", arguments)) is not None and not config.experiment.recurrent_size:
@@ -159,31 +228,86 @@ def main(arguments: list[str]) -> int:
         config = _with_whole_paths(config)
         found = config.training.init_vecnormalize
         initial = read_initial(Path(str(config.training.init_from)), None if found is None else Path(found))
-    num_actors = default_actors(config.experiment.num_lanes) if execution.actors is None else execution.actors
-    run_dir = (execution.resume or execution.run_dir or fresh_run_dir(config.experiment)).absolute()
-    workers = "threads" if execution.in_process else "ray" if execution.cluster else "processes"
-    settled = Execution(
-        run_dir=run_dir,
-        num_actors=num_actors,
-        witness=workers == "processes" and num_actors > 0 and config.experiment.schedule != "async",
-        step_timeout=execution.step_timeout,
-        workers=workers,
-        transport=execution.transport,
-        remote=remote,
-        ray_address=ray_address,
-        sinks=execution.sink,
-        quiet=execution.quiet,
-        let_sleep=execution.let_sleep,
+    if command.several.seeds or command.several.parallel is not None:
+        _check_several(command, arguments)
+    return _Settled(command, config, remote, ray_address, initial)
+
+
+def _check_several(command: TrainCommand, arguments: list[str]) -> None:
+    """Raise `UserError` on what several runs at a time cannot have."""
+    execution, seeds, parallel = command.execution, command.several.seeds, command.several.parallel
+    if parallel is not None and parallel < 1:
+        raise UserError(f"--parallel must be at least 1, not {parallel}")
+    if seeds and value_of("--seed", arguments) is not None:
+        raise UserError("--seed and --seeds exclude each other; name all seeds after --seeds")
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise UserError(f"--seeds has {' and '.join(map(str, twice))} more than once; each seed is one run")
+    if seeds and value_of("--resume", arguments) is not None:
+        raise UserError("--seeds is for new runs; --resume of their folder goes on with all of them")
+    for flag, value in (("--listen", execution.listen), ("--cluster", execution.cluster), ("--trace", execution.trace)):
+        if value is not None:
+            raise UserError(f"{flag} is for one run; give --seed instead of --seeds")
+
+
+def _kept(execution: ExecutionConfig) -> dict[str, Any]:
+    return {name: getattr(execution, name) for name in KEPT}
+
+
+def _begin_seeds(settled: _Settled) -> int:
+    """Make the run directories of all seeds, and run them; returns the exit code."""
+    command, config = settled.command, settled.config
+    seeds = command.several.seeds
+    name = f"{run_name(config.experiment).removesuffix(f'-seed{config.experiment.seed}')}-seeds"
+    folder = (command.execution.run_dir or fresh_run_dir(name)).absolute()
+    for seed in seeds:
+        dataclasses.replace(config.experiment, seed=seed).check()
+    with locked(folder):
+        if any((folder / file).exists() for file in (CONFIG, SEEDS)):
+            raise UserError(f"{as_typed(folder)} already holds runs; continue them with --resume, or choose another")
+        for seed in seeds:
+            experiment = dataclasses.replace(config.experiment, seed=seed)
+            of_seed = dataclasses.replace(config, experiment=experiment)
+            run_dir = folder_of(folder, seed)
+            with claimed(run_dir, fresh=True, config=of_seed, kept=_kept(command.execution)):
+                if settled.initial is not None:
+                    settled.initial.save(run_dir)
+        replace_file(folder / SEEDS, json.dumps({"seeds": seeds}) + "\n")
+        return _run_seeds(folder, settled)
+
+
+def _resume_seeds(folder: Path, arguments: list[str]) -> int:
+    """Go on with all seeds of a folder; returns the exit code."""
+    first = seeds_in(folder)[0]
+    at = max(i for i, word in enumerate(arguments) if word.partition("=")[0] == "--resume")
+    given = arguments[at].partition("=")[1] == "="
+    settled = _settle([*arguments[:at], "--resume", str(first), *arguments[at + (1 if given else 2) :]])
+    with locked(folder):
+        return _run_seeds(folder, settled)
+
+
+def _run_seeds(folder: Path, settled: _Settled) -> int:
+    """Run the seeds of a folder, as many at a time as this machine carries."""
+    command, config = settled.command, settled.config
+    execution, experiment, run_dirs = command.execution, config.experiment, seeds_in(folder)
+    threads = config.training.learner_threads or 1
+    wanted = execution.actors, command.several.parallel
+    shared = share(performance_cores(), len(run_dirs), experiment.num_lanes, threads, *wanted)
+    if shared.note:
+        say(f"note: {shared.note}")
+    flags = ["--actors", str(shared.actors), "--transport", execution.transport]
+    flags += ["--step-timeout", str(execution.step_timeout), "--total-steps", str(config.training.total_steps)]
+    flags += ["--in-process" if execution.in_process else "--no-in-process"]
+    flags += ["--let-sleep" if execution.let_sleep else "--no-let-sleep", "--sink", *execution.sink]
+    flags += [
+        f"--{name}" for name, given in (("trust", execution.trust), ("begin-anew", execution.begin_anew)) if given
+    ]
+    seeds = " ".join(run_dir.name.removeprefix("seed-") for run_dir in run_dirs)
+    title = (
+        f"{experiment.env}, seeds {seeds}, {experiment.schedule}: {shared.parallel} at a time,"
+        f" {shared.actors} actor{'s' if shared.actors > 1 else ''} each -> {as_typed(folder)}"
     )
-    shown = dashboard(run_dir) if execution.dashboard else nullcontext()
-    with (
-        claimed(run_dir, fresh=resumed is None, config=config, kept={name: getattr(execution, name) for name in KEPT}),
-        _traced(execution.trace and execution.trace.absolute()),
-        shown,
-    ):
-        if initial is not None:
-            initial.save(run_dir)
-        return supervise(config, settled)
+    with awake(not execution.let_sleep), dashboard(folder) if execution.dashboard else nullcontext():
+        return run_seeds(folder, title, config, flags, shared.parallel, execution.quiet)
 
 
 def _remote_access(execution: ExecutionConfig) -> RemoteAccess | None:

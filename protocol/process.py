@@ -26,6 +26,7 @@ OWN = {
     "launch",
     "learner",
     "mlx_distributed_ppo",
+    "multirun",
     "protocol",
     "rundir",
     "supervisor",

@@ -217,8 +217,8 @@ class RunConfig:
         for part in dataclasses.fields(self):
             lines += ["", f"# {part.name}"]
             values = dataclasses.asdict(getattr(self, part.name))
-            lines += [f"{name} = {_to_toml(value)}" for name, value in values.items()]
-        lines += ["", f"[{VERSIONS}]", *(f"{_to_toml(name)} = {_to_toml(text)}" for name, text in versions.items())]
+            lines += [f"{name} = {to_toml(value)}" for name, value in values.items()]
+        lines += ["", f"[{VERSIONS}]", *(f"{to_toml(name)} = {to_toml(text)}" for name, text in versions.items())]
         replace_file(path, "\n".join(lines) + "\n")
 
     @classmethod
@@ -243,9 +243,10 @@ def load_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _to_toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_to_toml, value))}]"
+def to_toml(value: Any) -> str:
+    """A setting as a file of settings has it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(to_toml, value))}]"
     if isinstance(value, str | bool):
         return json.dumps(value, ensure_ascii=False)
     return NONE if value is None else repr(value)

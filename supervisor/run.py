@@ -2,17 +2,13 @@
 
 import json
 import queue
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 
 from protocol.errors import UserError
-from protocol.events import Caution, SignalReceived
+from protocol.events import Caution
 from protocol.execution import Execution
 from protocol.files import read_object, replace_file
-from protocol.lifeline import FAILURE, SUCCESS, ends_of_a_run
+from protocol.lifeline import FAILURE, SUCCESS
 from protocol.limits import allow_many_files
 from protocol.output import complain, say
 from protocol.process import as_typed, as_word
@@ -22,6 +18,7 @@ from supervisor.address import listening
 from supervisor.awake import awake
 from supervisor.evaluation import Evaluation
 from supervisor.report import Report
+from supervisor.signals import signals
 from supervisor.sinks import Sinks
 from supervisor.status import RunStatus
 from supervisor.supervisor import RunFailed, Supervisor
@@ -53,7 +50,7 @@ def supervise(config: RunConfig, execution: Execution) -> int:
     allow_many_files()
     with (
         awake(not execution.let_sleep),
-        _signals(events),
+        signals(events),
         listening("inproc" if execution.workers == "threads" else execution.transport) as place,
         terminal,
     ):
@@ -124,18 +121,3 @@ def _tell_at_once(report: Report, terminal: Terminal, execution: Execution, num_
         report.tell("warning", warning, aloud=False)
     if idle > 0:
         report.tell("note", f"{execution.num_actors} actors are more than the {num_lanes} lanes; {idle} will idle")
-
-
-@contextmanager
-def _signals(events: Events) -> Iterator[None]:
-    """Turn INT, TERM and HUP into events. A background job may start with an ignored SIGINT, so INT is always set."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        events.put(SignalReceived(signal.Signals(number).name))
-
-    before = {number: signal.signal(number, handle) for number in ends_of_a_run()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

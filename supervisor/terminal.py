@@ -24,7 +24,7 @@ HELD = 200  # Most lines of the time of the live view that are printed after it.
 ALARMS = {"warning", "actor_lost", "actor_retired", "learner_lost"}
 
 
-class _Console(Console):
+class SafeConsole(Console):
     """Stops printing when nobody reads any more (`| head`, a terminal that was closed), so that the run goes on."""
 
     def on_broken_pipe(self) -> None:
@@ -57,7 +57,7 @@ class Terminal:
     def __init__(self, status: RunStatus, quiet: bool) -> None:
         self._status = status
         self._quiet = quiet
-        self._console = _Console(highlight=False, soft_wrap=True, file=output(), force_jupyter=False)
+        self._console = SafeConsole(highlight=False, soft_wrap=True, file=output(), force_jupyter=False)
         self._live: ExitStack | None = None
         self._held: list[str] = []
         self._printed = _Held()

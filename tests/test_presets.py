@@ -8,7 +8,7 @@ import pytest
 
 from commands.helpers.command_line import parse
 from commands.helpers.presets import PRESETS, defaults_for, preset_for
-from commands.train import ExecutionConfig, TrainCommand
+from commands.train import ExecutionConfig, SeveralConfig, TrainCommand
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
@@ -66,7 +66,7 @@ def test_texts_given_to_one_flag_at_several_places_add_up() -> None:
         "--seed",
         "4",
     ]
-    default = TrainCommand(ExecutionConfig(), Experiment(), TrainingConfig(), PPOConfig())
+    default = TrainCommand(ExecutionConfig(), SeveralConfig(), Experiment(), TrainingConfig(), PPOConfig())
     experiment = parse(TrainCommand, "train", words, default=default).experiment
     assert experiment.env_kwargs == ("a=1", "b=2", "c=3")
     assert (experiment.wrapper, experiment.seed) == (("x:Y",), 4)

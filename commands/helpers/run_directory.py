@@ -23,9 +23,8 @@ def run_name(experiment: Experiment) -> str:
     return f"{experiment.env.rpartition(':')[2].replace('/', '-')}-seed{experiment.seed}"
 
 
-def fresh_run_dir(experiment: Experiment) -> Path:
-    """A directory below `runs/` that is not there yet."""
-    name = run_name(experiment)
+def fresh_run_dir(name: str) -> Path:
+    """A directory below `runs/` that is not there yet, called `name` or much like it."""
     taken = 1
     path = Path("runs") / name
     while path.exists():
@@ -35,22 +34,29 @@ def fresh_run_dir(experiment: Experiment) -> Path:
 
 
 @contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory, which is made if it is not there, for this process alone. Raises `UserError`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "a")  # noqa: SIM115 - held until the context is over
+    except OSError as error:
+        raise UserError(f"the run directory {directory} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"the run directory {directory} is in use by another launch.py") from None
+        yield
+
+
+@contextmanager
 def claimed(run_dir: Path, *, fresh: bool, config: RunConfig, kept: dict[str, Any]) -> Iterator[None]:
     """Hold the run directory for this process alone; a new one that comes to nothing is removed again. `kept` is how
     the run is executed, for the next time."""
     created = not run_dir.exists()
     if not fresh:
         _refuse_links(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / ".lock", "a")  # noqa: SIM115 - held until the run is over
-    except OSError as error:
-        raise UserError(f"the run directory {run_dir} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"the run directory {run_dir} is in use by another launch.py") from None
+    with locked(run_dir):
         if fresh and (run_dir / CONFIG).exists():
             raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
         try:

@@ -1,0 +1,1 @@
+"""Many runs at a time: the seeds of an experiment, and the trials of a sweep."""
