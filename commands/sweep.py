@@ -21,6 +21,7 @@ from multirun.spec import Spec, read_spec
 from multirun.sweep import Sweep, rows_in
 from multirun.view import View
 from protocol.errors import UserError
+from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 from protocol.output import say
 from protocol.process import as_typed, as_word
@@ -141,7 +142,7 @@ def _tell_best(folder: Path, spec: Spec, pictures: Search | None = None) -> int:
     best = complete[0]
     settings = {"env": spec.base.experiment.env, **spec.settings, **best["settings"]}
     lines = [
-        f"# Trial {best['number']} of {folder.name}, the best of {len(complete)}: {spec.objective} {best['value']:.6g}.",
+        f"# Trial {best['number']} of {folder.name}, the best: {spec.objective} {best['value']:.6g}.",
         "# `python launch.py --config THIS_FILE` trains with it.",
         *(f"{name} = {to_toml(value)}" for name, value in settings.items()),
     ]

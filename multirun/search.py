@@ -1,6 +1,6 @@
 """Optuna asks and is told in an order of our own, so that a sweep does not depend on which trial ends first.
 
-Trial k is proposed once trials 0 to k - `at_once` have been told, in the order of their numbers, and none after these.
+Trial k is proposed when trials 0 to k - `at_once` have been told, in the order of their numbers, and none after these.
 So what Optuna knows when it proposes trial k is always the same, and so is what it proposes. A sweep that goes on
 repeats all proposals from the beginning: the random numbers of the sampler are then where they were.
 
@@ -49,6 +49,8 @@ class Search:
         self._pruner = self._made("pruners", spec.pruner)
         sampler = self._made("samplers", spec.sampler)
         self._study = self._new_study(name, sampler)
+        self._study.stop = lambda: None  # So a sampler ends Optuna's own loop, which is not used here.
+        self._stored: optuna.Study | None = None
         self._views: dict[int, _View] = {}
         self.asked = 0
         self.told = 0
@@ -59,11 +61,9 @@ class Search:
         return self.asked < self._spec.trials and self.asked - self.told < self._spec.at_once
 
     @property
-    def best(self) -> "optuna.trial.FrozenTrial | None":
-        """The best of the complete trials, the first of equal ones; None where there is none."""
-        sign = 1 if self._spec.direction == "maximize" else -1
-        found = [(sign * trial.value, -trial.number, trial) for trial in self.trials if trial.state.name == "COMPLETE"]
-        return max(found)[-1] if found else None
+    def must_tell(self) -> bool:
+        """Whether the next trial, by number, has to be told before another is proposed, or because none is left."""
+        return self.asked - self.told == min(self._spec.at_once, self._spec.trials - self.told)
 
     @property
     def trials(self) -> "list[optuna.trial.FrozenTrial]":
@@ -79,7 +79,8 @@ class Search:
         for searched in self._spec.search:
             if searched.applies({**settings, **proposed}):
                 proposed[searched.name] = _suggest(trial, searched)
-        self._views[self.asked] = _View(self._study.study_name, self._study.get_trials(), self._pruner, self.asked)
+        known = self._study.study_name, self._spec.direction, self._study.get_trials()
+        self._views[self.asked] = _View(*known, self._pruner, self.asked)
         self.asked += 1
         return proposed
 
@@ -88,7 +89,8 @@ class Search:
         return self._views[number].is_pruned(self._optuna, report, value)
 
     def tell(self, outcome: Outcome) -> None:
-        """What the next trial, by number, has come to."""
+        """What the next trial, by number, has come to. Told earlier, Optuna would know more than it may."""
+        assert self.must_tell
         states = self._optuna.trial.TrialState
         number, storage = self.told, self._study._storage
         identity = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
@@ -106,10 +108,10 @@ class Search:
 
     def save(self, folder: Path) -> None:
         """Add the trials that were told since the last time to the folder's storage, for Optuna's own tools."""
-        storage = f"sqlite:///{folder / STORAGE}"
-        study = self._new_study(self._study.study_name, None, storage)
-        for trial in self.trials[len(study.get_trials(deepcopy=False)) :]:
-            study.add_trial(trial)
+        if self._stored is None:
+            self._stored = self._new_study(self._study.study_name, None, f"sqlite:///{folder / STORAGE}")
+        for trial in self.trials[len(self._stored.get_trials(deepcopy=False)) :]:
+            self._stored.add_trial(trial)
 
     @property
     def study(self) -> "optuna.Study":
@@ -152,13 +154,17 @@ class Search:
 class _View:
     """The study as it was when a trial was proposed, with that trial's reports. It is made when it is first needed."""
 
-    def __init__(self, name: str, trials: "list[optuna.trial.FrozenTrial]", pruner: Any, number: int) -> None:
-        self._name, self._trials, self._pruner, self._number = name, trials, pruner, number
+    def __init__(
+        self, name: str, direction: str, trials: "list[optuna.trial.FrozenTrial]", pruner: Any, number: int
+    ) -> None:
+        self._name, self._direction, self._trials = name, direction, trials
+        self._pruner, self._number = pruner, number
         self._trial: optuna.Trial | None = None
 
     def is_pruned(self, optuna: Any, report: int, value: float) -> bool:
         if self._trial is None:
-            study = optuna.create_study(study_name=self._name, pruner=copy.deepcopy(self._pruner))
+            pruner = copy.deepcopy(self._pruner)
+            study = optuna.create_study(study_name=self._name, pruner=pruner, direction=self._direction)
             study.add_trials(self._trials)
             identity = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, self._number)
             self._trial = optuna.trial.Trial(study, identity)

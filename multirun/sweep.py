@@ -90,10 +90,15 @@ class Sweep:
 
     @property
     def in_words(self) -> str:
-        """The best so far."""
-        best = self.search.best
-        told = f"{self.search.told} of {self._spec.trials} trials"
-        return told if best is None else f"{told}, best so far trial {best.number}: {best.value:,.5g}"
+        """How many trials are over, and the best so far."""
+        told = dict(enumerate(self._known[: self.search.told]))
+        over = told | {trial.number: trial.outcome for trial in self._open if trial.outcome is not None}
+        values = {n: one.value for n, one in over.items() if one.state == "complete" and one.value is not None}
+        words = f"{len(over)} of {self._spec.trials} trials"
+        if not values:
+            return words
+        best = (max if self._spec.direction == "maximize" else min)(values, key=values.__getitem__)
+        return f"{words}, best so far trial {best}: {values[best]:,.5g}"
 
     def _propose(self) -> None:
         number = self.search.asked
@@ -187,7 +192,7 @@ class Sweep:
         return score_of(run.run_dir)
 
     def _tell_in_order(self) -> None:
-        while self._open and (outcome := self._open[0].outcome) is not None:
+        while self._open and self.search.must_tell and (outcome := self._open[0].outcome) is not None:
             trial = self._open[0]
             self.search.tell(outcome)
             self._open.pop(0)
