@@ -14,7 +14,7 @@ from protocol.process import as_word
 from protocol.text import printable
 from rundir.curves import differing
 from rundir.names import CONFIG
-from rundir.run import Run
+from rundir.run import Run, find_runs, run_names
 from rundir.witness import in_words
 
 DASH = "–"
@@ -29,20 +29,21 @@ class CompareCommand:
     """
 
     run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
-    """Directories of runs, two at least."""
+    """Directories of two runs at least, or of folders that hold them."""
 
 
 def main(arguments: list[str]) -> int:
     """Compare as the command line says; returns the exit code."""
     command = parse(CompareCommand, "launch.py compare", arguments)
-    if len(command.run_dirs) < 2:
-        raise UserError("compare needs at least two RUN_DIRs")
-    runs = [Run.open(path) for path in command.run_dirs]
+    paths = find_runs(command.run_dirs)
+    if len(paths) < 2:
+        raise UserError("compare needs at least two runs")
+    runs = [Run.open(path) for path in paths]
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table("", *(Column(run.path.name, overflow="fold") for run in runs))
-    for name in differing([run.config for run in runs]):
+    table = Table("", *(Column(name, overflow="fold") for name in run_names(paths)))
+    for name in differing([run.config.settings for run in runs]):
         table.add_row(name, *(_shown(run.config.settings[name]) for run in runs))
     table.add_section()
     results = [results_of(run) for run in runs]
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def _verdict(runs: list[Run], results: list[dict[str, Any]], learners: list[Any]) -> str:
     """What to say of weights that differ."""
-    same = all(learner == learners[0] for learner in learners) and not differing([run.config for run in runs])
+    same = all(learner == learners[0] for learner in learners) and not differing([run.config.settings for run in runs])
     steps = len({result["env-steps"] for result in results}) == 1
     if not (same and steps and all(result["deterministic"] for result in results)):
         return "the weights differ"
