@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     """Draw as the command line says; returns the exit code."""
     command = parse(PlotCommand, "launch.py plot", arguments)
     if not command.run_dirs:
-        raise UserError("plot needs at least one RUN_DIR")
+        raise UserError("plot needs at least one RUN_DIR, before its flags")
     if not command.out.name.strip("."):
         raise UserError(f"--out {command.out} must end in the name of a file")
     if not command.metric:
@@ -92,9 +92,9 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--smooth must lie between 1 and {POINTS}, not {command.smooth}")
     runs = [Run.open(path) for path in find_runs(command.run_dirs)]
     rows = {run.path: run.rows() for run in runs}
-    for run in runs:
-        if not rows[run.path]:
-            raise UserError(f"{run.path} has not completed an iteration yet: there is nothing to plot")
+    runs = [run for run in runs if rows[run.path]]
+    if not runs:
+        raise UserError("no run has completed an iteration yet: there is nothing to plot")
     metrics = [_metric(text, rows) for text in dict.fromkeys(command.metric)]
     figure = draw(
         group(runs), rows, metrics, x=command.x, smooth=command.smooth, log_x=command.log_x, log_y=command.log_y

@@ -233,6 +233,27 @@ def test_compare_tells_equal_weights_from_others_and_names_what_differs(trained:
     assert "the weights differ" in other.stdout and "schedule" in other.stdout and "2,048" in other.stdout
 
 
+def test_many_runs_are_compared_a_line_each(trained: Path) -> None:
+    done = launch("compare", trained)
+    assert done.returncode == 0, done.stderr
+    header, *lines = done.stdout.splitlines()
+    assert {"run", "env", "schedule", "status"} <= set(header.split())
+    assert [line.split()[0] for line in lines[:-1]] == sorted(path.name for path in trained.iterdir())
+    assert lines[-1] == "the weights differ"
+
+
+def test_a_run_that_has_just_begun_is_left_out(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `plot`")
+    begun = tmp_path / "runs" / "begun"
+    begun.mkdir(parents=True)
+    shutil.copy(trained / "again" / "config.toml", begun)
+    refused = launch("plot", begun)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "nothing to plot" in refused.stderr
+    shutil.copytree(trained / "again", begun.parent / "again")
+    done = launch("plot", begun.parent, "--out", tmp_path / "p")
+    assert done.returncode == 0 and "seed 0" in texts_in(tmp_path / "p.svg")
+
+
 @pytest.mark.parametrize("command", ["plot", "compare"])
 def test_no_run_is_one_line(tmp_path: Path, command: str) -> None:
     done = launch(command, tmp_path, tmp_path / "other")
