@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dashboard.curves import LEAST_BLOCKS, MAX_BLOCKS
 from dashboard.reading import RunReader
 from protocol.errors import UserError
@@ -98,8 +100,13 @@ def _mean(seeds: Sequence[RunReader], axis: str, metric: str) -> dict[str, Any]:
     """The mean, its spread, and the evaluations of some seeds."""
     spread = average([seed.curve(axis, metric) for seed in seeds], to_the_longest=True)
     found = marks([seed.evaluation_points() for seed in seeds], axis, evaluated_as(metric))
-    evaluations = {"x": found.x, "values": found.y}
-    if spread is None:
-        return {"x": [], "values": [], "low": [], "high": [], "evaluations": evaluations}
-    low, high = spread.mean - spread.std, spread.mean + spread.std
-    return {"x": spread.x, "values": spread.mean, "low": low, "high": high, "evaluations": evaluations}
+    curve = {"x": [], "values": [], "low": [], "high": []}
+    if spread is not None:
+        low, high = spread.mean - spread.std, spread.mean + spread.std
+        curve = {"x": _brief(spread.x), "values": _brief(spread.mean), "low": _brief(low), "high": _brief(high)}
+    return curve | {"evaluations": {"x": found.x, "values": found.y}}
+
+
+def _brief(values: np.ndarray) -> list[float]:
+    """As many digits as can be seen, of the twenty that would be sent."""
+    return [float(f"{value:.6g}") for value in values]
