@@ -32,7 +32,6 @@ from rundir.curves import group, interquartile_mean, interval
 from rundir.run import Run
 
 EVALUATION = "eval.json"  # What `launch.py eval` writes.
-METRIC = "rollout/episode_return_mean"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def draw_curves(run_dirs: list[Path], out: Path, report: Report) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         return
     runs = [Run.open(run_dir) for run_dir in run_dirs]
-    figure = draw(group(runs), {run.path: run.rows() for run in runs}, METRIC)
+    figure = draw(group(runs), {run.path: run.rows() for run in runs})
     path = out / "scores-curves.png"
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

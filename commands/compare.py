@@ -14,47 +14,59 @@ from protocol.process import as_word
 from protocol.text import printable
 from rundir.curves import differing
 from rundir.names import CONFIG
-from rundir.run import Run
+from rundir.run import Run, find_runs, run_names
 from rundir.witness import in_words
 
 DASH = "–"
+SIDE_BY_SIDE = 4  # So many runs have a column each; more have a line each, with the settings that differ and these:
+BRIEF = ("status", "env-steps", "episode return", "eval")
+WIDEST = 1000  # columns of such a line, which a terminal may wrap: cut in cells, nobody can read it
 
 
 @dataclass(frozen=True)
 class CompareCommand:
     """Set runs side by side: the settings in which they differ, how far they are, and whether they computed the same.
 
-    Example:
+    Examples:
       python launch.py compare runs/CartPole-v1-seed0 runs/CartPole-v1-seed1
+      python launch.py compare runs/sweep                   # a line for each of its runs
     """
 
     run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
-    """Directories of runs, two at least."""
+    """Directories of two runs at least, or of folders that hold them."""
 
 
 def main(arguments: list[str]) -> int:
     """Compare as the command line says; returns the exit code."""
     command = parse(CompareCommand, "launch.py compare", arguments)
-    if len(command.run_dirs) < 2:
-        raise UserError("compare needs at least two RUN_DIRs")
-    runs = [Run.open(path) for path in command.run_dirs]
+    paths = find_runs(command.run_dirs)
+    if len(paths) < 2:
+        raise UserError("compare needs at least two runs")
+    runs = [Run.open(path) for path in paths]
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table("", *(Column(run.path.name, overflow="fold") for run in runs))
-    for name in differing([run.config for run in runs]):
-        table.add_row(name, *(_shown(run.config.settings[name]) for run in runs))
-    table.add_section()
+    names = run_names(paths)
+    differ = differing([run.config.settings for run in runs])
     results = [results_of(run) for run in runs]
-    summaries = [run.summary() or {} for run in runs]
-    learners = [summary.get("learner", {}) for summary in summaries]
-    for name in {name: None for learner in learners for name in learner}:
-        values = [learner.get(name) for learner in learners]
-        if len(set(values)) > 1:
-            table.add_row(f"learner: {name}", *map(_shown, values))
-    for name in results[0]:
-        table.add_row(name, *(_shown(result[name]) for result in results))
-    Console().print(table)
+    learners = [(run.summary() or {}).get("learner", {}) for run in runs]
+    if len(runs) <= SIDE_BY_SIDE:
+        table = Table("", *(Column(name, overflow="fold") for name in names))
+        for name in differ:
+            table.add_row(name, *(_shown(run.config.settings[name]) for run in runs))
+        table.add_section()
+        for name in {name: None for learner in learners for name in learner}:
+            values = [learner.get(name) for learner in learners]
+            if len(set(values)) > 1:
+                table.add_row(f"learner: {name}", *map(_shown, values))
+        for name in results[0]:
+            table.add_row(name, *(_shown(result[name]) for result in results))
+    else:
+        table = Table("run", *(name.replace("_", " ") for name in (*differ, *BRIEF)), box=None)
+        for name, run, result in zip(names, runs, results, strict=True):
+            settings = [run.config.settings[name] for name in differ]
+            table.add_row(name, *map(_shown, (*settings, *(result[name] for name in BRIEF))))
+    Console(width=None if len(runs) <= SIDE_BY_SIDE else WIDEST).print(table)
     digests = {result["weights"] for result in results}
     if None not in digests:
         print(_verdict(runs, results, learners) if len(digests) > 1 else "the weights are equal, bit for bit")
@@ -63,7 +75,7 @@ def main(arguments: list[str]) -> int:
 
 def _verdict(runs: list[Run], results: list[dict[str, Any]], learners: list[Any]) -> str:
     """What to say of weights that differ."""
-    same = all(learner == learners[0] for learner in learners) and not differing([run.config for run in runs])
+    same = all(learner == learners[0] for learner in learners) and not differing([run.config.settings for run in runs])
     steps = len({result["env-steps"] for result in results}) == 1
     if not (same and steps and all(result["deterministic"] for result in results)):
         return "the weights differ"

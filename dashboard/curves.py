@@ -6,23 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from rundir.curves import Curve
 from rundir.episode_metrics import metrics_in
+from rundir.metrics import SECONDS, STEPS, VERSION, WORDS
 
-STEPS, SECONDS, VERSION = "env_steps", "time/seconds", "policy_version"
-METRICS = (  # These are drawn, and episode metrics.
-    "rollout/episode_return_mean",
-    "rollout/episode_length_mean",
-    "train/policy_loss",
-    "train/value_loss",
-    "train/entropy",
-    "train/approx_kl",
-    "train/clip_fraction",
-    "train/explained_variance",
-    "train/learning_rate",
-    "time/env_steps_per_second",
-    "time/learner_wait_share",
-)
-MAX_BLOCKS = 1000  # A curve has at most so many blocks. Each is drawn as its lowest and its highest point.
+METRICS = tuple(WORDS)  # These can be drawn, and episode metrics.
+# All curves of a page have at most so many blocks. Each is drawn as its lowest and its highest point.
+MAX_BLOCKS = 1000
+LEAST_BLOCKS = 100  # of one curve, of however many runs
 
 
 class Curves:
@@ -47,19 +38,27 @@ class Curves:
             value = row.get(name)
             column.append(value if isinstance(value, int | float) else np.nan)
 
-    @property
-    def stride(self) -> int:
-        """Iterations to a block: a power of two, so that as a run grows old points seldom have to be drawn anew."""
+    def stride(self, blocks: int) -> int:
+        """Iterations to a block where there are at most so many: a power of two, so that as a run grows old points
+        seldom have to be drawn anew."""
         stride = 1
-        while len(self) > stride * MAX_BLOCKS:
+        while len(self) > stride * blocks:
             stride *= 2
         return stride
 
-    def points(self, start: int, stop: int, stride: int) -> dict[str, dict[str, np.ndarray]]:
-        """Of iterations `start` to `stop`, by metric: `env_steps`, `seconds` and `values` of the points to draw."""
+    def whole(self, x: str, metric: str) -> Curve:
+        """A metric of every iteration that has one, against the column `x`."""
+        array = np.array([self._columns[name] for name in (x, metric)]) if metric in self._columns else np.empty((2, 0))
+        return Curve(*array[:, ~np.isnan(array).any(axis=0)])
+
+    def points(self, start: int, stop: int, stride: int, metrics: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+        """Of iterations `start` to `stop`, for those of `metrics` that there are: `env_steps`, `seconds` and `values`
+        of the points to draw."""
         steps, seconds = (np.array(self._columns[name][start:stop]) for name in (STEPS, SECONDS))
         curves = {}
-        for name in self.metrics:
+        for name in metrics:
+            if name not in self._columns:
+                continue
             values = np.array(self._columns[name][start:stop])
             drawn = extremes(values, stride)
             curves[name] = {"env_steps": steps[drawn], "seconds": seconds[drawn], "values": values[drawn]}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dashboard.reading import RunReader, open_runs
+from dashboard.runs import Runs
 from protocol.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def check_installed() -> None:
 
 
 def serve(run_dirs: list[Path], port: int, say: Callable[[str], None]) -> None:
-    """Serve the page over these runs until the process ends; `say` is told its address, token included."""
+    """Serve the page over the runs in and below these directories until the process ends; `say` is told its address,
+    token included."""
     check_installed()
     import uvicorn
 
@@ -55,7 +56,7 @@ def serve(run_dirs: list[Path], port: int, say: Callable[[str], None]) -> None:
             ) from None
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(32)
-        app = Guard(application(open_runs(run_dirs)), port, token)
+        app = Guard(application(Runs(run_dirs)), port, token)
         say(f"http://{LOOPBACK}:{port}/?token={token}")
         config = uvicorn.Config(
             app,
@@ -116,7 +117,7 @@ class Guard:
         return secrets.compare_digest(text.encode(errors="replace"), self._token.encode())
 
 
-def application(runs: list[RunReader]) -> "Starlette":
+def application(runs: Runs) -> "Starlette":
     """The page, its script and style, the charts' library, and the data of `runs`."""
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -132,10 +133,11 @@ def application(runs: list[RunReader]) -> "Starlette":
         return Response(get_plotlyjs(), media_type="text/javascript")
 
     def data(request: Request) -> Response:
-        cursors = request.query_params.get("cursors", "").split(",")
-        cursors += [""] * (len(runs) - len(cursors))
-        replies = [run.since(cursor) for run, cursor in zip(runs, cursors, strict=False)]
-        return Response(json.dumps(finite(replies), allow_nan=False), media_type="application/json")
+        asked = request.query_params
+        cursors, known = (asked.get(name, "").split(",") for name in ("cursors", "known"))
+        axis = "seconds" if asked.get("axis") == "seconds" else "env_steps"
+        reply = runs.since(cursors, known, asked.getlist("metric"), axis, asked.get("view") == "groups")
+        return Response(json.dumps(finite(reply), allow_nan=False), media_type="application/json")
 
     files = [Route(f"/{path.name}", file(path)) for path in PAGE.iterdir()]
     return Starlette(

@@ -1,19 +1,25 @@
 """Runs as curves and scores: grouped by what distinguishes them, averaged over seeds. Pure functions of rows."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rundir.config import RunConfig
+from rundir.metrics import VERSION
 from rundir.run import Run
 
 POINTS = 500  # A curve that is an average has so many points.
 RESAMPLES = 2000  # The stratified bootstrap draws so often.
 CONFIDENCE = 0.95
-IGNORED = ("env", "seed", "checkpoint_every")  # These settings make no group of their own.
+# Runs that differ in these settings alone are seeds of one group. The others decide what is learned, or how fast.
+NO_GROUP = (
+    *("env", "seed"),  # An environment has a panel of its own.
+    *("on_env_error", "episode_metrics", "device", "learner_threads"),  # how a run is executed, and what is recorded
+    *("total_steps", "earlier_totals", "stop_return"),  # how long it lasts
+    *("eval_every", "eval_episodes", "best_by", "checkpoint_every"),  # when it is evaluated and saved
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Average:
-    """Several seeds' curves, as far as the shortest goes."""
+    """Several seeds' curves as one."""
 
-    x: np.ndarray  # [POINTS]
-    mean: np.ndarray  # [POINTS]
-    std: np.ndarray  # [POINTS]; 0 with one seed
+    x: np.ndarray  # [n], n at most POINTS
+    mean: np.ndarray  # [n]
+    std: np.ndarray  # [n]; 0 with one seed
 
 
 @dataclass(frozen=True)
@@ -42,46 +48,75 @@ class Interval:
     high: float
 
 
-def differing(configs: Sequence[RunConfig]) -> list[str]:
-    """The settings, in their own order, that are not the same in all of `configs`."""
-    all_settings = [config.settings for config in configs]
-    return [name for name in all_settings[0] if any(other[name] != all_settings[0][name] for other in all_settings)]
+def differing(all_settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings, in their own order, that are not the same in all."""
+    names = {name: None for settings in all_settings for name in settings}
+    return [name for name in names if any(other.get(name) != all_settings[0].get(name) for other in all_settings)]
 
 
-def group(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Runs by label, then by environment; the runs of one list differ in their seeds alone.
+def group_labels(all_settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For the settings of each run, the label of its group.
 
     A label names the settings that differ between runs of one environment, since each environment has its own preset.
     """
-    by_env: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_env[run.config.experiment.env].append(run)
-    differ = {name for same in by_env.values() for name in differing([run.config for run in same])}
-    named = [name for name in runs[0].config.settings if name in differ and name not in IGNORED]
+    by_env: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for settings in all_settings:
+        by_env[str(settings.get("env"))].append(settings)
+    differ = {name for same in by_env.values() for name in differing(same)}
+    named = [name for name in differing(all_settings) if name in differ and name not in NO_GROUP]
+    return [
+        ", ".join(f"{name.replace('_', ' ')} {_short(settings.get(name))}" for name in named)
+        for settings in all_settings
+    ]
+
+
+def group(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+    """Runs by label, then by environment; the runs of one list are seeds of the same experiment."""
     groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        settings = run.config.settings
-        label = ", ".join(f"{name.replace('_', ' ')} {_short(settings[name])}" for name in named)
+    for run, label in zip(runs, group_labels([run.config.settings for run in runs]), strict=True):
         groups[label][run.config.experiment.env].append(run)
     return {label: dict(envs) for label, envs in groups.items()}
 
 
-def curve(rows: Sequence[dict[str, Any]], x: str, y: str) -> Curve:
+def curve(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> Curve:
     """Metric `y` against `x`, without the rows where there is none yet."""
     points = [(row[x], row[y]) for row in rows if row.get(y) is not None]
     array = np.array(points, np.float64).reshape(-1, 2)
     return Curve(array[:, 0], array[:, 1])
 
 
-def average(curves: Sequence[Curve]) -> Average | None:
-    """The mean and standard deviation over the seeds that have begun, until the first ends; None without a point."""
+def average(curves: Sequence[Curve], to_the_longest: bool = False) -> Average | None:
+    """The mean and standard deviation over the seeds that have begun, until the first ends, or until the last, over
+    those that have come so far; None without a point."""
     curves = [curve for curve in curves if len(curve.x)]
     if not curves:
         return None
-    begin, end = min(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
-    x = np.linspace(begin, end, POINTS)
-    values = np.stack([np.interp(x, curve.x, curve.y, left=np.nan) for curve in curves])
-    return Average(x, np.nanmean(values, axis=0), np.nanstd(values, axis=0))
+    ends = [curve.x[-1] for curve in curves]
+    x = np.linspace(min(curve.x[0] for curve in curves), max(ends) if to_the_longest else min(ends), POINTS)
+    values = np.stack([np.interp(x, curve.x, curve.y, left=np.nan, right=np.nan) for curve in curves])
+    known = ~np.isnan(values).all(axis=0)
+    values = values[:, known]
+    return Average(x[known], np.nanmean(values, axis=0), np.nanstd(values, axis=0))
+
+
+def smoothed(values: np.ndarray, points: int) -> np.ndarray:
+    """The moving average of values [n] over so many points around each, fewer at the ends."""
+    before, after = (points - 1) // 2, points // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - before, 0), np.minimum(index + after + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def marks(evaluations: Sequence[Sequence[Mapping[str, Any]]], x: str, y: str) -> Curve:
+    """The evaluations of several seeds as one: for each policy version the means of `x` and `y` over its seeds."""
+    by_version: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for row in (row for seed in evaluations for row in seed):
+        if row.get(x) is not None and row.get(y) is not None:
+            by_version[row[VERSION]].append((row[x], row[y]))
+    means = [np.mean(points, axis=0) for _, points in sorted(by_version.items())]
+    array = np.array(means, np.float64).reshape(-1, 2)
+    return Curve(array[:, 0], array[:, 1])
 
 
 def normalized(scores: dict[str, dict[str, list[float]]]) -> dict[str, list[np.ndarray]]:
@@ -120,4 +155,6 @@ def interval(tasks: Sequence[np.ndarray], aggregate: Any) -> Interval:
 
 
 def _short(value: Any) -> str:
-    return " ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

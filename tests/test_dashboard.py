@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -21,8 +22,9 @@ from browsing import Page, browser, chromium
 from gate import iterations
 from launching import LAUNCH, SMALL, TIMEOUT, launch, metrics_of, running, train, wait_for
 
-from dashboard.curves import MAX_BLOCKS, METRICS, Curves, extremes
-from dashboard.reading import GrowingFile, open_runs
+from dashboard.curves import LEAST_BLOCKS, MAX_BLOCKS, METRICS, Curves, extremes
+from dashboard.reading import GrowingFile, RunReader
+from dashboard.runs import Runs
 from dashboard.server import finite
 
 MISSING = [name for name in ("starlette", "uvicorn", "plotly") if importlib.util.find_spec(name) is None]
@@ -30,14 +32,14 @@ needs_extra = pytest.mark.skipif(bool(MISSING), reason=f'{MISSING} missing: pip 
 needs_browser = pytest.mark.skipif(
     bool(MISSING) or chromium() is None, reason="no Chromium here, or the extra `dashboard` is missing"
 )
-RETURN = "rollout/episode_return_mean"
+RETURN, SUCCESS = "rollout/episode_return_mean", "episode/is_success"
 NOW = time.time()
 
 
 @pytest.fixture(autouse=True)
 def time_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise the reading limit of half a second, which on a busy machine may be too short for the rows of a test."""
-    monkeypatch.setattr("dashboard.reading.READING_SECONDS", 60.0)
+    monkeypatch.setattr("dashboard.runs.READING_SECONDS", 60.0)
 
 
 @contextmanager
@@ -80,8 +82,8 @@ class Visitor:
         assert (answer.status, answer.headers["Location"]) == (303, "/")
         self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
 
-    def data(self, *cursors: str) -> list[dict[str, Any]]:
-        assert self.ask(f"/data?cursors={','.join(cursors)}").status == 200
+    def data(self, question: str = "") -> dict[str, Any]:
+        assert self.ask(f"/data?{question}").status == 200
         return json.loads(self.text)
 
 
@@ -104,6 +106,14 @@ def make_run(run_dir: Path, rows: list[dict[str, Any]], config: str = 'env = "Ca
     (run_dir / "config.toml").write_text(config)
     write_rows(run_dir / "metrics.jsonl", rows)
     return run_dir
+
+
+def look(run: RunReader, cursor: str = "") -> dict[str, Any]:
+    """All that there is of a run, or all after `cursor`."""
+    assert run.refresh(math.inf)
+    shown = run.since(cursor, [*METRICS, SUCCESS], MAX_BLOCKS, True)
+    assert shown is not None
+    return shown
 
 
 # Reading
@@ -152,8 +162,8 @@ def test_rows_that_nobody_here_wrote_are_left_out(tmp_path: Path) -> None:
     for name in ("metrics", "evaluations", "events"):
         with open(run_dir / f"{name}.jsonl", "ab") as file:
             file.writelines(foreign)
-    (run,) = open_runs([run_dir])
-    shown = run.since("")
+    run = RunReader(run_dir)
+    shown = look(run)
     assert shown["newest"]["policy_version"] == 3
     assert json.loads(json.dumps(shown["evaluations"]))
 
@@ -162,8 +172,8 @@ def test_a_run_without_most_of_its_files_is_shown_all_the_same(tmp_path: Path) -
     (tmp_path / "status.json").write_text('{"state": "trai')
     (tmp_path / "summary.json").write_text("[]")
     (tmp_path / "config.toml").write_text("no = ")
-    (run,) = open_runs([tmp_path])
-    shown = run.since("")
+    run = RunReader(tmp_path)
+    shown = look(run)
     assert (shown["status"], shown["summary"], shown["settings"], shown["evaluations"]) == (None, None, {}, [])
     assert shown["newest"][RETURN] is None
     assert all(len(curve["values"]) == 0 for curve in shown["settled"].values())
@@ -171,14 +181,14 @@ def test_a_run_without_most_of_its_files_is_shown_all_the_same(tmp_path: Path) -
 
 def test_a_run_is_read_piece_by_piece(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", [row(1, **{RETURN: None}), row(2, **{RETURN: 9.5})])
-    (run,) = open_runs([run_dir])
-    first = run.since("")
+    run = RunReader(run_dir)
+    first = look(run)
     assert first["anew"]
     assert finite(first["settled"][RETURN]["values"]) == [None, 9.5]
     with open(run_dir / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row(3, **{RETURN: 3})) + "\n")
         file.write(json.dumps(row(4, **{RETURN: 4.5})) + "\n")
-    second = run.since(first["cursor"])
+    second = look(run, first["cursor"])
     assert not second["anew"]
     assert second["settled"][RETURN]["values"].tolist()[-1] == second["newest"][RETURN] == 4.5
     assert second["settled"][RETURN]["env_steps"].tolist()[-1] == 2048
@@ -187,50 +197,50 @@ def test_a_run_is_read_piece_by_piece(tmp_path: Path) -> None:
 def test_episode_metrics_are_read_as_soon_as_they_come(tmp_path: Path) -> None:
     success = "episode/is_success"
     run_dir = make_run(tmp_path / "run", [row(1, **{RETURN: None}), row(2, **{RETURN: 9.5})])
-    (run,) = open_runs([run_dir])
-    first = run.since("")
+    run = RunReader(run_dir)
+    first = look(run)
     assert success not in first["settled"]
     with open(run_dir / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row(3, **{RETURN: 3.0, success: 0.25})) + "\n")
     write_rows(
         run_dir / "evaluations.jsonl", [{"policy_version": 3, "env_steps": 1536, "return_mean": 1.0, success: 0.5}]
     )
-    second = run.since(first["cursor"])
+    second = look(run, first["cursor"])
     assert finite(second["settled"][success]["values"]) == [0.25] and second["newest"][success] == 0.25
     assert second["evaluations"][0][success] == 0.5
-    (again,) = open_runs([run_dir])
-    assert finite(again.since("")["settled"][success]["values"]) == [None, None, 0.25]
+    again = RunReader(run_dir)
+    assert finite(look(again)["settled"][success]["values"]) == [None, None, 0.25]
 
 
 def test_a_cursor_from_before_a_resume_gets_everything_anew(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", [row(n, **{RETURN: n}) for n in range(1, 6)])
-    (run,) = open_runs([run_dir])
-    cursor = run.since("")["cursor"]
+    run = RunReader(run_dir)
+    cursor = look(run)["cursor"]
     write_rows(tmp_path / "resumed", [row(n, **{RETURN: 10 * n}) for n in range(1, 9)])
     (tmp_path / "resumed").replace(run_dir / "metrics.jsonl")
-    resumed = run.since(cursor)
+    resumed = look(run, cursor)
     assert resumed["anew"]
     assert resumed["settled"][RETURN]["values"].tolist() == [10.0 * n for n in range(1, 9)]
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "1.1.99999", "1.1.-1", "9.1.0", "1.1.", "1.1.²"])
 def test_a_cursor_that_fits_nothing_gets_everything(tmp_path: Path, cursor: str) -> None:
-    (run,) = open_runs([make_run(tmp_path / "run", [row(1, **{RETURN: 3.0})])])
-    assert run.since(cursor)["settled"][RETURN]["values"].tolist() == [3.0]
+    run = RunReader(make_run(tmp_path / "run", [row(1, **{RETURN: 3.0})]))
+    assert look(run, cursor)["settled"][RETURN]["values"].tolist() == [3.0]
 
 
 def test_the_pieces_of_a_growing_run_make_up_the_whole(tmp_path: Path) -> None:
     values = np.random.Generator(np.random.Philox(1)).normal(size=2 * MAX_BLOCKS + 600)
     values[1234] = 77.0
     run_dir = make_run(tmp_path / "run", [])
-    (run,) = open_runs([run_dir])
+    run = RunReader(run_dir)
     cursor, points = "", []
     with open(run_dir / "metrics.jsonl", "a") as file:
         for index, value in enumerate(values, start=1):
             file.write(json.dumps(row(index, **{RETURN: value})) + "\n")
             if index % 97 == 0 or index == len(values):
                 file.flush()
-                piece = run.since(cursor)
+                piece = look(run, cursor)
                 cursor = piece["cursor"]
                 points = [] if piece["anew"] else points
                 points += zip(*(piece["settled"][RETURN][name] for name in ("env_steps", "values")), strict=True)
@@ -239,8 +249,7 @@ def test_the_pieces_of_a_growing_run_make_up_the_whole(tmp_path: Path) -> None:
                 assert shown == [(512.0 * (round(steps) // 512), values[round(steps) // 512 - 1]) for steps, _ in shown]
                 assert max(value for _, value in shown) == values[:index].max()
                 assert min(value for _, value in shown) == values[:index].min()
-    (whole,) = open_runs([run_dir])
-    every = whole.since("")
+    every = look(RunReader(run_dir))
     assert points == list(zip(*(every["settled"][RETURN][name] for name in ("env_steps", "values")), strict=True))
     assert every["newest"][RETURN] == values[-1]
 
@@ -258,14 +267,108 @@ def test_evaluations_find_their_time_and_lags_are_summed(tmp_path: Path) -> None
     run_dir = make_run(tmp_path / "run", rows)
     evaluations = [{"policy_version": n, "env_steps": 512 * n, "return_mean": 1.0 * n} for n in (2, 7)]
     write_rows(run_dir / "evaluations.jsonl", evaluations)
-    shown = open_runs([run_dir])[0].since("")
+    shown = look(RunReader(run_dir))
     assert shown["lags"] == [6, 0, 4]
     assert finite([point["seconds"] for point in shown["evaluations"]]) == [1.0, None]
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    paths = [make_run(tmp_path / folder / "run", []) for folder in ("a", "b")]
-    assert [run.since("")["name"] for run in open_runs([*paths, paths[0]])] == list(map(str, paths))
+def test_actors_of_a_run_that_is_over_have_ended(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", [row(1)])
+    actors = [{"name": "0", "state": "working", "lanes": [0], "memory": 5}]
+    for state, expected in (("training", "working"), ("finished", "ended"), ("stopped", "ended"), ("failed", "ended")):
+        (run_dir / "status.json").write_text(json.dumps({"state": state, "actors": actors}))
+        run = RunReader(run_dir)
+        assert look(run)["status"]["actors"] == [actors[0] | {"state": expected}]
+        among_others = run.since("", [], MAX_BLOCKS, False)
+        assert among_others is not None and among_others["status"]["actors"] == [{"memory": 5}]
+    (run_dir / "status.json").write_text('{"state": "finished", "actors": [3]}')
+    assert look(RunReader(run_dir))["status"]["actors"] == [3]
+
+
+# Several runs
+
+
+def ask(runs: Runs, known: dict[str, Any] | None = None, *, axis: str = "env_steps", view: str = "groups") -> Any:
+    """What a page is told that knows an earlier answer."""
+    cursors = [run and run["cursor"] for run in known["runs"]] if known else []
+    groups = [group["cursor"] for group in known["groups"] or []] if known else []
+    return finite(runs.since(cursors, groups, [RETURN], axis, view == "groups"))
+
+
+def make_seeds(folder: Path) -> Path:
+    """Two seeds, and a run of another learning rate, of which one run has twice the steps."""
+    for name, seed, rate, slope, count in (("a/0", 0, 1, 1.0, 2), ("a/1", 1, 1, 3.0, 4), ("b/0", 0, 2, 5.0, 2)):
+        config = f'env = "CartPole-v1"\nseed = {seed}\nlearning_rate = {rate}\ntotal_steps = {count}\n'
+        make_run(folder / name, [row(n, **{RETURN: slope * n}) for n in range(1, count + 1)], config)
+    return folder
+
+
+def test_seeds_are_shown_as_their_mean(tmp_path: Path) -> None:
+    folder = make_seeds(tmp_path / "sweep")
+    evaluation = {"policy_version": 2, "env_steps": 1024, "return_mean": 7.0}
+    write_rows(folder / "a" / "0" / "evaluations.jsonl", [evaluation])
+    write_rows(folder / "a" / "1" / "evaluations.jsonl", [evaluation | {"return_mean": 9.0}])
+    shown = ask(Runs([folder]))
+    assert [(group["env"], group["label"], group["runs"]) for group in shown["groups"]] == [
+        ("CartPole-v1", "learning rate 1", [0, 1]),
+        ("CartPole-v1", "learning rate 2", [2]),
+    ]
+    mean = shown["groups"][0]["curves"][RETURN]
+    assert (mean["x"][0], mean["x"][-1]) == (512, 2048)
+    assert (mean["values"][0], mean["low"][0], mean["high"][0]) == (2, 1, 3)
+    assert mean["values"][-1] == mean["low"][-1] == 12  # The other seed has not come so far.
+    assert mean["evaluations"] == {"x": [1024], "values": [8]}
+    assert [run["settled"] for run in shown["runs"]] == [{}] * 3
+    assert ask(Runs([folder]), axis="seconds")["groups"][0]["curves"][RETURN]["x"][-1] == 2.0
+
+
+def test_what_the_page_knows_is_not_sent_again(tmp_path: Path) -> None:
+    folder = make_seeds(tmp_path / "sweep")
+    runs = Runs([folder])
+    first = ask(runs)
+    again = ask(runs, first)
+    assert again["runs"] == [None] * 3 and not any("curves" in group for group in again["groups"])
+    with open(folder / "b" / "0" / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row(3, **{RETURN: 15.0})) + "\n")
+    grown = ask(runs, first)
+    assert [run is not None for run in grown["runs"]] == [False, False, True]
+    assert ["curves" in group for group in grown["groups"]] == [False, True]
+    assert "settings" not in grown["runs"][2]  # The page has them.
+
+
+def test_single_runs_have_their_own_curves(tmp_path: Path) -> None:
+    shown = ask(Runs([make_seeds(tmp_path / "sweep")]), view="runs")
+    assert shown["groups"] is None
+    assert [run["settled"][RETURN]["values"] for run in shown["runs"]] == [[1, 2], [3, 6, 9, 12], [5, 10]]
+    assert all(run["settled"].keys() == {RETURN} and "events" not in run for run in shown["runs"])
+    assert shown["metrics"][RETURN] == "episode return"
+
+
+def test_many_runs_have_fewer_points_each(tmp_path: Path) -> None:
+    for seed in range(20):
+        rows = [row(n, **{RETURN: 1.0 * n}) for n in range(1, 301)]
+        make_run(tmp_path / f"seed-{seed}", rows, f"seed = {seed}\n")
+    shown = ask(Runs([tmp_path]), view="runs")
+    drawn = [len(run["settled"][RETURN]["values"]) + len(run["tail"][RETURN]["values"]) for run in shown["runs"]]
+    assert len(drawn) == 20 and max(drawn) <= 2 * LEAST_BLOCKS + 2
+
+
+def test_a_run_that_appears_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dashboard.runs.WATCH_SECONDS", 0.0)
+    runs = Runs([tmp_path / "sweep"])
+    assert ask(runs)["runs"] == []
+    make_run(tmp_path / "sweep" / "b" / "seed-0", [row(1)])
+    first = wait_for(lambda: (found := ask(runs))["runs"] and found)
+    assert first["runs"][0]["name"] == "seed-0" and first["groups"] is None
+    make_run(tmp_path / "sweep" / "a" / "seed-0", [row(1)])
+    names = wait_for(lambda: len(found := ask(runs)["runs"]) == 2 and [run["name"] for run in found])
+    assert names == ["b/seed-0", "a/seed-0"]  # The place of the first is the same.
+
+
+def test_foreign_settings_are_shown(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [row(1)], "env = [1]\nseed = 0\n")
+    make_run(tmp_path / "b", [row(1)], "no = ")
+    assert [group["env"] for group in ask(Runs([tmp_path]))["groups"]] == ["[1]", ""]
 
 
 def test_what_json_cannot_hold_becomes_null() -> None:
@@ -280,7 +383,7 @@ def test_a_hundred_thousand_iterations_leave_a_few_thousand_points() -> None:
     curves = Curves()
     for n in range(100_000):
         curves.append(row(n, **{RETURN: float(n)}))
-    points = curves.points(0, len(curves), curves.stride)
+    points = curves.points(0, len(curves), curves.stride(MAX_BLOCKS), METRICS)
     assert points.keys() == set(METRICS)
     assert 1000 <= len(points[RETURN]["values"]) <= 2 * MAX_BLOCKS
     assert points[RETURN]["values"][-1] == 99_999
@@ -308,7 +411,7 @@ def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(visi
     assert {"httponly", "samesite=strict", "path=/"} <= flags
     visitor.enter()
     assert visitor.ask("/").status == 200
-    assert [run["name"] for run in visitor.data()] == ["run"]
+    assert [run["name"] for run in visitor.data()["runs"]] == ["run"]
 
 
 @needs_extra
@@ -435,7 +538,7 @@ def test_a_run_serves_its_page_until_it_ends(tmp_path: Path) -> None:
         lines = lines_of(process)
         visitor = Visitor(wait_for(lambda: address_in(lines)))
         visitor.enter()
-        wait_for(lambda: visitor.data()[0]["newest"]["policy_version"])
+        wait_for(lambda: visitor.data()["runs"][0]["newest"]["policy_version"])
         child = dashboard_of(process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=TIMEOUT) == 0
@@ -477,6 +580,7 @@ def test_the_dashboard_does_not_change_the_weights(small_run: Path, tmp_path: Pa
 
 # In a browser
 
+TRACES = "card.querySelector('.plot').data"
 CHARTS = "[...document.querySelectorAll('article[data-metric]')]"
 DRAWN = "document.querySelectorAll('.plot .main-svg').length > 0"
 
@@ -486,6 +590,22 @@ def curve_on(page: Page, metric: str, trace: int = 0) -> dict[str, list[float]]:
     return page.evaluate(f"(({{x, y}}) => ({{x, y}}))({plot}.data[{trace}])")
 
 
+def choose(page: Page, *metrics: str) -> None:
+    """Have the page draw these metrics as well, by their words; all without any."""
+    page.evaluate(
+        f"for (const label of document.querySelectorAll('#metrics label')) if (!label.firstChild.checked &&"
+        f" ({json.dumps(metrics)}.includes(label.textContent) || {len(metrics)} === 0)) label.firstChild.click()"
+    )
+
+
+def turn(page: Page, control: str, value: object) -> None:
+    """Give a control of the page another value."""
+    page.evaluate(
+        f"{{ const one = document.getElementById('{control}'); one.value = {json.dumps(value)};"
+        " for (const kind of ['input', 'change']) one.dispatchEvent(new Event(kind)) }"
+    )
+
+
 def newest_on(page: Page, metric: str) -> list[float]:
     values = f"document.querySelectorAll('article[data-metric=\"{metric}\"] .newest data')"
     return page.evaluate(f"[...{values}].map((one) => Number(one.value))")
@@ -493,7 +613,7 @@ def newest_on(page: Page, metric: str) -> list[float]:
 
 def table_on(page: Page, name: str) -> list[list[str]]:
     rows = f"document.querySelectorAll('article.{name} tbody tr')"
-    return page.evaluate(f"[...{rows}].map((row) => [...row.cells].map((cell) => cell.innerText))")
+    return page.evaluate(f"[...{rows}].map((row) => [...row.cells].map((cell) => cell.innerText.trim()))")
 
 
 def colors_on(page: Page) -> list[str]:
@@ -509,6 +629,11 @@ def test_the_page_shows_what_metrics_jsonl_holds(small_run: Path, visited: str, 
     with browser(tmp_path) as page:
         page.open(visited)
         page.wait_for(DRAWN)
+        assert page.evaluate(f"{CHARTS}.map((card) => card.dataset.metric)") == [RETURN]
+        choose(page)
+        page.wait_for(
+            f"{CHARTS}.length === {len(METRICS) + 1} && {CHARTS}.every((card) => {TRACES}?.[0]?.x.length > 1)"
+        )
         # The token is no longer in the address.
         assert page.evaluate("location.href") == f"http://{urlsplit(visited).netloc}/"
         for metric in METRICS:
@@ -524,8 +649,8 @@ def test_the_page_shows_what_metrics_jsonl_holds(small_run: Path, visited: str, 
         shown = page.evaluate("document.body.innerText")
         assert "2,048 of 2,048" in shown and "finished" in shown and "CartPole-v1, seed 0, pipelined" in shown
         assert "nan" not in shown.lower() and "undefined" not in shown and "null" not in shown
-        page.evaluate("{ const axis = document.getElementById('axis'); axis.value = 'seconds';"
-                      " axis.dispatchEvent(new Event('change')) }")  # fmt: skip
+        turn(page, "axis", "seconds")
+        page.wait_for(f"{CHARTS}[0].querySelector('.plot').layout.xaxis.title.text === 'seconds of training'")
         assert curve_on(page, RETURN)["x"] == [one["time/seconds"] for one in rows]
         assert page.complaints == []
         assert {urlsplit(address).netloc for address in page.requests} == {urlsplit(visited).netloc}
@@ -538,6 +663,8 @@ def test_what_is_written_while_one_looks_appears(tmp_path: Path) -> None:
         page.open(address)
         page.wait_for(DRAWN)
         assert curve_on(page, RETURN)["y"] == [1.5]
+        choose(page, "entropy")
+        page.wait_for("document.querySelector('article[data-metric=\"train/entropy\"]') !== null")
         assert "–" in page.evaluate(
             "document.querySelector('article[data-metric=\"train/entropy\"] .newest').innerText"
         )
@@ -575,11 +702,13 @@ def test_episode_metrics_have_charts_of_their_own(tmp_path: Path) -> None:
         write_rows(
             run_dir / "evaluations.jsonl", [{"policy_version": 2, "env_steps": 1024, "return_mean": 7.5, success: 1}]
         )
+        page.wait_for("document.querySelector('#metrics').textContent.includes('success rate')")
+        choose(page, "success rate", "<b>fuel</b>")
         page.wait_for(f"document.querySelector('article[data-metric=\"{success}\"] .plot')?.data?.length === 2")
-        assert curve_on(page, success) == {"x": [1024], "y": [0.5]}
+        assert curve_on(page, success) == {"x": [512, 1024], "y": [None, 0.5]}
         assert curve_on(page, success, 1) == {"x": [1024], "y": [1]}
         titles = page.evaluate("[...document.querySelectorAll('#charts h2')].map((title) => title.innerText)")
-        assert titles[:4] == ["Episode return", "Episode length", "Success rate", "<b>fuel</b>"], titles
+        assert titles == ["Episode return", "Success rate", "<b>fuel</b>"], titles
         assert page.complaints == []
 
 
@@ -593,6 +722,9 @@ def test_runs_are_laid_over_each_other_and_their_names_are_only_text(tmp_path: P
     with served(*paths) as address, browser(tmp_path / "profile") as page:
         page.open(address)
         page.wait_for(DRAWN)
+        assert page.evaluate("document.getElementById('legend').hidden")  # There is one mean.
+        turn(page, "view", "runs")
+        page.wait_for("document.querySelectorAll('#legend label').length === 2")
         assert curve_on(page, RETURN, 0)["y"] == [1, 2]
         assert curve_on(page, RETURN, 1)["y"] == [9, 18, 27]
         assert newest_on(page, RETURN) == [2, 27]
@@ -605,6 +737,40 @@ def test_runs_are_laid_over_each_other_and_their_names_are_only_text(tmp_path: P
         assert names[0] in page.wait_for(f"{plot}.querySelector('.hoverlayer').textContent")
         page.evaluate("document.querySelector('#legend input').click()")
         assert curve_on(page, RETURN, 0)["y"] == [9, 18, 27]
+        assert page.complaints == []
+
+
+@needs_browser
+def test_means_of_seeds_are_drawn_with_their_spread(tmp_path: Path) -> None:
+    folder = make_seeds(tmp_path / "sweep")
+    with served(folder) as address, browser(tmp_path / "profile") as page:
+        page.open(address)
+        page.wait_for(DRAWN)
+        plot = f"document.querySelector('article[data-metric=\"{RETURN}\"] .plot')"
+        mean = curve_on(page, RETURN, 0)
+        assert (mean["x"][0], mean["x"][-1], mean["y"][0], mean["y"][-1]) == (512, 2048, 2, 12)
+        assert page.evaluate(f"{plot}.data.filter((trace) => trace.fill === 'toself').length") == 1
+        legend = page.evaluate("[...document.querySelectorAll('#legend label')].map((one) => one.innerText.trim())")
+        assert [" ".join(entry.split()) for entry in legend] == ["learning rate 1 2 runs", "learning rate 2 b/0"]
+        turn(page, "smooth", 101)
+        page.wait_for(f"{plot}.data[0].y[0] > 2")
+        page.evaluate("document.getElementById('log').click()")
+        page.wait_for(f"{plot}.layout.yaxis.type === 'log'")
+        assert table_on(page, "differences") == [["a/0", "0", "1", "2"], ["1", "1", "1", "4"], ["b/0", "0", "2", "2"]]
+        assert table_on(page, "settings") == [
+            ["seed", "0"],
+            ["learning_rate", "1"],
+            ["total_steps", "2"],
+            ["env", "CartPole-v1"],
+        ]
+        make_run(folder / "c", [row(1, **{RETURN: 8.0})], 'env = "Acrobot-v1"\nlearning_rate = 3\n')
+        page.wait_for(f"{CHARTS}.length === 2")
+        assert page.evaluate("[...document.querySelectorAll('#charts h2')].map((title) => title.innerText)") == [
+            "CartPole-v1: episode return",
+            "Acrobot-v1: episode return",
+        ]
+        page.evaluate("document.querySelector('#legend input').click()")
+        page.wait_for(f"{plot}.data.length === 1")
         assert page.complaints == []
 
 

@@ -13,6 +13,7 @@ from launching import LAUNCH, ROOT, TIMEOUT
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SHORT = ["--total-steps", "2048"]  # Replaces an hour of training.
 ELSEWHERE = {  # Commands that need another machine, a window or minutes, and the tests that run them.
+    "dashboard": "test_dashboard.py",
     "keys": "test_remote.py",
     "--listen": "test_remote.py",
     "--cluster": "test_cluster.py",

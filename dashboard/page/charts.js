@@ -1,161 +1,191 @@
-// The charts: curves of every run over env-steps or time, and the histogram of policy lags.
+// The charts: curves over env-steps or time, one for each environment and chosen metric, and histograms of policy lags.
 
 import { element, number, percent, value } from "./values.js";
 
-const CHARTS = [
-  { metric: "rollout/episode_return_mean", title: "Episode return", evaluated: "return_mean" },
-  { metric: "rollout/episode_length_mean", title: "Episode length" },
-  { metric: "time/env_steps_per_second", title: "Env-steps/s", fromZero: true },
-  { metric: "train/policy_loss", title: "Policy loss" },
-  { metric: "train/value_loss", title: "Value loss" },
-  { metric: "train/entropy", title: "Entropy" },
-  { metric: "train/approx_kl", title: "Approximate KL", fromZero: true },
-  { metric: "train/clip_fraction", title: "Clip fraction", fromZero: true, form: percent },
-  { metric: "train/explained_variance", title: "Explained variance" },
-  { metric: "train/learning_rate", title: "Learning rate", fromZero: true },
-  { metric: "time/learner_wait_share", title: "Learner waits for experience", fromZero: true, form: percent },
-];
-const EPISODE = "episode/"; // What an environment tells of its episodes has a chart as soon as it comes.
-const COLORS = ["#3b78e0", "#e0762f", "#219d76", "#c2549e", "#8d6ad6", "#b08a14", "#d14b46", "#3f9dc4"];
+export const LAGS = { "policy/lag_mean": "policy lag" }; // is drawn as a histogram
+const SHARES = ["train/clip_fraction", "time/learner_wait_share", "episode/is_success"];
+const FROM_ZERO = [...SHARES, "time/env_steps_per_second", "train/approx_kl", "train/learning_rate"];
+// Okabe and Ito's colors, which everybody can tell apart.
+const COLORS = ["#0a7cc0", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
+const FEW = 6; // so many curves are told apart by their newest values and by their bands
 const FEW_POINTS = 40; // so few are marked, since a single one makes no line
-const TIME_UNITS = [[86400 * 2, "h", 3600], [7200, "min", 60], [0, "s", 1]];
+const POINTS = 500; // of a mean; smoothing is over so many of them
+const UNITS = {
+  env_steps: [[1e6, 1e6, "million env-steps"], [1e4, 1e3, "thousand env-steps"], [0, 1, "env-steps"]],
+  seconds: [[7200, 3600, "hours of training"], [120, 60, "minutes of training"], [0, 1, "seconds of training"]],
+};
 
 export const colorOf = (index) => COLORS[index % COLORS.length];
+export const dashOf = (index) => DASHES[Math.floor(index / COLORS.length) % DASHES.length];
 
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;"); // Plotly takes some tags for formatting
 
 export class Charts {
   constructor(section) {
-    this.lags = { metric: "policy/lag_mean", ...card("Policy lag", "policy/lag_mean") };
-    this.cards = CHARTS.map((chart) => ({ ...chart, ...card(chart.title, chart.metric) }));
-    section.replaceChildren(...this.cards.map((chart) => chart.root), this.lags.root);
+    this.section = section;
+    this.cards = new Map(); // by metric and environment
   }
 
-  // A chart for each episode metric that has none yet, behind those of the return and the length.
-  addEpisodeMetrics(runs) {
-    const known = new Set(this.cards.map((chart) => chart.metric));
-    for (const metric of new Set(runs.flatMap((run) => Object.keys(run.curves)))) {
-      if (!metric.startsWith(EPISODE) || known.has(metric)) continue;
-      const chart = { metric, evaluated: metric, ...wordsOf(metric) };
-      const before = this.cards.filter((other) => other.metric.startsWith(EPISODE)).length + 1;
-      const made = { ...chart, ...card(chart.title, metric) };
-      this.cards[before].root.after(made.root);
-      this.cards.splice(before + 1, 0, made);
+  // `series`: as page.js makes them; `metrics`: pairs of a name and words; `envs`: of all series, hidden ones as well.
+  draw(series, metrics, view, envs) {
+    const wanted = envs.flatMap((env) => metrics.map(([metric, words]) => ({ env, metric, words })));
+    const cards = new Map();
+    for (const { env, metric, words } of wanted) {
+      const key = JSON.stringify([metric, env]);
+      const chart = this.cards.get(key) ?? { ...card(metric), env, metric, words };
+      chart.title.textContent = envs.length > 1 ? `${env}: ${words}` : words[0].toUpperCase() + words.slice(1);
+      cards.set(key, chart);
     }
+    if (String([...cards.keys()]) !== String([...this.cards.keys()])) {
+      for (const { plot } of this.cards.values()) window.Plotly.purge(plot); // what stays has another size
+      this.section.replaceChildren(...[...cards.values()].map((one) => one.root));
+      this.section.classList.toggle("one", cards.size === 1);
+    }
+    this.cards = cards;
+    const unit = unitOf(series, view.axis);
+    for (const chart of cards.values()) this.drawOne(chart, series.filter((one) => one.env === chart.env), unit, view);
   }
 
-  // `runs`: as page.js holds them; `axis`: env_steps or seconds.
-  draw(runs, axis) {
-    this.addEpisodeMetrics(runs);
-    const shown = runs.filter((run) => run.shown);
-    const unit = unitOf(shown, axis);
-    for (const chart of [...this.cards, this.lags]) {
-      chart.newest.replaceChildren(...shown.map((run) => newest(run, chart, runs.length > 1)));
+  drawOne({ metric, words, plot: target, newest }, series, unit, view) {
+    const form = SHARES.includes(metric) ? percent : number;
+    newest.replaceChildren(...(series.length > FEW ? [] : series.map((one) => newestOf(one, metric, form, series.length > 1))));
+    if (metric in LAGS) {
+      const most = Math.max(4, ...series.map((one) => one.lags.length));
+      const x = { title: { text: "versions behind, share of environments" }, range: [-0.5, most - 0.5], dtick: Math.ceil(most / 12) };
+      plot(target, series.map(lagBars), x, { tickformat: ".0%", range: [0, 1] }, "lags");
+      return;
     }
-    for (const chart of this.cards) {
-      const traces = shown.flatMap((run) => [
-        curve(run, chart, axis, unit),
-        ...(chart.evaluated ? evaluations(run, chart, axis, unit) : []),
-      ]);
-      const y = { rangemode: chart.fromZero ? "tozero" : "normal", tickformat: chart.form ? ".0%" : "" };
-      plot(chart.plot, traces, { title: { text: unit.label }, rangemode: "tozero" }, y, axis);
-    }
-    const most = Math.max(4, ...shown.map((run) => run.lags.length));
-    const x = { title: { text: "versions behind, share of environments" }, range: [-0.5, most - 0.5], dtick: Math.ceil(most / 12) };
-    plot(this.lags.plot, shown.map(lagBars), x, { tickformat: ".0%", range: [0, 1] }, "lags");
+    const opacity = series.length > FEW ? "12" : "30";
+    const traces = [
+      ...series.map((one) => curve(one, metric, unit, view.smooth)),
+      ...series.flatMap((one) => evaluations(one, metric, unit)),
+      ...series.flatMap((one) => band(one, metric, unit, view.smooth, opacity)),
+    ];
+    const y = {
+      title: { text: words },
+      type: view.log ? "log" : "linear",
+      rangemode: FROM_ZERO.includes(metric) ? "tozero" : "normal",
+      tickformat: SHARES.includes(metric) ? ".0%" : "",
+    };
+    plot(target, traces, { title: { text: unit.words }, rangemode: "tozero" }, y, `${view.axis} ${view.log}`, series.length > FEW);
   }
 }
 
-function wordsOf(metric) {
-  if (metric === `${EPISODE}is_success`) return { title: "Success rate", fromZero: true, form: percent };
-  return { title: metric.slice(EPISODE.length) };
-}
-
-function card(title, metric) {
+function card(metric) {
+  const title = element("h2", {});
   const newest = element("div", { class: "newest" });
   const plot = element("div", { class: "plot" });
-  const root = element("article", { class: "card" }, element("div", { class: "head" }, element("h2", {}, title), newest), plot);
-  if (metric) root.dataset.metric = metric;
-  return { root, newest, plot };
+  const root = element("article", { class: "card" }, element("div", { class: "head" }, title, newest), plot);
+  root.dataset.metric = metric;
+  return { root, title, newest, plot };
 }
 
-function newest(run, chart, several) {
-  const shown = value(run.newest[chart.metric], chart.form ?? number);
-  if (several) shown.style.color = run.color;
+function newestOf(one, metric, form, several) {
+  const shown = value(one.newest[metric], form);
+  if (several) shown.style.color = one.color;
   return shown;
 }
 
-function unitOf(runs, axis) {
-  if (axis === "env_steps") return { label: "env-steps", size: 1 };
-  const longest = Math.max(0, ...runs.map((run) => run.newest["time/seconds"] ?? 0));
-  const [, name, size] = TIME_UNITS.find(([least]) => longest >= least);
-  return { label: `training time, ${name}`, size };
+function unitOf(series, axis) {
+  const ends = series.flatMap((one) => Object.values(one.curves).map(({ x }) => x.at(-1) ?? 0));
+  const most = ends.reduce((a, b) => Math.max(a, b), 0);
+  const [, size, words] = UNITS[axis].find(([least]) => most >= least);
+  return { size, words, of: (values) => values.map((x) => (x === null ? null : x / size)) };
 }
 
-function curve(run, chart, axis, unit) {
-  const none = { env_steps: [], seconds: [], values: [] };
-  const { settled, tail } = run.curves[chart.metric] ?? { settled: none, tail: none };
-  const y = settled.values.concat(tail.values);
-  const few = y.length < FEW_POINTS;
+// The moving average over `points` of a mean's points around each, fewer at the ends; what is not known stays so.
+export function smoothed(values, points) {
+  const width = Math.round((points * values.length) / POINTS);
+  if (width < 2) return values;
+  const [before, after] = [Math.floor((width - 1) / 2), Math.floor(width / 2)];
+  const sums = [0];
+  const counts = [0];
+  for (const one of values) {
+    sums.push(sums.at(-1) + (one ?? 0));
+    counts.push(counts.at(-1) + (one === null ? 0 : 1));
+  }
+  return values.map((one, index) => {
+    const [low, high] = [Math.max(0, index - before), Math.min(values.length, index + after + 1)];
+    return one === null ? null : (sums[high] - sums[low]) / (counts[high] - counts[low]);
+  });
+}
+
+const NOTHING = { x: [], values: [], evaluations: { x: [], values: [] } };
+
+function curve(one, metric, unit, smooth) {
+  const { x, values } = one.curves[metric] ?? NOTHING;
   return {
     type: "scatter",
-    mode: few ? "lines+markers" : "lines",
-    name: plain(run.name),
-    x: settled[axis].concat(tail[axis]).map((x) => (x === null ? null : x / unit.size)),
-    y,
-    line: { color: run.color, width: 1.6, dash: run.dash },
-    marker: { color: run.color, size: 4 },
+    mode: values.length < FEW_POINTS ? "lines+markers" : "lines",
+    name: plain(one.name),
+    x: unit.of(x),
+    y: smoothed(values, smooth),
+    line: { color: one.color, width: 1.8, dash: one.dash },
+    marker: { color: one.color, size: 4 },
   };
 }
 
-function evaluations(run, chart, axis, unit) {
-  const points = run.evaluations.filter((point) => point[chart.evaluated] !== undefined);
-  if (points.length === 0) return [];
-  const deviations = chart.evaluated === "return_mean" ? points.map((point) => point.return_std ?? 0) : [];
+function band(one, metric, unit, smooth, opacity) {
+  const { x, low, high } = one.curves[metric] ?? NOTHING;
+  if (!low || low.every((bound, index) => bound === high[index])) return []; // a single run has none
+  const there = unit.of(x);
   return [{
     type: "scatter",
-    mode: "markers",
-    name: `${plain(run.name)}, evaluation`,
-    x: points.map((point) => (point[axis] === null ? null : point[axis] / unit.size)),
-    y: points.map((point) => point[chart.evaluated]),
-    error_y: { type: "data", array: deviations, thickness: 1, width: 2 },
-    marker: { color: run.color, size: 8, symbol: "diamond", line: { width: 1, color: css("--card") } },
+    mode: "lines",
+    x: [...there, ...there.toReversed()],
+    y: [...smoothed(high, smooth), ...smoothed(low, smooth).toReversed()],
+    fill: "toself",
+    fillcolor: one.color + opacity,
+    line: { width: 0 },
+    hoverinfo: "skip",
   }];
 }
 
-function lagBars(run) {
-  const total = run.lags.reduce((sum, count) => sum + count, 0);
+function evaluations(one, metric, unit) {
+  const { x, values, std } = (one.curves[metric] ?? NOTHING).evaluations;
+  if (x.length === 0) return [];
+  return [{
+    type: "scatter",
+    mode: "markers",
+    name: `${plain(one.name)}, evaluation`,
+    x: unit.of(x),
+    y: values,
+    error_y: { type: "data", array: std ?? [], thickness: 1, width: 2 },
+    marker: { color: one.color, size: 8, symbol: "diamond", line: { width: 1, color: css("--card") } },
+  }];
+}
+
+function lagBars(one) {
+  const total = one.lags.reduce((sum, count) => sum + count, 0);
   return {
     type: "bar",
-    name: plain(run.name),
-    x: run.lags.map((_, lag) => lag),
-    y: run.lags.map((count) => count / total),
-    customdata: run.lags,
+    name: plain(one.name),
+    x: one.lags.map((_, lag) => lag),
+    y: one.lags.map((count) => count / total),
+    customdata: one.lags,
     hovertemplate: "%{y:.2%}",
-    marker: { color: run.color },
+    marker: { color: one.color },
   };
 }
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-export const dashOf = (index) => DASHES[Math.floor(index / COLORS.length) % DASHES.length];
-
-function plot(target, traces, x, y, view) {
+function plot(target, traces, x, y, view, crowded = false) {
   const line = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
   const layout = {
-    height: 200,
-    margin: { l: 44, r: 8, t: 8, b: 34 },
+    height: target.clientHeight,
+    margin: { l: 52, r: 8, t: 8, b: 36 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 11, color: css("--muted") },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") }, namelength: -1 },
-    hovermode: "x",
+    hovermode: crowded ? "closest" : "x",
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
     showlegend: false,
     uirevision: view, // keeps what was zoomed into while points come in
     xaxis: { ...line, ...x, title: { ...x.title, standoff: 4, font: { size: 11 } } },
-    yaxis: { ...line, exponentformat: "e", minexponent: 5, ...y },
+    yaxis: { ...line, exponentformat: "e", minexponent: 5, ...y, title: { ...y.title, standoff: 6, font: { size: 11 } } },
   };
   window.Plotly.react(target, traces, layout, { displayModeBar: false, responsive: true });
 }

@@ -2,8 +2,7 @@
 
 import { clock, DASH, duration, element, megabytes, number, percent, value, whole } from "./values.js";
 
-const SILENT_SECONDS = 10; // after which a run that should be under way is said to be silent
-const LIVE = ["starting", "training", "stopping"];
+export const LIVE = ["starting", "training", "stopping"];
 const STATE_CLASSES = { finished: "good", training: "busy", starting: "busy", ready: "busy", working: "good", failed: "bad", lost: "bad", stopped: "warn", stopping: "warn" };
 const EVENT_CLASSES = { warning: "warn", actor_lost: "bad", learner_lost: "bad", actor_retired: "bad", checkpoint: "muted", note: "muted" };
 const PARTS = [["learning", "#3b78e0"], ["sending", "#8d6ad6"], ["waiting", "#b9c0ca"]];
@@ -16,24 +15,30 @@ export class Sections {
 
   show(runs) {
     const [only] = runs;
-    const make = () => (runs.length > 1 ? runsCard(runs) : runCard(only));
-    this.place("runs", [[runs.map((run) => [run.newest, run.status, run.summary, run.evaluations]), make]]);
+    if (!only) return;
+    const several = runs.length > 1;
+    const names = runs.map((run) => [run.name, run.color]);
+    const make = () => (several ? runsCard(runs) : runCard(only));
+    this.place("runs", [[[names, runs.map((run) => [run.newest, run.status, run.summary, run.evaluations, run.silent])], make]]);
     const actors = only.status?.actors ?? [];
+    const differ = differing(runs);
     this.place("details", [
-      ...(runs.length > 1 ? [[differences(runs), () => settingsCard(runs)]] : []),
-      [runs.map((run) => run.status?.shares), () => timeCard(runs)],
-      [runs.map((run) => [run.samples, run.refused]), () => samplesCard(runs)],
-      ...(runs.length > 1 ? [] : [
+      ...(several ? [[[names, differ], () => differencesCard(runs, differ)]] : []),
+      [[names, runs.map((run) => run.status?.shares)], () => timeCard(runs)],
+      [[names, runs.map((run) => [run.samples, run.refused])], () => samplesCard(runs)],
+      ...(several ? [] : [
         [actors, () => actorsCard(actors)],
         [actors.map((actor) => [actor.name, actor.state, actor.lanes]), () => lanesCard(only, actors)],
         [only.events, () => eventsCard(only.events)],
       ]),
+      [[names, differ, only.settings], () => settingsCard(runs, differ)],
     ]);
   }
 
   // Replaces only what has changed: text that is being selected, or scrolled, stays.
   place(name, wanted) {
     const before = this.parts[name];
+    for (const { made } of before.splice(wanted.length)) made.remove();
     this.parts[name] = wanted.map(([content, make], index) => {
       const key = JSON.stringify(content);
       if (before[index]?.key === key) return before[index];
@@ -99,8 +104,7 @@ function totalOf({ total_steps: steps, num_envs: envs, rollout_length: length })
 
 function stateOf(run) {
   const state = run.status?.state ?? run.summary?.status ?? DASH;
-  const silent = LIVE.includes(state) && run.status?.age > SILENT_SECONDS;
-  if (silent) return element("span", { class: "state bad" }, `${state}, silent for ${duration(run.status.age)}`);
+  if (run.silent) return element("span", { class: "state bad" }, `${state}, silent for ${duration(run.silent)}`);
   return element("span", { class: `state ${STATE_CLASSES[state] ?? ""}` }, state);
 }
 
@@ -109,16 +113,29 @@ function memoryOf(status) {
   return known.length ? known.reduce((sum, bytes) => sum + bytes, 0) : null;
 }
 
-function differences(runs) {
+// The names of the settings in which runs differ.
+function differing(runs) {
   const names = Object.keys(Object.assign({}, ...runs.map((run) => run.settings)));
-  return names
-    .map((name) => [name, runs.map((run) => JSON.stringify(run.settings[name]))])
-    .filter(([, texts]) => new Set(texts).size > 1);
+  return names.filter((name) => new Set(runs.map((run) => JSON.stringify(run.settings[name]))).size > 1);
 }
 
-function settingsCard(runs) {
-  const rows = differences(runs).map(([name]) => [text(name), ...runs.map((run) => text(String(run.settings[name] ?? DASH)))]);
-  return tableCard("Settings that differ", [text("setting"), ...runs.map(named)], rows, "none", "wide");
+const setting = (run, name) => text(String(run.settings[name] ?? DASH) || DASH); // an empty list is an empty text
+
+function differencesCard(runs, differ) {
+  const rows = differ.length ? runs.map((run) => [named(run), ...differ.map((name) => setting(run, name))]) : [];
+  return tableCard("Settings that differ", [text("run"), ...differ.map(text)], rows, "none", "wide differences");
+}
+
+// All settings of one run, those in which it differs from others first.
+function settingsCard(runs, differ) {
+  const rowsOf = (run) => [...differ, ...Object.keys(run.settings).filter((name) => !differ.includes(name))].map((name) => [text(name), setting(run, name)]);
+  const tableOf = (run) => tableCard("Settings", [text("setting"), text("value")], rowsOf(run), "not known", "settings");
+  const card = tableOf(runs[0]);
+  if (runs.length === 1) return card;
+  const choice = element("select", { "aria-label": "run" }, ...runs.map((run, index) => element("option", { value: index }, run.name)));
+  choice.addEventListener("change", () => card.lastChild.replaceWith(tableOf(runs[Number(choice.value)]).lastChild));
+  card.firstChild.append(choice);
+  return card;
 }
 
 function timeCard(runs) {
