@@ -23,12 +23,12 @@ from benchmarks.report import Report, number
 from commands.helpers.command_line import parse
 from commands.helpers.presets import defaults_for
 from commands.helpers.run_directory import run_name
-from commands.plot import draw
 from commands.train import ExecutionConfig, SeveralConfig, TrainCommand
 from protocol.errors import UserError
 from protocol.text import differences_in_words
 from rundir.config import RunConfig
 from rundir.curves import group, interquartile_mean, interval
+from rundir.drawing import draw
 from rundir.run import Run
 
 EVALUATION = "eval.json"  # What `launch.py eval` writes.

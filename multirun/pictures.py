@@ -7,9 +7,8 @@ from pathlib import Path
 
 from multirun.search import Search
 from rundir.curves import group
+from rundir.drawing import draw
 from rundir.run import Run
-
-RETURN = "rollout/episode_return_mean"
 
 
 def draw_curves(runs: Sequence[Run], path: Path) -> Path | None:
@@ -18,9 +17,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> Path | None:
     rows = {run.path: run.rows() for run in runs}
     if importlib.util.find_spec("matplotlib") is None or not any(rows.values()):
         return None
-    from commands.plot import draw
-
-    draw(group(runs), rows, RETURN).savefig(path, dpi=150)
+    draw(group(runs), rows).savefig(path, dpi=150)
     return path
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from multirun.machine import GPU_NEED, GPU_SIZE
 from protocol.files import read_object
 from rundir.growing import GrowingFile
+from rundir.metrics import RETURN, STEPS
 from rundir.names import METRICS, STATUS
 
-STEPS, RETURN, SPEED = "env_steps", "rollout/episode_return_mean", "time/env_steps_per_second"
+SPEED = "time/env_steps_per_second"
 KEPT = (STEPS, RETURN, SPEED, GPU_NEED, GPU_SIZE)
 
 

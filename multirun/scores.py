@@ -9,10 +9,9 @@ import numpy as np
 from protocol.files import read_rows
 from rundir.curves import interquartile_mean, interval
 from rundir.evaluations import read_results
+from rundir.metrics import RETURN
 from rundir.names import METRICS
 from supervisor.words import number
-
-RETURN = "rollout/episode_return_mean"
 
 
 def score_of(run_dir: Path) -> float | None:

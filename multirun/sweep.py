@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from multirun.jobs import Ending
-from multirun.progress import STEPS, Progress
-from multirun.scores import RETURN, score_of
+from multirun.progress import Progress
+from multirun.scores import score_of
 from multirun.search import Outcome, Search
 from multirun.seeds import is_finished
 from multirun.spec import EPISODE, Spec
@@ -21,6 +21,7 @@ from protocol.errors import UserError
 from protocol.files import append_line, keep_rows, read_rows
 from protocol.process import as_typed
 from rundir.config import RunConfig
+from rundir.metrics import RETURN, STEPS
 from rundir.names import CONFIG
 
 TRIALS = "trials.jsonl"
