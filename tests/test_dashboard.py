@@ -23,9 +23,10 @@ from gate import iterations
 from launching import LAUNCH, SMALL, TIMEOUT, launch, metrics_of, running, train, wait_for
 
 from dashboard.curves import LEAST_BLOCKS, MAX_BLOCKS, METRICS, Curves, extremes
+from dashboard.reading import RunReader
 from dashboard.runs import Runs
 from dashboard.server import finite
-from rundir.growing import GrowingFile, RunReader
+from rundir.growing import GrowingFile
 
 MISSING = [name for name in ("starlette", "uvicorn", "plotly") if importlib.util.find_spec(name) is None]
 needs_extra = pytest.mark.skipif(bool(MISSING), reason=f'{MISSING} missing: pip install -e ".[dashboard]"')

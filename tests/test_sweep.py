@@ -134,8 +134,9 @@ def straight(folder: Path, text: str, parallel: int, chance: int = 0) -> list[di
 
 TPE = 'sampler = { name = "TPESampler", n_startup_trials = 3 }\n'
 PRUNED = SPEC + TPE + 'pruner = { name = "MedianPruner", n_startup_trials = 3 }\n'
+QUICK = "two seeds, median"
 KINDS = {
-    "two seeds, median": PRUNED + "seeds = [0, 1]\nat_once = 3\n",
+    QUICK: PRUNED + "seeds = [0, 1]\nat_once = 3\n",
     "TPE": SPEC + TPE,
     "halving": SPEC + TPE + 'pruner = "SuccessiveHalvingPruner"\nat_once = 5\n',
     "hyperband": SPEC + TPE + 'pruner = { name = "HyperbandPruner", max_resource = 20 }\n',
