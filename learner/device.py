@@ -17,6 +17,7 @@ from pathlib import Path
 
 from protocol.errors import UserError
 from protocol.text import error_line
+from rundir.metrics import GPU_PEAK, GPU_SIZE
 
 OPENBLAS_PACKAGE = "ngsolve_openblas"
 PROBE_SECONDS = 20
@@ -80,6 +81,16 @@ def gpu_fault() -> str:
     except Exception as error:
         return f"MLX finds a GPU and cannot compute on it ({error_line(error)})"
     return ""
+
+
+def gpu_memory() -> dict[str, int]:
+    """By the names of metrics: the most bytes that this process has needed of its GPU, and how many there are."""
+    import mlx.core as mx
+
+    facts = mx.device_info()
+    names = ("max_recommended_working_set_size", "total_memory", "memory_size")  # Metal tells the first, CUDA others.
+    size = next((int(facts[name]) for name in names if name in facts), 0)
+    return {GPU_PEAK: mx.get_peak_memory(), GPU_SIZE: size} if size else {}
 
 
 def use_device(name: str) -> None:

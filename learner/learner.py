@@ -14,6 +14,7 @@ from learner.batch import Batch
 from learner.borders import LaneBorder
 from learner.computation import Conditions
 from learner.coordinator import Coordinator
+from learner.device import gpu_memory
 from learner.initial import begin_from
 from learner.launcher import Launcher, Patience, StopRequested
 from learner.metrics import EpisodeWindow, MetricsFile
@@ -290,6 +291,7 @@ class Learner:
             "time/learner_send_share": send_share,
             "time/actor_acting_share": self._coordinator.roster.acting_share,
             "deterministic": self._deterministic,
+            **(gpu_memory() if self._conditions.device == "gpu" else {}),
             **self._coordinator.account(),
         }
         self._metrics_file.append(row)

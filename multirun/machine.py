@@ -6,9 +6,9 @@ from typing import Any
 
 import psutil
 
+from rundir.metrics import GPU_PEAK, GPU_SIZE
+
 SPARE = 0.1  # This share of the memory of a machine, or of a GPU, is left to others.
-# Keys in a row of metrics, where the learner computes on a GPU of its own memory: bytes that it needs, and has.
-GPU_NEED, GPU_SIZE = "memory/gpu_peak", "memory/gpu_size"
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,5 @@ def memory_for_another(need: int, present: Sequence[int]) -> bool:
 
 def gpu_for_another(learners: int, rows: Sequence[dict[str, Any]]) -> bool:
     """Whether another learner fits on the GPU beside so many; `rows` are the newest rows of their metrics."""
-    needs, sizes = ([row[key] for row in rows if key in row] for key in (GPU_NEED, GPU_SIZE))
+    needs, sizes = ([row[key] for row in rows if key in row] for key in (GPU_PEAK, GPU_SIZE))
     return not needs or not sizes or (learners + 1) * max(needs) <= (1 - SPARE) * min(sizes)

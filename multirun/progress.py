@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from multirun.machine import GPU_NEED, GPU_SIZE
 from protocol.files import read_object
 from rundir.growing import GrowingFile
-from rundir.metrics import RETURN, STEPS
+from rundir.metrics import GPU_PEAK, GPU_SIZE, RETURN, STEPS
 from rundir.names import METRICS, STATUS
 
 SPEED = "time/env_steps_per_second"
-KEPT = (STEPS, RETURN, SPEED, GPU_NEED, GPU_SIZE)
+KEPT = (STEPS, RETURN, SPEED, GPU_PEAK, GPU_SIZE)
 
 
 class Progress:

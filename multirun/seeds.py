@@ -119,5 +119,6 @@ def _summarize(folder: Path, failed: dict[str, str]) -> None:
     if scores:
         say(f"return of {len(scores)} seeds: {in_words(facts)}")
     say(f"summary:     {as_typed(folder / SUMMARY)}")
-    if picture := draw_curves([Run.open(run_dir) for run_dir in seeds_in(folder)], folder / "curves.png"):
+    runs = [Run.open(run_dir) for run_dir in seeds_in(folder) if run_dir.name not in failed]
+    if picture := draw_curves(runs, folder / "curves.png"):
         say(f"curves:      {as_typed(picture)}")

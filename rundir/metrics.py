@@ -7,6 +7,7 @@ from rundir.episode_metrics import name_of
 
 RETURN = "rollout/episode_return_mean"
 STEPS, SECONDS, VERSION = "env_steps", "time/seconds", "policy_version"
+GPU_PEAK, GPU_SIZE = "memory/gpu_peak", "memory/gpu_size"  # Bytes. In the rows of a learner that computes on a GPU.
 WORDS = {  # The dashboard offers these, in this order.
     RETURN: "episode return",
     "rollout/episode_length_mean": "episode length",

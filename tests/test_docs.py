@@ -48,8 +48,8 @@ def run(words: list[str], folder: Path) -> None:
 
 
 def write_files_of(page: Path, folder: Path) -> None:
-    """Write each Python block that begins with a file's name to this file."""
-    for name, text in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page.read_text(), re.DOTALL):
+    """Write each block that begins with a file's name to this file."""
+    for name, text in re.findall(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", page.read_text(), re.DOTALL):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
 
