@@ -54,7 +54,7 @@ def refused(*flags: object, **environ: str) -> str:
         ("--config nowhere.toml", "nowhere.toml cannot be read"),
         ("--resume nowhere", "nowhere: there is no run here"),
         ("--trace nowhere/trace.json", "--trace nowhere/trace.json cannot be written"),
-        ("evall", "there is no command evall; there are train, eval"),
+        ("evall", "there is no command evall; there are train, sweep, eval"),
         ("eval", "Missing from launch.py eval"),
         ("eval nowhere", "nowhere: there is no run here"),
         ("actors nowhere --count 3", "no run is under way here"),
