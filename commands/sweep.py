@@ -41,9 +41,9 @@ class SweepCommand:
     docs/many-runs.md. How many runs there are at a time, and kills, do not change what is tried and found.
 
     Examples:
-      python launch.py sweep examples/sweep.toml
-      python launch.py sweep --resume runs/sweep
-      python launch.py sweep --best runs/sweep
+      python launch.py sweep examples/pendulum.toml
+      python launch.py sweep --resume runs/pendulum
+      python launch.py sweep --best runs/pendulum
     """
 
     spec: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC.toml")] = None

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import ROOT, SMALL, train
+from launching import ROOT, SMALL, metrics_of, train
 from making import continuous, discrete, numbers
 from test_policies_agree import BLOCK, IMAGES, assert_agree, random_observations
 
 from learner.device import gpu_fault, use_device
 from protocol.experiment import Experiment
 from protocol.spaces import BoxSpace, ObservationPart
+from rundir.metrics import GPU_PEAK, GPU_SIZE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(gpu_fault()), reason=gpu_fault() or "there is a GPU")]
 FRAMES = ["--env", "tests.environments:EverySpace-v0", "--env-kwargs", "observation='frames'", *SMALL]
@@ -72,6 +73,8 @@ def test_products_are_not_rounded_unless_that_is_wanted() -> None:
 @pytest.mark.parametrize("flags", [SMALL, FRAMES], ids=["numbers", "images"])
 def test_a_gpu_says_deterministic_only_of_what_repeats_itself(tmp_path: Path, flags: list[str]) -> None:
     summaries = [train(tmp_path / str(actors), *flags, "--device", "gpu", "--actors", actors) for actors in (1, 3)]
+    last = metrics_of(tmp_path / "1")[-1]
+    assert 0 < last[GPU_PEAK] < last[GPU_SIZE]
     equal = len({summary["weights_digest"] for summary in summaries}) == 1
     assert equal or not all(summary["deterministic"] for summary in summaries), json.dumps(summaries)
     assert all(summary["witness"]["updates"] > 0 for summary in summaries)
