@@ -12,6 +12,7 @@ from commands.helpers.command_line import parse
 from commands.helpers.cores import performance_cores
 from commands.helpers.presets import preset_for
 from commands.helpers.run_directory import claimed, fresh_run_dir, locked
+from commands.train import check_importable, with_initial
 from multirun.carrying import carry_out
 from multirun.jobs import Jobs
 from multirun.machine import share
@@ -86,6 +87,7 @@ def main(arguments: list[str]) -> int:
 def _begin(command: SweepCommand, path: Path) -> int:
     spec = read_spec(path, preset_for)
     check_trust(spec.base.experiment, path, command.trust)
+    check_importable(spec.base.experiment)
     Search(spec, "check")  # Optuna has what the file names.
     folder = (command.run_dir or fresh_run_dir(path.stem)).absolute()
     with locked(folder):
@@ -103,9 +105,12 @@ def _go_on(folder: Path, spec: Spec, command: SweepCommand) -> int:
     at_most = min(spec.at_once * len(spec.seeds), command.parallel or runs)
     shared = share(performance_cores(), runs, experiment.num_lanes, threads, None, command.parallel and at_most)
 
+    _, initial = with_initial(spec.base)
+
     def make(run_dir: Path, config: RunConfig) -> None:
         with claimed(run_dir, fresh=True, config=config, kept={"actors": shared.actors}):
-            pass
+            if initial is not None:
+                initial.save(run_dir)
 
     with locked(folder):
         sweep = Sweep(folder, spec, Search(spec, folder.name), make)

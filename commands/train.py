@@ -37,7 +37,7 @@ from protocol.remote import RemoteAccess
 from protocol.trust import check_trust
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
 from rundir.initial import Initial
-from rundir.names import CONFIG, EXECUTION
+from rundir.names import CONFIG, EXECUTION, LOGS
 from supervisor.awake import awake
 from supervisor.dashboard import dashboard
 from supervisor.run import supervise
@@ -199,9 +199,7 @@ def _settle(arguments: list[str]) -> _Settled:
         _refuse_changes(defaults, config)
     config.check()
     check_trusted(config.experiment, execution, arguments)
-    check_registered(config.experiment.env)
-    parse_env_kwargs(config.experiment.env_kwargs)
-    check_network(config.experiment)
+    check_importable(config.experiment)
     check_sinks(execution.sink)
     remote = _remote_access(execution)
     ray_address = _ray_address(execution)
@@ -223,11 +221,7 @@ def _settle(arguments: list[str]) -> _Settled:
         raise UserError("--begin-anew is for --resume, which is missing; a new run begins from nothing anyway")
     if execution.dashboard:
         check_dashboard_installed()
-    initial = None
-    if config.training.init_from is not None and resumed is None:
-        config = _with_whole_paths(config)
-        found = config.training.init_vecnormalize
-        initial = read_initial(Path(str(config.training.init_from)), None if found is None else Path(found))
+    config, initial = (config, None) if resumed is not None else with_initial(config)
     if command.several.seeds or command.several.parallel is not None:
         _check_several(command, arguments)
     return _Settled(command, config, remote, ray_address, initial)
@@ -306,6 +300,7 @@ def _run_seeds(folder: Path, settled: _Settled) -> int:
         f"{experiment.env}, seeds {seeds}, {experiment.schedule}: {shared.parallel} at a time,"
         f" {shared.actors} actor{'s' if shared.actors > 1 else ''} each -> {as_typed(folder)}"
     )
+    (folder / LOGS).mkdir(exist_ok=True)
     with awake(not execution.let_sleep), dashboard(folder) if execution.dashboard else nullcontext():
         return run_seeds(folder, title, config, flags, shared.parallel, execution.quiet)
 
@@ -357,6 +352,13 @@ def _traced(path: Path | None) -> Iterator[None]:
         trace.end()
 
 
+def check_importable(experiment: Experiment) -> None:
+    """Raise `UserError` unless its environment, with its arguments, and its network are there."""
+    check_registered(experiment.env)
+    parse_env_kwargs(experiment.env_kwargs)
+    check_network(experiment)
+
+
 def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments: list[str]) -> None:
     """Raise `UserError` where a run or a file of settings names code to import that this user has not trusted."""
     if execution.resume is not None:
@@ -368,14 +370,19 @@ def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments:
         raise UserError("--trust is for --resume and --config; what a command line names is trusted anyway")
 
 
-def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths of what it begins from, so that its file means the same everywhere."""
+def with_initial(config: RunConfig) -> tuple[RunConfig, Initial | None]:
+    """What a new run begins from, if it names something, and its configuration with whole paths, so that its file means
+    the same everywhere."""
     training = config.training
-    assert training.init_from is not None
+    if training.init_from is None:
+        return config, None
     paths = {"init_from": str(Path(training.init_from).absolute())}
+    vecnormalize = None
     if training.init_vecnormalize is not None:
-        paths["init_vecnormalize"] = str(Path(training.init_vecnormalize).absolute())
-    return dataclasses.replace(config, training=dataclasses.replace(training, **paths))
+        vecnormalize = Path(training.init_vecnormalize).absolute()
+        paths["init_vecnormalize"] = str(vecnormalize)
+    initial = read_initial(Path(paths["init_from"]), vecnormalize)
+    return dataclasses.replace(config, training=dataclasses.replace(training, **paths)), initial
 
 
 def _execution_of(run_dir: str | None) -> ExecutionConfig:

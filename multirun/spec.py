@@ -85,6 +85,9 @@ def read_spec(path: Path, preset: typing.Callable[[str], RunConfig]) -> Spec:
     for name in ("seed", "earlier_totals"):
         if name in settings or name in search:
             raise UserError(f"{path}: {name} cannot be set here" + ("; give [sweep] seeds" if name == "seed" else ""))
+    for name in ("init_from", "init_vecnormalize"):
+        if not Path(str(settings.get(name, "/"))).is_absolute():
+            raise UserError(f"{path}: [settings] {name} must be an absolute path, so that --resume finds it anywhere")
     env = settings.get("env", Experiment.env)
     if not isinstance(env, str):
         raise UserError(f"{path}: [settings] env is {env!r}, and must be a text")

@@ -29,7 +29,9 @@ class Run:
     def open(cls, path: Path) -> "Run":
         """The run in directory `path`; raises `UserError` if there is none."""
         if not (path / CONFIG).is_file():
-            raise UserError(f"{path}: there is no run here (no {CONFIG})")
+            below = next(_runs_below(path, MAX_DEPTH), None)
+            hint = f"; name one of those below it, such as {below}" if below else ""
+            raise UserError(f"{path}: there is no run here (no {CONFIG}){hint}")
         return cls(path, RunConfig.load(path / CONFIG))
 
     def checkpoint(self, best: bool = False) -> Checkpoint:

@@ -267,6 +267,7 @@ WRONG = {
     '[search]\nactivation = ["tanh", "sinus"]': "activation is 'sinus', and must be one of tanh, relu, silu",
     "[search]\nseed = [1, 2]": "seed cannot be set here; give [sweep] seeds",
     "[settings]\nepochs = 3": "has no [search]",
+    '[settings]\ninit_from = "runs/one"\n[search]\nepochs = [1]': "init_from must be an absolute path",
     "[settings]\nepoch = 3\n[search]\nepochs = [1]": "unknown settings epoch",
     "[sweeps]\ntrials = 3": "sweeps is none of its tables",
     "[search]\nepochs = [1]\n[sweep]\ntrial = 3": "unknown trial; there are trials",
