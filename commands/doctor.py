@@ -37,6 +37,7 @@ EXTRAS = {  # The extras of this project, with the module that each brings.
     "mujoco": "mujoco",
     "atari": "ale_py",
     "minigrid": "minigrid",
+    "sweep": "optuna",
     "plot": "matplotlib",
     "play": "pygame",
     "video": "moviepy",

@@ -26,7 +26,7 @@ from protocol.files import replace_file
 from protocol.lifeline import SUCCESS
 from protocol.output import say
 from protocol.process import as_typed, as_word
-from protocol.text import printable
+from protocol.text import counted, printable
 from protocol.trust import check_trust, sign
 from rundir.config import RunConfig, to_toml
 from rundir.names import CONFIG
@@ -115,8 +115,8 @@ def _go_on(folder: Path, spec: Spec, command: SweepCommand) -> int:
     with locked(folder):
         sweep = Sweep(folder, spec, Search(spec, folder.name), make)
         title = (
-            f"{experiment.env}, {spec.trials} trials of {len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}:"
-            f" {shared.parallel} runs at a time -> {as_typed(folder)}"
+            f"{experiment.env}, {counted(spec.trials, 'trial')} of {counted(len(spec.seeds), 'seed')}:"
+            f" {counted(shared.parallel, 'run')} at a time -> {as_typed(folder)}"
         )
         jobs = Jobs(["--actors", str(shared.actors), *(["--trust"] if command.trust else [])])
         view = View(title, sweep.runs, command.quiet, lambda: sweep.in_words)

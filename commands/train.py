@@ -34,6 +34,7 @@ from protocol.output import say
 from protocol.process import as_typed
 from protocol.records import typed
 from protocol.remote import RemoteAccess
+from protocol.text import counted
 from protocol.trust import check_trust
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
 from rundir.initial import Initial
@@ -298,7 +299,7 @@ def _run_seeds(folder: Path, settled: _Settled) -> int:
     seeds = " ".join(run_dir.name.removeprefix("seed-") for run_dir in run_dirs)
     title = (
         f"{experiment.env}, seeds {seeds}, {experiment.schedule}: {shared.parallel} at a time,"
-        f" {shared.actors} actor{'s' if shared.actors > 1 else ''} each -> {as_typed(folder)}"
+        f" {counted(shared.actors, 'actor')} each -> {as_typed(folder)}"
     )
     (folder / LOGS).mkdir(exist_ok=True)
     with awake(not execution.let_sleep), dashboard(folder) if execution.dashboard else nullcontext():

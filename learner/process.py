@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from learner.claim import claim
 from learner.device import prepare_device
+from learner.faults import EnvironmentsFailed
 from learner.launcher import Launcher
 from protocol.errors import UserError
 from protocol.events import Note, Summary
@@ -55,7 +56,7 @@ def run_learner(config: RunConfig, execution: Execution, launcher: Launcher, key
             conclusion.acquire(blocking=False)  # Nobody concludes this run: training has not come far enough.
             raise  # It says what to do.
         except Exception as error:
-            conclude("failed", error_line(error))
+            conclude("failed", str(error) if isinstance(error, EnvironmentsFailed) else error_line(error))
             raise
         finally:
             learner.dismiss_actors()

@@ -12,6 +12,7 @@ from multirun.machine import gpu_for_another, memory_for_another
 from multirun.progress import Progress
 from multirun.view import View
 from protocol.events import SignalReceived
+from protocol.text import counted
 from supervisor.signals import signals
 from supervisor.workers import Events
 
@@ -78,7 +79,7 @@ def carry_out(work: Work, jobs: Jobs, parallel: int, view: View) -> bool:
                     event = events.get(timeout=0.1)
                     if isinstance(event, SignalReceived):
                         stopping = True
-                        view.say(f"{event.name}: saving and ending {len(jobs.running)} runs")
+                        view.say(f"{event.name}: saving and ending {counted(len(jobs.running), 'run')}")
                         for run_dir in jobs.running:
                             jobs.stop(run_dir, again=True)
         finally:

@@ -16,7 +16,7 @@ from protocol.files import read_object, replace_file
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.output import complain, say
 from protocol.process import as_typed, as_word
-from protocol.text import printable
+from protocol.text import counted, printable
 from rundir.config import RunConfig
 from rundir.names import SUMMARY
 from rundir.run import Run
@@ -117,7 +117,7 @@ def _summarize(folder: Path, failed: dict[str, str]) -> None:
         digest = found["weights_digest"] or DASH
         say(f"{name:>8}  return {number(found['score'], ',.1f'):>9}  weights {digest[:16]}")
     if scores:
-        say(f"return of {len(scores)} seeds: {in_words(facts)}")
+        say(f"return of {counted(len(scores), 'seed')}: {in_words(facts)}")
     say(f"summary:     {as_typed(folder / SUMMARY)}")
     runs = [Run.open(run_dir) for run_dir in seeds_in(folder) if run_dir.name not in failed]
     if picture := draw_curves(runs, folder / "curves.png"):

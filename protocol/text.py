@@ -30,6 +30,11 @@ def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: `1 lane`, `2 lanes`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def differences_in_words(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """The items that differ between `theirs` and `ours`, as a text short enough to read."""
     names = sorted(name for name in ours | theirs if theirs.get(name) != ours.get(name))[:MAX_DIFFERENCES]

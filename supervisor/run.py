@@ -12,6 +12,7 @@ from protocol.lifeline import FAILURE, SUCCESS
 from protocol.limits import allow_many_files
 from protocol.output import complain, say
 from protocol.process import as_typed, as_word
+from protocol.text import counted
 from rundir.config import RunConfig
 from rundir.names import LOGS, SUMMARY
 from supervisor.address import listening
@@ -103,9 +104,9 @@ def _title(config: RunConfig, execution: Execution) -> str:
     """The experiment and how it is executed, in one line."""
     experiment, number, remote = config.experiment, execution.num_actors, execution.remote
     transport = {"threads": "in-process", "ray": "Ray"}.get(execution.workers, execution.transport)
-    parts = [f"{number} actor{'s' if number > 1 else ''} over {transport}"] if number else []
+    parts = [f"{counted(number, 'actor')} over {transport}"] if number else []
     parts += [f"remote actors at {remote.address}"] if remote else []
-    lanes = f"{experiment.num_lanes} lanes of {experiment.lane_size} environments"
+    lanes = f"{counted(experiment.num_lanes, 'lane')} of {counted(experiment.lane_size, 'environment')}"
     return f"{experiment.env}, seed {experiment.seed}, {experiment.schedule}: {' and '.join(parts)}, {lanes}"
 
 

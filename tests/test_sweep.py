@@ -15,7 +15,7 @@ from multirun.jobs import Ending
 from multirun.progress import Progress
 from multirun.search import Search
 from multirun.spec import Spec, read_spec
-from multirun.sweep import REPORTS, Sweep, rows_in
+from multirun.sweep import REPORTS, TRIALS, Sweep, rows_in
 from protocol.errors import UserError
 from rundir.config import RunConfig
 from rundir.names import CONFIG, METRICS, SUMMARY
@@ -138,9 +138,10 @@ QUICK = "two seeds, median"
 KINDS = {
     QUICK: PRUNED + "seeds = [0, 1]\nat_once = 3\n",
     "TPE": SPEC + TPE,
-    "halving": SPEC + TPE + 'pruner = "SuccessiveHalvingPruner"\nat_once = 5\n',
-    "hyperband": SPEC + TPE + 'pruner = { name = "HyperbandPruner", max_resource = 20 }\n',
-    "random": SPEC + 'sampler = "RandomSampler"\npruner = { name = "PercentilePruner", percentile = 60.0 }\n',
+    "halving": SPEC + TPE + 'pruner = "SuccessiveHalvingPruner"\nat_once = 2\n',
+    "hyperband": SPEC.replace("trials = 10", "trials = 20") + TPE + 'at_once = 2\npruner = "HyperbandPruner"\n',
+    "random": SPEC
+    + 'sampler = "RandomSampler"\npruner = { name = "PercentilePruner", percentile = 60.0 }\nat_once = 2\n',
     "NSGA-II": SPEC + 'sampler = { name = "NSGAIISampler", population_size = 5 }\n',
     "multivariate": SPEC + 'sampler = { name = "TPESampler", multivariate = true, group = true }\nat_once = 1\n',
     "grid": GRID,
@@ -244,16 +245,18 @@ def test_a_sweep_whose_file_was_changed_does_not_go_on(tmp_path: Path) -> None:
         Simulated(folder, changed, 2, random.Random(0)).carry_out()
 
 
-def test_the_storage_is_made_anew_where_it_is_gone(tmp_path: Path) -> None:
+def test_half_a_line_and_a_lost_storage_do_not_matter(tmp_path: Path) -> None:
     import optuna
 
     folder = tmp_path / "sweep"
     folder.mkdir()
     assert not Simulated(folder, spec_of(folder, SPEC), 2, random.Random(0)).carry_out(killed_after=40)
     (folder / "optuna.db").unlink()
+    with open(folder / TRIALS, "a") as file:
+        file.write('{"number": 9, "stat')  # A kill left half a line.
     assert Simulated(folder, spec_of(folder, SPEC), 2, random.Random(0)).carry_out()
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder / 'optuna.db'}")
-    assert [trial.number for trial in study.trials] == list(range(10))
+    assert [trial.number for trial in study.trials] == list(range(10)) == [row["number"] for row in tried(folder)]
 
 
 WRONG = {
