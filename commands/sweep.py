@@ -17,12 +17,13 @@ from multirun.carrying import carry_out
 from multirun.jobs import Jobs
 from multirun.machine import share
 from multirun.pictures import draw_sweep
-from multirun.search import Search
+from multirun.search import Search, rehearse
+from multirun.seeds import is_seeds
 from multirun.spec import Spec, read_spec
 from multirun.sweep import Sweep, rows_in
 from multirun.view import View
 from protocol.errors import UserError
-from protocol.files import replace_file
+from protocol.files import read_object, replace_file
 from protocol.lifeline import SUCCESS
 from protocol.output import say
 from protocol.process import as_typed, as_word
@@ -32,6 +33,7 @@ from rundir.config import RunConfig, to_toml
 from rundir.names import CONFIG
 
 SPEC = "sweep.toml"  # The sweep's file, as it was given.
+IDENTITY = "sweep.json"  # What the file meant when the sweep began.
 BEST = "best.toml"
 SHOWN = 5  # So many of the best trials are listed.
 
@@ -76,8 +78,10 @@ def main(arguments: list[str]) -> int:
         return _begin(command, command.spec)
     folder = (command.resume or command.best or Path()).absolute()
     if not (folder / SPEC).is_file():
-        raise UserError(f"{as_typed(folder)}: there is no sweep here (no {SPEC})")
+        hint = f"; go on with launch.py --resume {as_word(folder)}" if is_seeds(folder) else ""
+        raise UserError(f"{as_typed(folder)}: there is no sweep here (no {SPEC}){hint}")
     spec = read_spec(folder / SPEC, preset_for)
+    _check_unchanged(folder, spec)
     if command.best is not None:
         return _tell_best(folder, spec)
     check_trust(spec.base.experiment, folder, command.trust, folder)
@@ -88,14 +92,27 @@ def _begin(command: SweepCommand, path: Path) -> int:
     spec = read_spec(path, preset_for)
     check_trust(spec.base.experiment, path, command.trust)
     check_importable(spec.base.experiment)
-    Search(spec, "check")  # Optuna has what the file names.
+    rehearse(spec)
     folder = (command.run_dir or fresh_run_dir(path.stem)).absolute()
     with locked(folder):
         if (folder / SPEC).exists() or (folder / CONFIG).exists():
             raise UserError(f"{as_typed(folder)} already holds runs; go on with sweep --resume, or choose another")
         sign(folder, spec.base.experiment)
         shutil.copyfile(path, folder / SPEC)
+        replace_file(folder / IDENTITY, json.dumps(spec.identity) + "\n")
     return _go_on(folder, spec, command)
+
+
+def _check_unchanged(folder: Path, spec: Spec) -> None:
+    """Raise `UserError` where a sweep's file says something else than when the sweep began, but for more trials."""
+    began, now = read_object(folder / IDENTITY) or {}, spec.identity
+    if changed := sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)):
+        raise UserError(
+            f"{as_typed(folder / SPEC)} was changed since the sweep began, or its preset was ({', '.join(changed)});"
+            " only trials may grow. Restore it, or begin another sweep with it"
+        )
+    if spec.trials < (told := len(rows_in(folder))):
+        raise UserError(f"{as_typed(folder / SPEC)}: trials is {spec.trials}, and {told} have been tried")
 
 
 def _go_on(folder: Path, spec: Spec, command: SweepCommand) -> int:

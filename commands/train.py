@@ -23,7 +23,7 @@ from commands.helpers.presets import defaults_for
 from commands.helpers.run_directory import claimed, fresh_run_dir, locked, refuse_to_begin_anew, run_name
 from dashboard.server import check_installed as check_dashboard_installed
 from multirun.machine import share
-from multirun.seeds import SEEDS, folder_of, is_seeds, run_seeds, seeds_in
+from multirun.seeds import SEEDS, is_seeds, run_seeds, seeds_in
 from protocol import trace
 from protocol.errors import ProtocolError, UserError
 from protocol.execution import Execution, SinkName
@@ -31,7 +31,7 @@ from protocol.experiment import Experiment
 from protocol.files import read_object, replace_file
 from protocol.networks import check_network
 from protocol.output import say
-from protocol.process import as_typed
+from protocol.process import as_typed, as_word
 from protocol.records import typed
 from protocol.remote import RemoteAccess
 from protocol.text import counted
@@ -135,6 +135,8 @@ def main(arguments: list[str]) -> int:
     folder = value_of("--resume", arguments)
     if folder is not None and is_seeds(Path(folder)):
         return _resume_seeds(Path(folder).absolute(), arguments)
+    if folder is not None and (Path(folder) / "sweep.toml").is_file():
+        raise UserError(f"{folder} holds a sweep: go on with launch.py sweep --resume {as_word(folder)}")
     settled = _settle(arguments)
     config, execution = settled.config, settled.command.execution
     if settled.command.several.seeds:
@@ -223,7 +225,7 @@ def _settle(arguments: list[str]) -> _Settled:
     if execution.dashboard:
         check_dashboard_installed()
     config, initial = (config, None) if resumed is not None else with_initial(config)
-    if command.several.seeds or command.several.parallel is not None:
+    if command.several.seeds or command.several.parallel is not None or "--seeds" in arguments:
         _check_several(command, arguments)
     return _Settled(command, config, remote, ray_address, initial)
 
@@ -231,6 +233,8 @@ def _settle(arguments: list[str]) -> _Settled:
 def _check_several(command: TrainCommand, arguments: list[str]) -> None:
     """Raise `UserError` on what several runs at a time cannot have."""
     execution, seeds, parallel = command.execution, command.several.seeds, command.several.parallel
+    if not seeds and "--seeds" in arguments:
+        raise UserError("--seeds has no numbers; name the seeds, such as --seeds 0 1 2")
     if parallel is not None and parallel < 1:
         raise UserError(f"--parallel must be at least 1, not {parallel}")
     if seeds and value_of("--seed", arguments) is not None:
@@ -252,6 +256,7 @@ def _begin_seeds(settled: _Settled) -> int:
     """Make the run directories of all seeds, and run them; returns the exit code."""
     command, config = settled.command, settled.config
     seeds = command.several.seeds
+    settings = {name: "None" if value is None else value for name, value in config.settings.items()}
     name = f"{run_name(config.experiment).removesuffix(f'-seed{config.experiment.seed}')}-seeds"
     folder = (command.execution.run_dir or fresh_run_dir(name)).absolute()
     for seed in seeds:
@@ -259,19 +264,33 @@ def _begin_seeds(settled: _Settled) -> int:
     with locked(folder):
         if any((folder / file).exists() for file in (CONFIG, SEEDS)):
             raise UserError(f"{as_typed(folder)} already holds runs; continue them with --resume, or choose another")
-        for seed in seeds:
-            experiment = dataclasses.replace(config.experiment, seed=seed)
-            of_seed = dataclasses.replace(config, experiment=experiment)
-            run_dir = folder_of(folder, seed)
-            with claimed(run_dir, fresh=True, config=of_seed, kept=_kept(command.execution)):
-                if settled.initial is not None:
-                    settled.initial.save(run_dir)
-        replace_file(folder / SEEDS, json.dumps({"seeds": seeds}) + "\n")
+        # First what to make, so that --resume makes the directories that a kill has left out.
+        facts = {"seeds": seeds, "settings": settings, "execution": _kept(command.execution)}
+        replace_file(folder / SEEDS, json.dumps(facts) + "\n")
+        _make_seeds(folder)
         return _run_seeds(folder, settled)
+
+
+def _make_seeds(folder: Path) -> None:
+    """Make the run directories of a folder's seeds that are not there."""
+    missing = [run_dir for run_dir in seeds_in(folder) if not (run_dir / CONFIG).exists()]
+    facts = read_object(folder / SEEDS) if missing else None
+    if facts is None:
+        return
+    defaults = RunConfig(Experiment(), PPOConfig(), TrainingConfig())
+    config, initial = with_initial(defaults.with_settings(facts["settings"], str(folder / SEEDS)))
+    for run_dir in missing:
+        experiment = dataclasses.replace(config.experiment, seed=int(run_dir.name.removeprefix("seed-")))
+        of_seed = dataclasses.replace(config, experiment=experiment)
+        with claimed(run_dir, fresh=True, config=of_seed, kept=facts["execution"]):
+            if initial is not None:
+                initial.save(run_dir)
 
 
 def _resume_seeds(folder: Path, arguments: list[str]) -> int:
     """Go on with all seeds of a folder; returns the exit code."""
+    with locked(folder):
+        _make_seeds(folder)
     first = seeds_in(folder)[0]
     at = max(i for i, word in enumerate(arguments) if word.partition("=")[0] == "--resume")
     given = arguments[at].partition("=")[1] == "="
@@ -365,8 +384,7 @@ def check_trusted(experiment: Experiment, execution: ExecutionConfig, arguments:
     if execution.resume is not None:
         check_trust(experiment, execution.resume, execution.trust, execution.resume, arguments)
     elif execution.config is not None:
-        run_dir = execution.config.parent if execution.config.name == CONFIG else None
-        check_trust(experiment, execution.config, execution.trust, run_dir, arguments)
+        check_trust(experiment, execution.config, execution.trust, execution.config.parent, arguments)
     elif execution.trust:
         raise UserError("--trust is for --resume and --config; what a command line names is trusted anyway")
 

@@ -40,6 +40,8 @@ def statistics(scores: Mapping[str, float]) -> dict[str, Any]:
 def in_words(found: Mapping[str, Any]) -> str:
     """`statistics`, in words."""
     low, high = found["interquartile_mean_95"]
+    if low == high:
+        return f"{number(found['mean'], ',.1f')}"
     return (
         f"mean {number(found['mean'], ',.1f')} ± {number(found['std'], ',.1f')}, interquartile mean"
         f" {number(found['interquartile_mean'], ',.1f')} (95 %: {low:,.1f} to {high:,.1f})"

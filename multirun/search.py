@@ -9,11 +9,13 @@ curve whatever happens beside it.
 """
 
 import copy
+import dataclasses
 import importlib
 import inspect
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import optuna
 
 STORAGE = "optuna.db"
+REHEARSED = 30  # So many trials are tried with made-up values.
 INSTALL = 'pip install -c constraints.txt -e ".[sweep]"'
 
 
@@ -71,14 +74,15 @@ class Search:
         return self._study.get_trials(deepcopy=False)[: self.told]
 
     def ask(self) -> dict[str, Any]:
-        """The searched settings of the next trial, by name, as TOML has them."""
+        """The searched settings of the next trial, by name, as TOML has them. Raises `UserError` where Optuna fails."""
         assert self.may_ask
-        trial = self._study.ask()
         settings = {**self._spec.base.settings, **self._spec.settings}
         proposed: dict[str, Any] = {}
-        for searched in self._spec.search:
-            if searched.applies({**settings, **proposed}):
-                proposed[searched.name] = _suggest(trial, searched)
+        with self._blamed("sampler"):
+            trial = self._study.ask()
+            for searched in self._spec.search:
+                if searched.applies({**settings, **proposed}):
+                    proposed[searched.name] = _suggest(trial, searched)
         known = self._study.study_name, self._spec.direction, self._study.get_trials()
         self._views[self.asked] = _View(*known, self._pruner, self.asked)
         self.asked += 1
@@ -86,7 +90,8 @@ class Search:
 
     def is_pruned(self, number: int, report: int, value: float) -> bool:
         """Whether trial `number` is to be pruned at this report; its earlier reports were given before."""
-        return self._views[number].is_pruned(self._optuna, report, value)
+        with self._blamed("pruner"):
+            return self._views[number].is_pruned(self._optuna, report, value)
 
     def tell(self, outcome: Outcome) -> None:
         """What the next trial, by number, has come to. Told earlier, Optuna would know more than it may."""
@@ -107,7 +112,16 @@ class Search:
         self.told += 1
 
     def save(self, folder: Path) -> None:
-        """Add the trials that were told since the last time to the folder's storage, for Optuna's own tools."""
+        """Add the trials that were told since the last time to the folder's storage, for Optuna's own tools. One that
+        cannot be read is made anew."""
+        try:
+            self._add_to(folder)
+        except Exception:  # whatever Optuna's storage makes of a damaged file
+            self._stored = None
+            (folder / STORAGE).unlink(missing_ok=True)
+            self._add_to(folder)
+
+    def _add_to(self, folder: Path) -> None:
         if self._stored is None:
             self._stored = self._new_study(self._study.study_name, None, f"sqlite:///{folder / STORAGE}")
         for trial in self.trials[len(self._stored.get_trials(deepcopy=False)) :]:
@@ -141,14 +155,49 @@ class Search:
         parameters = inspect.signature(make).parameters
         if "seed" in parameters:
             options.setdefault("seed", self._spec.seed)
+        if "wrapped_pruner" in parameters:
+            inner = options.get("wrapped_pruner", "NopPruner")
+            options["wrapped_pruner"] = self._made("pruners", {"name": inner} if isinstance(inner, str) else inner)
         if "search_space" in parameters:
+            if ranges := [one.name for one in self._spec.search if not one.choices]:
+                raise UserError(f"[sweep] sampler {given['name']} needs choices, and {ranges[0]} has a range")
             options.setdefault("search_space", {one.name: list(_labels(one)) for one in self._spec.search})
+        with self._blamed(kind[:-1]):
+            return make(**options)
+
+    @contextmanager
+    def _blamed(self, kind: str) -> Iterator[None]:
+        """Turn whatever Optuna says of a sampler or a pruner into a `UserError`: of an option, of a package that it
+        needs and that is missing."""
+        name = self._spec.sampler["name"] if kind == "sampler" else self._spec.pruner["name"]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna calls some of them experimental.
-                return make(**options)
-        except Exception as error:  # whatever Optuna says of an option
-            raise UserError(f"[sweep] {kind[:-1]} {given['name']}: {error_line(error)}") from None
+                yield
+        except UserError:
+            raise
+        except ModuleNotFoundError as error:
+            raise UserError(f"[sweep] {kind} {name} needs {error.name}, which is not installed") from None
+        except Exception as error:
+            raise UserError(f"[sweep] {kind} {name}: {error_line(error)}") from None
+
+
+def rehearse(spec: Spec) -> None:
+    """Try a sweep with made-up values, so that a sampler or a pruner that cannot work is seen before any run. Raises
+    `UserError`, also where no proposal is a run."""
+    spec = dataclasses.replace(spec, trials=min(spec.trials, REHEARSED), at_once=1)
+    search, mistakes = Search(spec, "rehearsal"), []
+    for number in range(spec.trials):
+        proposed = search.ask()
+        try:
+            spec.config(proposed, spec.seeds[0])
+        except UserError as error:
+            mistakes.append(str(error))
+        reports = {report: float((number * report) % 7) for report in (1, 2, 3)}
+        pruned = [report for report, value in reports.items() if search.is_pruned(number, report, value)]
+        search.tell(Outcome("pruned" if pruned else "complete", reports[3], reports))
+    if len(mistakes) == spec.trials:
+        raise UserError(f"no trial can run: {mistakes[0]}")
 
 
 class _View:
@@ -199,7 +248,8 @@ def _suggest(trial: "optuna.Trial", searched: Searched) -> Any:
     if searched.kind is int:
         step = 1 if searched.step is None else int(searched.step)
         return trial.suggest_int(searched.name, int(searched.low), int(searched.high), step=step, log=searched.log)
-    return trial.suggest_float(searched.name, searched.low, searched.high, step=searched.step, log=searched.log)
+    value = trial.suggest_float(searched.name, searched.low, searched.high, step=searched.step, log=searched.log)
+    return value if searched.step is None else float(f"{value:.12g}")  # 0.95, not 0.9500000000000001
 
 
 def _labels(searched: Searched) -> dict[Any, Any]:

@@ -22,9 +22,7 @@ from rundir.names import SUMMARY
 from rundir.run import Run
 from supervisor.words import DASH, number
 
-SEEDS = (
-    "seeds.json"  # What the folder holds: the seeds, and how they are run. It is written once all of them are there.
-)
+SEEDS = "seeds.json"  # The seeds of the folder, their settings, and how they are executed.
 
 
 def folder_of(run_dir: Path, seed: int) -> Path:
@@ -38,10 +36,11 @@ def is_seeds(path: Path) -> bool:
 
 
 def seeds_in(path: Path) -> list[Path]:
-    """The run directories of its seeds; raises `UserError` where one is gone."""
+    """The run directories of its seeds; raises `UserError` where its list of them is damaged."""
     found = read_object(path / SEEDS) or {}
     seeds = found.get("seeds")
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+    known = all(isinstance(found.get(name), dict) for name in ("settings", "execution"))
+    if not known or not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{path / SEEDS} is damaged: it does not list the seeds")
     return [folder_of(path, seed) for seed in seeds]
 
@@ -115,6 +114,9 @@ def _summarize(folder: Path, failed: dict[str, str]) -> None:
     replace_file(folder / SUMMARY, json.dumps(facts, indent=2) + "\n")
     for name, found in facts["seeds"].items():
         digest = found["weights_digest"] or DASH
+        if name in failed:
+            say(f"{name:>8}  failed")
+            continue
         say(f"{name:>8}  return {number(found['score'], ',.1f'):>9}  weights {digest[:16]}")
     if scores:
         say(f"return of {counted(len(scores), 'seed')}: {in_words(facts)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -33,6 +34,12 @@ class Searched:
     choices: tuple[Any, ...] = ()  # as TOML has them
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # setting: value, or a list of values
 
+    def can_be(self, value: Any) -> bool:
+        """Whether a trial may have this value."""
+        if self.choices or self.low is None or self.high is None:
+            return value in self.choices
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
     def applies(self, settings: Mapping[str, Any]) -> bool:
         """Whether it is searched in a trial that has these `settings`."""
         return all(
@@ -61,6 +68,13 @@ class Spec:
     def goal(self) -> float | None:
         """The return to be reached, where the objective is how many env-steps that takes."""
         return float(self.objective.removeprefix("steps to ")) if self.objective.startswith("steps to ") else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is tried and found, but for how many trials there are: more of them go on."""
+        facts = {name: value for name, value in vars(self).items() if name not in ("base", "search", "trials")}
+        facts |= {"base": self.base.settings, "search": [dataclasses.asdict(one) for one in self.search]}
+        return json.loads(json.dumps(facts, default=str))
 
     def config(self, searched: Mapping[str, Any], seed: int) -> RunConfig:
         """A trial's run. Raises `UserError` where its settings do not go together."""
@@ -96,10 +110,29 @@ def read_spec(path: Path, preset: typing.Callable[[str], RunConfig]) -> Spec:
         raise UserError(f"{path} has no [search]: there is nothing to try")
     hints = {k: v for kind in (Experiment, PPOConfig, TrainingConfig) for k, v in typing.get_type_hints(kind).items()}
     searched = tuple(_searched(name, entry, hints, base, f"{path}: [search] {name}") for name, entry in search.items())
+    if twice := sorted(settings.keys() & search.keys()):
+        raise UserError(f"{path}: {twice[0]} is in [settings] and in [search]; leave it out of one of them")
+    above: dict[str, Searched] = {}
     for one in searched:
-        if unknown := [name for name in one.when if name not in hints]:
-            raise UserError(f"{path}: [search] {one.name}: when names {unknown[0]}, which is no setting")
+        _check_when(one, above, base, hints, f"{path}: [search] {one.name}: when")
+        above[one.name] = one
     return _sweep(path, sweep, base, settings, searched)
+
+
+def _check_when(
+    one: Searched, above: Mapping[str, Searched], base: RunConfig, hints: Mapping[str, Any], where: str
+) -> None:
+    """Raise `UserError` on a condition that can never hold. It names what is searched above, or what is fixed."""
+    for name, wanted in one.when.items():
+        if name not in hints:
+            raise UserError(f"{where} names {name}, which is no setting")
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if name not in above and value != base.settings[name]:
+                raise UserError(
+                    f"{where} {name} = {value!r} never holds: it is {base.settings[name]!r}, or searched only below"
+                )
+            if name in above and not above[name].can_be(value):
+                raise UserError(f"{where} {name} = {value!r} never holds: [search] {name} does not take this value")
 
 
 def _searched(name: str, entry: Any, hints: Mapping[str, Any], base: RunConfig, where: str) -> Searched:
@@ -117,7 +150,9 @@ def _searched(name: str, entry: Any, hints: Mapping[str, Any], base: RunConfig, 
     choices = entry.get("choices")
     if choices is not None:
         if not isinstance(choices, list) or not choices or entry.keys() - {"choices", "when"}:
-            raise UserError(f"{where}: choices must be a list, without low, high, log and step")
+            raise UserError(f"{where}: choices must be a list with something in it, without low, high, log and step")
+        if any(choice in choices[:i] for i, choice in enumerate(choices)):
+            raise UserError(f"{where}: choices has one more than once")
         for choice in choices:
             base.with_settings({name: choice}, where)  # It is of the right type.
         return Searched(name, object, choices=tuple(choices), when=when)
@@ -154,7 +189,8 @@ def _sweep(
     for name in ("trials", "seed", "at_once"):
         value = found.get(name, 1)
         if type(value) is not int or value < (0 if name == "seed" else 1):
-            raise UserError(f"{path}: [sweep] {name} is {value!r}, and must be a whole number above 0")
+            least = "0 or above" if name == "seed" else "above 0"
+            raise UserError(f"{path}: [sweep] {name} is {value!r}, and must be a whole number {least}")
     seeds = found.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{path}: [sweep] seeds must be a list of whole numbers, such as [0, 1]")

@@ -5,6 +5,7 @@ other seeds are at. All that decides is in the run directories and in trials.jso
 was told of; so a sweep that was killed goes on as if it had not been.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -18,11 +19,11 @@ from multirun.search import Outcome, Search
 from multirun.seeds import is_finished
 from multirun.spec import EPISODE, Spec
 from protocol.errors import UserError
-from protocol.files import append_line, keep_rows, read_rows
+from protocol.files import append_line, read_rows, replace_file
 from protocol.process import as_typed
 from rundir.config import RunConfig
-from rundir.metrics import RETURN, STEPS
-from rundir.names import CONFIG
+from rundir.metrics import RETURN, STEPS, words_of
+from rundir.names import CONFIG, METRICS
 
 TRIALS = "trials.jsonl"
 REPORTS = 20  # So often, over a run, a pruner may look.
@@ -48,8 +49,11 @@ class Sweep:
         """`make` makes the run directory of a trial's seed. Raises `UserError` where the folder holds another sweep."""
         self.runs: list[Progress] = []  # those that have been begun, for the view
         self._folder, self._spec, self.search, self._make = folder, spec, search, make
-        keep_rows(folder / TRIALS, lambda _: True)  # A kill may have left half a line.
-        self._known = [_outcome(row) for row in read_rows(folder / TRIALS, ["number"])]
+        rows = rows_in(folder)
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        if (folder / TRIALS).exists() and (folder / TRIALS).read_text(errors="replace") != text:
+            replace_file(folder / TRIALS, text)  # A kill has left half a line, or something was lost.
+        self._known = [_outcome(row) for row in rows]
         self._open: list[_Trial] = []  # asked and not told, by number
         self._waiting: list[tuple[_Trial, Progress]] = []
         self._useless: set[Path] = set()  # runs of trials that are over
@@ -166,7 +170,11 @@ class Sweep:
             return
         values = [self._value(run) for run in trial.runs]
         if any(value is None or not math.isfinite(value) for value in values):
-            reason = "a run has no episode that counts for the objective"
+            reason = f"a run has no {words_of(self._metric)}"
+            if self._metric != RETURN:
+                last = list(read_rows(trial.runs[0].run_dir / METRICS, ["policy_version"]))[-1:]
+                names = sorted(name for row in last for name in row if name.startswith(EPISODE))
+                reason += f"; there are {', '.join(names)}" if names else "; it has no episode metrics"
             trial.outcome = Outcome("failed", reports=dict(trial.reports), reason=reason)
             return
         mean = math.fsum(value for value in values if value is not None) / len(values)
@@ -214,5 +222,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 
 
 def rows_in(folder: Path) -> Sequence[dict[str, Any]]:
-    """The trials that a sweep has told Optuna of, by number: number, state, value, settings, reports, reason."""
-    return list(read_rows(folder / TRIALS, ["number"]))
+    """The trials that a sweep has told Optuna of, by number, up to the first that is missing: number, state, value,
+    settings, reports, reason."""
+    rows = read_rows(folder / TRIALS, ["number"])
+    return [row for place, row in itertools.takewhile(lambda pair: pair[0] == pair[1]["number"], enumerate(rows))]

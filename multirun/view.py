@@ -17,6 +17,8 @@ from supervisor.words import DASH, duration, number
 
 LINE_SECONDS = 10.0  # Seconds between two lines where there is no terminal.
 BAR = 12  # columns
+COLUMNS = ("run", "state", "done", "env-steps", "steps/s", "return", "left")
+NEEDED, NARROW = ("run", "state", "done", "return"), 80  # those columns alone, below so many columns of the terminal
 OVER = ("finished", "stopped", "failed")
 COLORS = {"finished": "green", "failed": "red", "stopped": "yellow", "training": "cyan"}
 
@@ -57,7 +59,7 @@ class View:
         """Print how a run has ended: what is wrong in any case, all else where no table shows it."""
         run = next(run for run in self._runs if run.run_dir == ending.run_dir)
         if ending.state == "failed":
-            self.say(f"warning: {run.name} failed: {ending.reason}")
+            self.say(f"warning: {run.name} failed")
         elif self._live is None and not self._quiet:
             self.say(f"{run.name} {ending.state}: {run.env_steps:,} env-steps, return {_return(run)}")
 
@@ -79,8 +81,10 @@ class View:
     def _table(self) -> Table:
         room = max(3, self._console.size.height - 6)
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False, caption_justify="left")
-        for name in ("run", "state", "", "env-steps", "steps/s", "return", "left"):
-            table.add_column(name, justify="left" if name in ("run", "state", "") else "right", no_wrap=True)
+        narrow = self._console.size.width < NARROW
+        columns = [column for column in COLUMNS if not narrow or column in NEEDED]
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("run", "state", "done") else "right", no_wrap=True)
         runs = list(self._runs)
         if len(runs) > room:  # those under way, then the last that have ended
             runs = [run for run in runs if run.state not in OVER and run.state != "waiting"][:room]
@@ -89,15 +93,17 @@ class View:
         for run in runs:
             left = (run.total_steps - run.env_steps) / run.speed if run.speed and run.state == "training" else None
             full = round(run.share * BAR)
-            table.add_row(
-                run.name,
-                Text(run.state, style=COLORS.get(run.state, "dim")),
-                Text.assemble(("━" * full, "cyan"), ("━" * (BAR - full), "dim"), f" {run.share:>4.0%}"),
-                f"{run.env_steps:,}",
-                number(run.speed, ",.0f") if run.state == "training" else "",
-                _return(run),
-                "" if left is None else duration(left),
-            )
+            bar = Text.assemble(("━" * full, "cyan"), ("━" * (BAR - full), "dim"))
+            cells = {
+                "run": run.name,
+                "state": Text(run.state, style=COLORS.get(run.state, "dim")),
+                "done": Text.assemble(Text() if narrow else bar, f" {run.share:>4.0%}"),
+                "env-steps": f"{run.env_steps:,}",
+                "steps/s": number(run.speed, ",.0f") if run.state == "training" else "",
+                "return": _return(run),
+                "left": "" if left is None else duration(left),
+            }
+            table.add_row(*(cells[name] for name in columns))
         table.caption = self._line()
         return table
 

@@ -49,8 +49,8 @@ def check_trust(
     names = [name for name in foreign_names(experiment) if name not in words]
     if names and not trust and not (run_dir is not None and _is_signed(run_dir, experiment)):
         raise UserError(
-            f"{origin} names code that would run here ({one_line(', '.join(names))}), and was not made by you on this"
-            " machine: --trust lets that code run"
+            f"{origin} names code that would run here ({one_line(', '.join(names))}), and nothing proves that you made"
+            " it on this machine: --trust lets that code run"
         )
 
 

@@ -1,6 +1,7 @@
 """The learner's settings, and the whole of an experiment's: what `config.toml` in a run directory holds."""
 
 import dataclasses
+import difflib
 import itertools
 import json
 import math
@@ -202,7 +203,8 @@ class RunConfig:
         parts = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         owner = {field.name: name for name, part in parts.items() for field in dataclasses.fields(part)}
         if unknown := sorted(settings.keys() - owner.keys()):
-            meant = [name.replace("-", "_") for name in unknown if name.replace("-", "_") in owner]
+            close = [difflib.get_close_matches(name.replace("-", "_"), owner, 1) for name in unknown]
+            meant = [name for names in close for name in names]
             hint = f"; did you mean {', '.join(meant)}?" if meant else ""
             raise UserError(f"{where} has unknown settings {', '.join(unknown)}{hint}")
         for name, value in settings.items():

@@ -36,7 +36,7 @@ def test_none_beats_what_a_preset_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("num_env = 8", "unknown settings num_env$"),
+        ("num_env = 8", "unknown settings num_env; did you mean num_envs\\?$"),
         ("num_envs = 8.0", "num_envs is 8.0, and must be a whole number"),
         ("num_envs = true", "num_envs is True, and must be a whole number"),
         ('learning_rate = "fast"', "learning_rate is 'fast', and must be a number"),

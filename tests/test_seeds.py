@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -123,6 +124,10 @@ def test_seeds_are_ordinary_runs_with_a_summary(tmp_path: Path) -> None:
     again = launch("--resume", tmp_path / "seeds")
     assert again.returncode == 0 and "return of 2 seeds: mean" in again.stdout
     assert (tmp_path / "seeds/seed-3/metrics.jsonl").stat().st_mtime_ns == before
+    # What was deleted, or never made, is made.
+    shutil.rmtree(tmp_path / "seeds/seed-11")
+    assert launch("--resume", tmp_path / "seeds").returncode == 0
+    assert digest_of(tmp_path / "seeds/seed-11") == alone["weights_digest"]
     assert launch("--seeds", 1, "--run-dir", tmp_path / "seeds").stderr.count("already holds runs") == 1
 
 
@@ -212,6 +217,8 @@ def test_a_killed_launcher_is_replaced_and_a_killed_parent_ends_all(tmp_path: Pa
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "damaged").mkdir()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.toml").touch()
     (tmp_path / "damaged" / "seeds.json").write_text(json.dumps({"seeds": "all"}))
     for flags, expected in {
         ("--seeds", 0, 1, "--seed", 3): "--seed and --seeds exclude each other",
@@ -221,6 +228,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ("--parallel", 2): "--parallel is for --seeds",
         ("--seeds", 0, "--parallel", 0): "--parallel must be at least 1",
         ("--seeds", 0, -1): "--seed",
+        ("--seeds",): "--seeds has no numbers",
+        ("--resume", tmp_path / "sweep"): "holds a sweep: go on with launch.py sweep --resume",
         ("--resume", tmp_path / "damaged"): "is damaged: it does not list the seeds",
     }.items():
         done = launch(*flags, "--run-dir", tmp_path / "none") if "--resume" not in flags else launch(*flags)

@@ -1,5 +1,6 @@
 """Sweeps: what is tried does not depend on what ends first, on kills, or on how many runs there are at a time."""
 
+import importlib.util
 import json
 import random
 import shutil
@@ -13,7 +14,7 @@ from launching import launch
 from commands.helpers.presets import preset_for
 from multirun.jobs import Ending
 from multirun.progress import Progress
-from multirun.search import Search
+from multirun.search import Search, rehearse
 from multirun.spec import Spec, read_spec
 from multirun.sweep import REPORTS, TRIALS, Sweep, rows_in
 from protocol.errors import UserError
@@ -272,6 +273,13 @@ WRONG = {
     "[settings]\nepochs = 3": "has no [search]",
     '[settings]\ninit_from = "runs/one"\n[search]\nepochs = [1]': "init_from must be an absolute path",
     "[settings]\nepoch = 3\n[search]\nepochs = [1]": "unknown settings epoch",
+    "[settings]\nepochs = 3\n[search]\nepochs = [1]": "epochs is in [settings] and in [search]",
+    "[search]\nepochs = []": "choices must be a list with something in it",
+    "[search]\nepochs = [1, 1]": "choices has one more than once",
+    '[search]\nepochs = { choices = [1, 2], when = { activation = "relu" } }': "never holds: it is 'tanh'",
+    '[search]\nactivation = ["relu"]\nepochs = { choices = [1], when = { activation = "silu" } }': "does not take",
+    '[search]\nepochs = { choices = [1], when = { activation = "relu" } }\nactivation = ["relu"]': "only below",
+    "[search]\nepochs = [1]\n[sweep]\nseed = -1": "must be a whole number 0 or above",
     "[sweeps]\ntrials = 3": "sweeps is none of its tables",
     "[search]\nepochs = [1]\n[sweep]\ntrial = 3": "unknown trial; there are trials",
     "[search]\nepochs = [1]\n[sweep]\ntrials = 0": "trials is 0, and must be a whole number above 0",
@@ -299,11 +307,46 @@ def test_mistakes_in_the_file_are_one_line(tmp_path: Path, text: str) -> None:
         ('sampler = "TPESampeler"', "Optuna has no sampler TPESampeler; there are"),
         ('sampler = { name = "TPESampler", candidates = 3 }', "[sweep] sampler TPESampler: TypeError"),
         ('pruner = "BasePruner"', "Optuna has no pruner BasePruner; there are"),
+        ('sampler = "GridSampler"', "GridSampler needs choices, and learning_rate has a range"),
+        pytest.param(
+            'sampler = "CmaEsSampler"',
+            "CmaEsSampler needs cmaes, which is not installed",
+            marks=pytest.mark.skipif(importlib.util.find_spec("cmaes") is not None, reason="cmaes is installed"),
+        ),
+        ("seeds = [-1]", "no trial can run: --seed"),
     ],
 )
 def test_mistakes_in_samplers_and_pruners_are_one_line(tmp_path: Path, line: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected.replace("[", r"\[")):
-        Search(spec_of(tmp_path, SPEC + line + "\n"), "study")
+        rehearse(spec_of(tmp_path, SPEC + line + "\n"))
+
+
+def test_a_pruner_around_a_pruner(tmp_path: Path) -> None:
+    line = 'pruner = { name = "PatientPruner", patience = 1, wrapped_pruner = "MedianPruner" }\n'
+    rehearse(spec_of(tmp_path, SPEC + line))
+    rows = straight(tmp_path / "sweep", SPEC + TPE + line + "at_once = 1\n", parallel=1)
+    assert len(rows) == 10
+
+
+def test_more_trials_go_on_and_all_else_stays(tmp_path: Path) -> None:
+    expected = straight(tmp_path / "whole", SPEC, parallel=3)
+    fewer = SPEC.replace("trials = 10", "trials = 6")
+    straight(tmp_path / "sweep", fewer, parallel=3)
+    folder = tmp_path / "sweep"
+    assert Simulated(folder, spec_of(folder, SPEC), 2, random.Random(4)).carry_out()
+    assert tried(folder) == expected
+    one, two = spec_of(tmp_path, fewer), spec_of(tmp_path, SPEC)
+    assert one.identity == two.identity != spec_of(tmp_path, SPEC + "seeds = [1]\n").identity
+
+
+def test_a_lost_line_of_the_trials_is_found_again(tmp_path: Path) -> None:
+    expected = straight(tmp_path / "sweep", SPEC, parallel=3)
+    folder = tmp_path / "sweep"
+    lines = (folder / TRIALS).read_text().splitlines(keepends=True)
+    (folder / TRIALS).write_text("".join([*lines[:3], "nonsense\n", *lines[4:]]))
+    (folder / "optuna.db").write_text("nonsense")
+    assert Simulated(folder, spec_of(folder, SPEC), 2, random.Random(4)).carry_out()
+    assert tried(folder) == expected
 
 
 def test_mistakes_in_the_command_are_one_line(tmp_path: Path) -> None:
