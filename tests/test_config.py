@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
-from launching import SMALL, launch, summary_of, train
+from launching import ROOT, SMALL, launch, summary_of, train
 
+from commands.helpers.versions import installed_versions
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from rundir.config import PPOConfig, RunConfig, TrainingConfig, load_settings
@@ -80,3 +82,12 @@ def test_a_runs_file_runs_it_again_and_names_what_computed_it(tmp_path: Path) ->
 def test_every_setting_has_a_name_of_its_own() -> None:
     names = [field.name for part in vars(PLAIN).values() for field in dataclasses.fields(part)]
     assert len(names) == len(set(names))
+
+
+def test_a_clone_names_its_revision() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    revision = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout
+    assert installed_versions()["revision"].startswith(revision.strip())

@@ -31,7 +31,9 @@ def test_an_environment_has_its_familys_settings_and_its_own_before_them() -> No
 def test_a_setting_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.toml").write_text('["Some-v0"]\nnum_envs = 8\nlearning_rat = 1.0\n')
     monkeypatch.setattr("commands.helpers.presets.PRESETS", tmp_path)
-    with pytest.raises(UserError, match=r"mine\.toml: Some-v0 has unknown settings learning_rat; did you mean learning_rate\?$"):
+    with pytest.raises(
+        UserError, match=r"mine\.toml: Some-v0 has unknown settings learning_rat; did you mean learning_rate\?$"
+    ):
         preset_for("Some-v0")
 
 

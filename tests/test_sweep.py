@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launching import launch
+from launching import ROOT, launch
 
 from commands.helpers.presets import preset_for
 from multirun.jobs import Ending
@@ -291,6 +291,11 @@ WRONG = {
     '[search]\nepochs = { choices = [1, 2], when = { colour = "red" } }': "when names colour, which is no setting",
     "[search": "cannot be read as the file of a sweep",
 }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples_can_be_tried(path: Path) -> None:
+    rehearse(read_spec(path, preset_for))
 
 
 @pytest.mark.parametrize("text", WRONG)
