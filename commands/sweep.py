@@ -125,9 +125,8 @@ def _go_on(folder: Path, spec: Spec, command: SweepCommand) -> int:
     _, initial = with_initial(spec.base)
 
     def make(run_dir: Path, config: RunConfig) -> None:
-        with claimed(run_dir, fresh=True, config=config, kept={"actors": shared.actors}):
-            if initial is not None:
-                initial.save(run_dir)
+        with claimed(run_dir, fresh=True, config=config, kept={"actors": shared.actors}, initial=initial):
+            pass
 
     with locked(folder):
         sweep = Sweep(folder, spec, Search(spec, folder.name), make)

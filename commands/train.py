@@ -160,12 +160,16 @@ def main(arguments: list[str]) -> int:
         let_sleep=execution.let_sleep,
     )
     with (
-        claimed(run_dir, fresh=execution.resume is None, config=config, kept=_kept(execution)),
+        claimed(
+            run_dir,
+            fresh=execution.resume is None,
+            config=config,
+            kept=_kept(execution),
+            initial=settled.initial,
+        ),
         _traced(execution.trace and execution.trace.absolute()),
         dashboard(run_dir) if execution.dashboard else nullcontext(),
     ):
-        if settled.initial is not None:
-            settled.initial.save(run_dir)
         return supervise(config, how)
 
 
@@ -282,9 +286,8 @@ def _make_seeds(folder: Path) -> None:
     for run_dir in missing:
         experiment = dataclasses.replace(config.experiment, seed=int(run_dir.name.removeprefix("seed-")))
         of_seed = dataclasses.replace(config, experiment=experiment)
-        with claimed(run_dir, fresh=True, config=of_seed, kept=facts["execution"]):
-            if initial is not None:
-                initial.save(run_dir)
+        with claimed(run_dir, fresh=True, config=of_seed, kept=facts["execution"], initial=initial):
+            pass
 
 
 def _resume_seeds(folder: Path, arguments: list[str]) -> int:

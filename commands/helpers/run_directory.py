@@ -15,7 +15,8 @@ from protocol.files import read_rows, replace_file
 from protocol.trust import sign
 from rundir.checkpoint import load_newest_checkpoint
 from rundir.config import RunConfig
-from rundir.names import CHECKPOINTS, CONFIG, EVENTS, EXECUTION, LOGS, METRICS
+from rundir.initial import Initial
+from rundir.names import CHECKPOINTS, CONFIG, EVENTS, EXECUTION, INITIAL, LOGS, METRICS
 
 
 def run_name(experiment: Experiment) -> str:
@@ -50,9 +51,11 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(run_dir: Path, *, fresh: bool, config: RunConfig, kept: dict[str, Any]) -> Iterator[None]:
+def claimed(
+    run_dir: Path, *, fresh: bool, config: RunConfig, kept: dict[str, Any], initial: Initial | None = None
+) -> Iterator[None]:
     """Hold the run directory for this process alone; a new one that comes to nothing is removed again. `kept` is how
-    the run is executed, for the next time."""
+    the run is executed, for the next time; `initial` is what a new run begins from."""
     created = not run_dir.exists()
     if not fresh:
         _refuse_links(run_dir)
@@ -60,6 +63,8 @@ def claimed(run_dir: Path, *, fresh: bool, config: RunConfig, kept: dict[str, An
         if fresh and (run_dir / CONFIG).exists():
             raise UserError(f"{run_dir} already holds a run; continue it with --resume, or choose another")
         try:
+            if initial is not None:
+                initial.save(run_dir)  # Before the configuration: with that, --resume takes the run.
             if fresh or RunConfig.load(run_dir / CONFIG) != config:
                 config.save(run_dir / CONFIG, installed_versions())
             (run_dir / LOGS).mkdir(exist_ok=True)
@@ -73,6 +78,7 @@ def claimed(run_dir: Path, *, fresh: bool, config: RunConfig, kept: dict[str, An
             if fresh and not (run_dir / CHECKPOINTS).exists():
                 (run_dir / CONFIG).unlink()
                 (run_dir / EXECUTION).unlink()
+                (run_dir / INITIAL).unlink(missing_ok=True)
                 if created:
                     shutil.rmtree(run_dir)
             raise
