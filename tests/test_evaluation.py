@@ -242,7 +242,8 @@ def test_where_every_episode_ends_in_a_fault_there_is_no_return_and_no_best(tmp_
     assert "20 ended in a fault" in done.stdout
     assert not list_checkpoints(run_dir / "best")
     assert "best" not in summary_of(run_dir).get("evaluations", {})
-    assert launch("compare", run_dir, run_dir).returncode == 0
+    shutil.copytree(run_dir, tmp_path / "same")
+    assert launch("compare", run_dir, tmp_path / "same").returncode == 0
 
 
 def test_the_best_is_among_those_that_have_a_return() -> None:
