@@ -5,7 +5,6 @@ A seed that is finished is kept, and one that was stopped goes on, so that the s
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import shlex
 import sys
@@ -24,11 +23,11 @@ from commands.helpers.command_line import parse
 from commands.helpers.presets import defaults_for
 from commands.helpers.run_directory import run_name
 from commands.train import ExecutionConfig, SeveralConfig, TrainCommand
+from multirun.pictures import draw_curves
 from protocol.errors import UserError
 from protocol.text import differences_in_words
 from rundir.config import RunConfig
-from rundir.curves import group, interquartile_mean, interval
-from rundir.drawing import draw
+from rundir.curves import interquartile_mean, interval
 from rundir.run import Run
 
 EVALUATION = "eval.json"  # What `launch.py eval` writes.
@@ -126,20 +125,15 @@ def run(arguments: argparse.Namespace) -> Report:
         report.notes += [f"{env}: seed {seed} failed: {error}" for seed, error in failed.items()]
     if not any(isinstance(value, float) for value in scores.values()):
         raise UserError("no seed has a score")
-    draw_curves([seed.run_dir for seed in seeds if isinstance(scores[seed], float)], arguments.out, report)
+    note_curves([seed.run_dir for seed in seeds if isinstance(scores[seed], float)], arguments.out, report)
     return report
 
 
-def draw_curves(run_dirs: list[Path], out: Path, report: Report) -> None:
+def note_curves(run_dirs: list[Path], out: Path, report: Report) -> None:
     """Write learning curves, over the seeds of each environment, into `out`, where matplotlib is installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return
-    runs = [Run.open(run_dir) for run_dir in run_dirs]
-    figure = draw(group(runs), {run.path: run.rows() for run in runs})
-    path = out / "scores-curves.png"
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    report.notes.append(f"learning curves: {path}")
+    if path := draw_curves([Run.open(run_dir) for run_dir in run_dirs], out / "scores-curves.png"):
+        report.notes.append(f"learning curves: {path}")
 
 
 def in_words(values: dict[int, float], target: Target | None = None) -> str:

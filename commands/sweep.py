@@ -14,11 +14,11 @@ from commands.helpers.presets import preset_for
 from commands.helpers.run_directory import claimed, fresh_run_dir, locked
 from commands.train import check_importable, with_initial
 from multirun.carrying import carry_out
+from multirun.folders import SPEC, is_seeds
 from multirun.jobs import Jobs
 from multirun.machine import share
 from multirun.pictures import draw_sweep
 from multirun.search import Search, rehearse
-from multirun.seeds import is_seeds
 from multirun.spec import Spec, read_spec
 from multirun.sweep import Sweep, rows_in
 from multirun.view import View
@@ -32,7 +32,6 @@ from protocol.trust import check_trust, sign
 from rundir.config import RunConfig, to_toml
 from rundir.names import CONFIG
 
-SPEC = "sweep.toml"  # The sweep's file, as it was given.
 IDENTITY = "sweep.json"  # What the file meant when the sweep began.
 BEST = "best.toml"
 SHOWN = 5  # So many of the best trials are listed.

@@ -20,10 +20,9 @@ from commands.helpers.command_line import parse, value_of
 from commands.helpers.cores import default_actors, performance_cores
 from commands.helpers.initial import read_initial
 from commands.helpers.presets import defaults_for
-from commands.helpers.run_directory import claimed, fresh_run_dir, locked, refuse_to_begin_anew, run_name
+from commands.helpers.run_directory import claimed, env_name, fresh_run_dir, locked, refuse_to_begin_anew, run_name
 from dashboard.server import check_installed as check_dashboard_installed
-from multirun.machine import share
-from multirun.seeds import SEEDS, is_seeds, run_seeds, seeds_in
+from multirun.folders import SEEDS, SPEC, is_seeds, seeds_in
 from protocol import trace
 from protocol.errors import ProtocolError, UserError
 from protocol.execution import Execution, SinkName
@@ -135,7 +134,7 @@ def main(arguments: list[str]) -> int:
     folder = value_of("--resume", arguments)
     if folder is not None and is_seeds(Path(folder)):
         return _resume_seeds(Path(folder).absolute(), arguments)
-    if folder is not None and (Path(folder) / "sweep.toml").is_file():
+    if folder is not None and (Path(folder) / SPEC).is_file():
         raise UserError(f"{folder} holds a sweep: go on with launch.py sweep --resume {as_word(folder)}")
     settled = _settle(arguments)
     config, execution = settled.config, settled.command.execution
@@ -261,7 +260,7 @@ def _begin_seeds(settled: _Settled) -> int:
     command, config = settled.command, settled.config
     seeds = command.several.seeds
     settings = {name: "None" if value is None else value for name, value in config.settings.items()}
-    name = f"{run_name(config.experiment).removesuffix(f'-seed{config.experiment.seed}')}-seeds"
+    name = f"{env_name(config.experiment)}-seeds"
     folder = (command.execution.run_dir or fresh_run_dir(name)).absolute()
     for seed in seeds:
         dataclasses.replace(config.experiment, seed=seed).check()
@@ -304,6 +303,9 @@ def _resume_seeds(folder: Path, arguments: list[str]) -> int:
 
 def _run_seeds(folder: Path, settled: _Settled) -> int:
     """Run the seeds of a folder, as many at a time as this machine carries."""
+    from multirun.machine import share  # A single run does without these, and starts sooner.
+    from multirun.seeds import run_seeds
+
     command, config = settled.command, settled.config
     execution, experiment, run_dirs = command.execution, config.experiment, seeds_in(folder)
     threads = config.training.learner_threads or 1

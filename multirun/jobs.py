@@ -15,6 +15,7 @@ from protocol.lifeline import SUCCESS
 from rundir.names import LOGS, METRICS, SUMMARY
 from supervisor.crashes import Crashes, end_of
 from supervisor.process_workers import close_stdin, end_child, last_line, size_of, start_child
+from supervisor.status import memory_of
 
 LOG = "launcher.log"
 END_SECONDS = 30.0  # Seconds that a run has to save and end after its parent has lost patience.
@@ -138,6 +139,5 @@ def _memory_of_all(pid: int) -> int:
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         for each in [process, *process.children(recursive=True)]:
-            with suppress(psutil.Error):  # It has just ended.
-                total += each.memory_info().rss
+            total += memory_of(each.pid) or 0
     return total

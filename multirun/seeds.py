@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from multirun.carrying import carry_out
+from multirun.folders import seeds_in
 from multirun.jobs import Ending, Jobs
 from multirun.pictures import draw_curves
 from multirun.progress import Progress
 from multirun.scores import in_words, score_of, statistics
 from multirun.view import View
-from protocol.errors import UserError
 from protocol.files import read_object, replace_file
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.output import complain, say
@@ -21,28 +21,6 @@ from rundir.config import RunConfig
 from rundir.names import SUMMARY
 from rundir.run import Run
 from supervisor.words import DASH, number
-
-SEEDS = "seeds.json"  # The seeds of the folder, their settings, and how they are executed.
-
-
-def folder_of(run_dir: Path, seed: int) -> Path:
-    """The run directory of a seed."""
-    return run_dir / f"seed-{seed}"
-
-
-def is_seeds(path: Path) -> bool:
-    """Whether `train --seeds` has made this folder."""
-    return (path / SEEDS).is_file()
-
-
-def seeds_in(path: Path) -> list[Path]:
-    """The run directories of its seeds; raises `UserError` where its list of them is damaged."""
-    found = read_object(path / SEEDS) or {}
-    seeds = found.get("seeds")
-    known = all(isinstance(found.get(name), dict) for name in ("settings", "execution"))
-    if not known or not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{path / SEEDS} is damaged: it does not list the seeds")
-    return [folder_of(path, seed) for seed in seeds]
 
 
 class _Seeds:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from protocol.errors import UserError
 from protocol.experiment import Experiment
 from protocol.text import one_line
+from protocol.trajectory import EPISODE
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
 
 TABLES = ("sweep", "settings", "search")
-EPISODE = "episode/"  # An objective that begins with this is an episode metric.
 NEVER = 10**9  # Iterations from one evaluation to the next, if the last version alone is to be evaluated.
 KINDS = {int: "a whole number", float: "a number", str: "a text"}
 

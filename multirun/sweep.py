@@ -17,10 +17,11 @@ from multirun.progress import Progress
 from multirun.scores import score_of
 from multirun.search import Outcome, Search
 from multirun.seeds import is_finished
-from multirun.spec import EPISODE, Spec
+from multirun.spec import Spec
 from protocol.errors import UserError
 from protocol.files import append_line, read_rows, replace_file
 from protocol.process import as_typed
+from protocol.trajectory import EPISODE
 from rundir.config import RunConfig
 from rundir.metrics import RETURN, STEPS, words_of
 from rundir.names import CONFIG, METRICS

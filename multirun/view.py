@@ -10,7 +10,6 @@ from rich.text import Text
 
 from multirun.jobs import Ending
 from multirun.progress import Progress
-from protocol.output import output
 from protocol.text import printable
 from supervisor.terminal import SafeConsole
 from supervisor.words import DASH, duration, number
@@ -31,14 +30,12 @@ class View:
     ) -> None:
         """`runs` may grow meanwhile; `note` is a line of its own below the table."""
         self._title, self._runs, self._quiet, self._note = title, runs, quiet, note
-        self._console = SafeConsole(highlight=False, soft_wrap=True, file=output(), force_jupyter=False)
+        self._console = SafeConsole()
         self._live: Live | None = None
-        self._begun = self._last_line = time.monotonic()
-        self._first_steps: int | None = None  # env-steps of all runs when this view began
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "View":
-        shown = self._console.is_terminal and self._console.file.isatty() and not self._console.is_dumb_terminal
-        if shown and not self._quiet:
+        if self._console.can_show_views and not self._quiet:
             self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
             self._live.__enter__()
         elif not self._quiet:

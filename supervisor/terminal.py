@@ -27,6 +27,15 @@ ALARMS = {"warning", "actor_lost", "actor_retired", "learner_lost"}
 class SafeConsole(Console):
     """Stops printing when nobody reads any more (`| head`, a terminal that was closed), so that the run goes on."""
 
+    def __init__(self) -> None:
+        super().__init__(highlight=False, soft_wrap=True, file=output(), force_jupyter=False)
+
+    @property
+    def can_show_views(self) -> bool:
+        """Whether it is a terminal that can be drawn over. FORCE_COLOR, which notebooks set, makes rich take any file
+        for a terminal."""
+        return self.is_terminal and self.file.isatty() and not self.is_dumb_terminal
+
     def on_broken_pipe(self) -> None:
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -57,7 +66,7 @@ class Terminal:
     def __init__(self, status: RunStatus, quiet: bool) -> None:
         self._status = status
         self._quiet = quiet
-        self._console = SafeConsole(highlight=False, soft_wrap=True, file=output(), force_jupyter=False)
+        self._console = SafeConsole()
         self._live: ExitStack | None = None
         self._held: list[str] = []
         self._printed = _Held()
@@ -65,9 +74,7 @@ class Terminal:
         self._last_line = 0.0  # time.monotonic()
 
     def __enter__(self) -> "Terminal":
-        # FORCE_COLOR, which notebooks set, makes rich take any file for a terminal.
-        is_terminal = self._console.is_terminal and self._console.file.isatty()
-        if is_terminal and not self._console.is_dumb_terminal and not self._quiet:
+        if self._console.can_show_views and not self._quiet:
             self._live = ExitStack()
             self._live.enter_context(self._console.screen())
             self._live.enter_context(held(self._printed))

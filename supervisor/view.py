@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rundir.episode_metrics import metrics_in, name_of, value_of
 from supervisor.status import ActorStatus, Happening, RunStatus
-from supervisor.words import DASH, compact, counted, duration, ranges, size_in_words
+from supervisor.words import DASH, compact, duration, ranges, size_in_words, states_of
 
 NARROW, LOW = 60, 18  # With fewer columns or rows than these there is no room for boxes.
 WIDE = 116  # Columns from which three boxes stand beside each other.
@@ -204,7 +204,7 @@ class Page:
         cells = [self._actor(actor, width) for actor in actors]
         if rest:
             states = {actor.state for actor in rest}
-            words = f"all {states.pop()}" if len(states) == 1 else counted(rest)
+            words = f"all {states.pop()}" if len(states) == 1 else states_of(rest)
             cells.append(self._padded(Text(f"and {len(rest)} more: {words}", style="dim"), width))
         numbers = ("steps", "steps/s", "acting", "memory", "restarts", "silent")
         head = self._actor_cells("actor", Text("state"), "lanes", numbers, width)
@@ -277,7 +277,7 @@ class Page:
 
     def _actors_in_words(self) -> str:
         actors = self._status.actors
-        return f"{counted(actors)}" if actors else "none yet"
+        return states_of(actors) if actors else "none yet"
 
     def _sparkline(self, width: int, rows: int) -> list[Text]:
         """The curve of the return in `rows` rows."""

@@ -8,7 +8,7 @@ from supervisor.status import ActorStatus
 DASH = "–"  # Stands for an unknown value.
 
 
-def counted(actors: Sequence[ActorStatus]) -> str:
+def states_of(actors: Sequence[ActorStatus]) -> str:
     states = Counter(actor.state for actor in actors)
     return ", ".join(f"{count} {state}" for state, count in states.most_common())
 

@@ -19,9 +19,14 @@ from rundir.initial import Initial
 from rundir.names import CHECKPOINTS, CONFIG, EVENTS, EXECUTION, INITIAL, LOGS, METRICS
 
 
+def env_name(experiment: Experiment) -> str:
+    """Its environment in the name of a directory: without the module, and without a slash."""
+    return experiment.env.rpartition(":")[2].replace("/", "-")
+
+
 def run_name(experiment: Experiment) -> str:
-    """The name of its run directory, after environment and seed, without the environment's module."""
-    return f"{experiment.env.rpartition(':')[2].replace('/', '-')}-seed{experiment.seed}"
+    """The name of its run directory, after environment and seed."""
+    return f"{env_name(experiment)}-seed{experiment.seed}"
 
 
 def fresh_run_dir(name: str) -> Path:
