@@ -11,6 +11,7 @@ import pytest
 from disturbing import in_every_execution
 from launching import launch, metrics_of, train
 from making import snapshot_of, trained_model
+from marks import slow
 
 from actors.environment import make_environment
 from actors.exported import load_policy, save_policy
@@ -156,9 +157,9 @@ def test_a_scene_that_cannot_be_is_refused() -> None:
             ("scen",),
             r"--critic-only scen: .* no such part .*; its parts are contacts, scene.luck, scene.sign, sensor",
         ),
-        (ENV, ("scene", "a", "b"), r"--critic-only a b: "),
-        (ENV, ("scene", "sensor", "contacts"), "leaves the policy nothing to see"),
-        ("CartPole-v1", ("scene",), "it is no Dict"),
+        slow(ENV, ("scene", "a", "b"), r"--critic-only a b: "),
+        slow(ENV, ("scene", "sensor", "contacts"), "leaves the policy nothing to see"),
+        slow("CartPole-v1", ("scene",), "it is no Dict"),
     ],
 )
 def test_a_key_that_cannot_be_is_named(tmp_path: Path, env: str, keys: tuple[str, ...], said: str) -> None:
@@ -297,6 +298,7 @@ def test_an_exported_policy_does_not_ask_for_the_scene(tmp_path: Path, kind: str
         assert largest_difference(session, policy) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_exported_and_begun_from(tmp_path: Path) -> None:
     flags = [*FOG, "--total-steps", 256 * 4]
     train(tmp_path / "run", *flags, "--actors", 2, "--eval-every", 2, "--eval-episodes", 3)

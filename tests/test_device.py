@@ -108,6 +108,7 @@ def pretend(*flags: object, fault: str = "") -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_says_which_device_it_takes_and_keeps_it(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     said = pretend("--run-dir", run_dir, *SMALL, "--stop-return", "1")

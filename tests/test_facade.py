@@ -17,6 +17,7 @@ import psutil
 import pytest
 from launching import ROOT, metrics_of, summary_of, wait_for
 from launching import train as launch_train
+from marks import slow
 
 import mlx_distributed_ppo as ppo
 
@@ -108,7 +109,7 @@ def test_a_callback_that_raises_ends_the_run_and_is_heard(tmp_path: Path) -> Non
     ("settings", "said"),
     [
         ({"env": "Nope-v1"}, "--env Nope-v1: Environment `Nope` doesn't exist"),
-        ({"lane_size": 3}, "--num-envs 16 is not a multiple of --lane-size 3"),
+        slow({"lane_size": 3}, "--num-envs 16 is not a multiple of --lane-size 3"),
         ({"total_step": 256}, "total_step is no setting; did you mean total_steps?"),
     ],
 )

@@ -14,6 +14,7 @@ from launching import LAUNCH, SMALL, launch, metrics_of, summary_of
 from marks import slow
 
 from commands.completion import flags_of, script
+from learner.device import gpu_fault
 
 
 def refused(*flags: object, **environ: str) -> str:
@@ -24,45 +25,71 @@ def refused(*flags: object, **environ: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--actorz 3", "--actorz, 3; did you mean --actors?"),
-        ("--actors x", "--actors"),
-        ("--actors 0", "--actors must be at least 1"),
-        ("--actors 99999 --num-envs 16 --lane-size 4", "--actors must lie between 0 and 68, not 99999"),
-        ("--learning-rate", "Missing value for argument '--learning-rate'"),
-        ("--schedule now", "Expected one of ('sync', 'pipelined', 'async')"),
-        ("--hidden-sizes a", "--hidden-sizes"),
-        ("--recurrent lstm", "--recurrent lstm has no units: give --recurrent-size as well"),
-        ("--recurrent=gru --recurrent-size 0", "--recurrent gru has no units"),
-        ("--seed -1", "--seed must lie between 0 and"),
-        ("--num-envs 12", "not a multiple of --lane-size 8; use 8 or 16"),
-        ("--minibatches 7", "use 4 or 8"),
-        ("--env CartPoel-v1", "--env CartPoel-v1"),
-        ("--env CartPole", "there is CartPole-v1"),
-        ("--env LunarLander-v2", "there is LunarLander-v3"),
-        ("--env CartPole-v1 --env-kwargs levels=[1,2", "levels=[1,2: it is neither a literal"),
-        ("--env CartPole-v1 --env-kwargs a=1 --env-kwargs a=2", "--env-kwargs gives a twice"),
-        ("--hidden-sizes 8 --hidden-sizes 8", "--hidden-sizes is given twice"),
-        ("--env nowhere:Env-v0", "No module named 'nowhere'"),
-        ("--env CartPole-v1 --env-kwargs gravity", "gravity is not name=value"),
-        ("--env CartPole-v1 --wrapper gymnasium.wrappers:Nope", "--wrapper gymnasium.wrappers:Nope"),
-        ("--network mine:Net", "there is no module mine.actor"),
-        ("--listen 0.0.0.0:5555", "must be tcp://HOST:PORT"),
-        ("--listen tcp://0.0.0.0:5555", "needs --keys DIR"),
-        ("--config nowhere.toml", "nowhere.toml cannot be read"),
-        ("--resume nowhere", "nowhere: there is no run here"),
-        ("--trace nowhere/trace.json", "--trace nowhere/trace.json cannot be written"),
-        ("evall", "there is no command evall; there are train, sweep, eval"),
-        ("eval", "Missing from launch.py eval"),
-        ("eval nowhere", "nowhere: there is no run here"),
-        ("actors nowhere --count 3", "no run is under way here"),
-        ("bench nothing", "invalid choice: 'nothing'"),
-        ("plot nowhere --out .", "--out . must end in the name of a file"),
-        ("keys keys --names", "--names needs a name"),
-    ],
-)
+EVERY = "tests.environments:EverySpace-v0"
+
+# (flags, what the message says)
+MISTAKES = [
+    ("--actorz 3", "--actorz, 3; did you mean --actors?"),
+    ("--actors 99999 --num-envs 16 --lane-size 4", "--actors must lie between 0 and 68, not 99999"),
+    ("--schedule now", "Expected one of ('sync', 'pipelined', 'async')"),
+    ("--recurrent lstm", "--recurrent lstm has no units: give --recurrent-size as well"),
+    ("--num-envs 12", "not a multiple of --lane-size 8; use 8 or 16"),
+    ("--minibatches 7", "use 4 or 8"),
+    ("--env CartPoel-v1", "--env CartPoel-v1"),
+    ("--env LunarLander-v2", "there is LunarLander-v3"),
+    (f"--env {EVERY} --env-kwargs observation='text'", "observation space Text"),
+    ("--env CartPole-v1 --env-kwargs a=1 --env-kwargs a=2", "--env-kwargs gives a twice"),
+    ("--env CartPole-v1 --wrapper gymnasium.wrappers:Nope", "--wrapper gymnasium.wrappers:Nope"),
+    ("--network mine:Net", "there is no module mine.actor"),
+    ("--listen tcp://0.0.0.0:5555", "needs --keys DIR"),
+    ("--resume nowhere", "nowhere: there is no run here"),
+    ("evall", "there is no command evall; there are train, sweep, eval"),
+    ("eval", "Missing from launch.py eval"),
+]
+MORE_MISTAKES = [
+    ("--actors x", "--actors"),
+    ("--actors 0", "--actors must be at least 1, or 0 with --listen"),
+    ("--learning-rate", "Missing value for argument '--learning-rate'"),
+    ("--hidden-sizes a", "--hidden-sizes"),
+    ("--recurrent=gru --recurrent-size 0", "--recurrent gru has no units"),
+    ("--recurrent-size 4 --minibatches 48", "64 sequences (--num-envs) does not divide"),
+    ("--seed -1", "--seed must lie between 0 and"),
+    (f"--num-envs {2**20} --rollout-length {2**20} --minibatches 3", "use 2 or 4"),
+    ("--num-envs 60", "use 56 or 64"),
+    ("--minibatches 4096", "use 2048"),
+    ("--clip-range inf", "--clip-range"),
+    ("--discount 1.5", "--discount"),
+    ("--learning-rate-schedule 1:-1", "--learning-rate-schedule 1:-1"),
+    ("--stop-return nan", "--stop-return"),
+    ("--env CartPole", "there is CartPole-v1"),
+    ("--env CartPole-v99", "CartPole"),
+    ("--env :CartPole-v1", "--env"),
+    ("--env nowhere:Env-v0", "No module named 'nowhere'"),
+    (f"--env {EVERY} --env-kwargs action='dict'", "action space Dict"),
+    ("--env CartPole-v1 --env-kwargs levels=[1,2", "levels=[1,2: it is neither a literal"),
+    ("--env CartPole-v1 --env-kwargs gravity", "gravity is not name=value"),
+    ("--hidden-sizes 8 --hidden-sizes 8", "--hidden-sizes is given twice"),
+    ("--wrapper os:system('true')", "--wrapper os:system('true')"),
+    ("--listen 0.0.0.0:5555", "--listen 0.0.0.0:5555 must be tcp://HOST:PORT"),
+    ("--listen tcp://127.0.0.1:0", "must be tcp://HOST:PORT"),
+    ("--listen tcp://[::]:5555", "needs --keys DIR"),
+    ("--listen tcp://127.0.0.1.example.com:5555", "needs --keys DIR"),
+    ("--listen tcp://192.0.2.1:5555 --insecure", "cannot listen on tcp://192.0.2.1:5555"),
+    ("--listen tcp://0.0.0.0:5555 --keys .", "has no learner.key; `python launch.py keys"),
+    ("--keys .", "for --listen, which is missing"),
+    ("--config nowhere.toml", "nowhere.toml cannot be read"),
+    ("--resume here --run-dir there", "no run here"),
+    ("--trace nowhere/trace.json", "--trace nowhere/trace.json cannot be written"),
+    ("eval nowhere", "nowhere: there is no run here"),
+    ("actors nowhere --count 3", "no run is under way here"),
+    ("bench nothing", "invalid choice: 'nothing'"),
+    ("plot nowhere --out .", "--out . must end in the name of a file"),
+    ("keys keys --names", "--names needs a name"),
+    ("keys . --names a/b", "--names a/b"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), [*MISTAKES, *(slow(*mistake) for mistake in MORE_MISTAKES)])
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, said: str
 ) -> None:
@@ -70,6 +97,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert said in refused(*flags.split())
     left = [path for path in tmp_path.rglob("*") if path.name != "runs"]
     assert not left
+
+
+@pytest.mark.skipif(not gpu_fault(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    assert "no GPU" in refused("--device", "gpu", "--run-dir", tmp_path / "run")
 
 
 def test_a_file_where_the_run_directory_should_be(tmp_path: Path) -> None:
@@ -157,7 +189,7 @@ def test_a_directory_that_holds_a_run_is_not_written_over(small_run: Path) -> No
     assert (small_run / "config.toml").read_text() == before
 
 
-@pytest.mark.parametrize("flags", [["--env", "Acrobot-v1"], ["--seed", 3], ["--learning-rate", 0.1]])
+@pytest.mark.parametrize("flags", [["--env", "Acrobot-v1"], *map(slow, (["--seed", 3], ["--learning-rate", 0.1]))])
 def test_a_run_goes_on_with_its_own_settings_or_not_at_all(small_run: Path, flags: list[object]) -> None:
     line = refused("--resume", small_run, *flags)
     assert f"{flags[0]} is" in line and "leave the flag out" in line
@@ -212,7 +244,8 @@ def test_a_configuration_that_was_edited_is_another_experiment_from_there_on(sma
     assert (summary["env_steps"], summary["deterministic"]) == (steps, False)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_envs", 32), slow("lane_size", 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), [("num_envs", 32), ("lane_size", 4)])
 def test_an_edit_that_would_make_other_lanes_is_refused(small_run: Path, tmp_path: Path, name: str, value: int) -> None:
     copy_of(small_run, tmp_path / "run")
     config = tmp_path / "run/config.toml"

@@ -174,6 +174,7 @@ needs_other_core = pytest.mark.skipif(
 
 
 @needs_other_core
+@pytest.mark.slow
 def test_an_actor_that_computes_otherwise_is_refused_naming_what_differs(
     tmp_path: Path, address: str, keys: Path
 ) -> None:
@@ -274,6 +275,7 @@ def test_a_learner_without_mlx_says_in_one_line_what_to_add(tmp_path: Path, with
     assert sys.platform == "darwin" or "the extra `cpu` or `cuda`" in line
 
 
+@pytest.mark.slow
 def test_without_keys_a_key_is_too_much_and_insecure_is_a_loud_warning(tmp_path: Path, keys: Path) -> None:
     address = free_tcp_address()
     flags = ["--listen", address.replace("127.0.0.1", "0.0.0.0"), "--insecure", "--actors", 0, *EXPERIMENT]

@@ -215,6 +215,7 @@ def test_a_killed_launcher_is_replaced_and_a_killed_parent_ends_all(tmp_path: Pa
         assert alone["weights_digest"] == digest_of(folder / f"seed-{seed}")
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "sweep").mkdir()

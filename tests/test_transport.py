@@ -288,6 +288,7 @@ def slow_line(address: str, bytes_per_second: float) -> Iterator[str]:
     carrier.join(SECONDS)
 
 
+@pytest.mark.slow
 def test_an_array_may_take_longer_than_an_absence_may(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other machine's operating system answers probes, even while a large message is on its way."""
     for name in ("PROBE_SECONDS", "PROBES", "ABSENCE_SECONDS"):
