@@ -11,6 +11,7 @@ from actors.environment import make_environment
 from actors.episode_metrics import first_names
 from actors.policy import Policy
 from actors.simulation import EnvironmentFault, Simulation
+from actors.tracebacks import users_place
 from protocol.arithmetic import own_context
 from protocol.errors import UserError
 from protocol.experiment import Experiment
@@ -100,7 +101,8 @@ class Results(NamedTuple):
                 lengths.append(score.length)
                 told.append(score.metrics)
             else:
-                faults.append({"episode": episode, "seed": score.seed, "step": score.length, "text": str(score.fault)})
+                text = f"{score.fault}{users_place(score.fault.__cause__)}"
+                faults.append({"episode": episode, "seed": score.seed, "step": score.length, "text": text})
         names = first_names(told, MAX_METRICS)
         return cls(returns, lengths, {name: [metrics.get(name) for metrics in told] for name in names}, faults)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from actors.environment import make_environment
 from actors.simulation import EnvironmentFault, Simulation, global_random_state
+from actors.tracebacks import users_lines, users_place
 from protocol.experiment import Experiment
 from protocol.randomness import Purpose, environment_seed
 from protocol.spaces import Spaces
@@ -183,7 +184,8 @@ class Lane:
         raise EnvironmentFault(
             "reset",
             f"{self._experiment.env} environment {self._environment_index(n)} could not begin an episode"
-            f" {MAX_FAILED_BEGINNINGS} times in a row; the last time: {fault}",
+            f" {MAX_FAILED_BEGINNINGS} times in a row; the last time: {fault}"
+            f"{users_place(fault and fault.__cause__)}",
         )
 
     def _note(self, n: int, fault: EnvironmentFault) -> None:
@@ -192,7 +194,7 @@ class Lane:
             episode, seed = int(self.episode_indices[n]), self._episode_seed(n)
             steps = self._simulations[n].steps if fault.phase == "step" else 0
             where = self._environment_index(n), episode, seed, fault.phase, steps, self.time
-            self.notes.faults.append(Fault(*where, str(fault), float(self._told[n])))
+            self.notes.faults.append(Fault(*where, str(fault), float(self._told[n]), users_lines(fault.__cause__)))
 
     def _note_global_random(self, before: tuple) -> None:
         self.notes.moved_global_random |= global_random_state() != before

@@ -16,6 +16,7 @@ from actors.episode_metrics import numbers_in
 from actors.interface import ActionConverter, ObservationConverter
 from actors.interrupts import let_users_interrupt
 from actors.spaces import action_form, describe_spaces, observation_form
+from actors.tracebacks import users_place
 from protocol.arithmetic import users_context
 from protocol.errors import EnvironmentFault, UserError
 from protocol.experiment import Experiment
@@ -66,6 +67,7 @@ class Simulation:
                 if attempt + 1 == MAX_CONSTRUCTIONS:
                     text = (
                         f"{experiment.env} could not be made {MAX_CONSTRUCTIONS} times in a row; the last time: {fault}"
+                        f"{users_place(fault.__cause__)}"
                     )
                     raise EnvironmentFault("constructor", text) from fault.__cause__
         assert self.env is not None

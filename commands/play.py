@@ -11,6 +11,7 @@ import tyro
 from actors.closing import end_if_stuck
 from actors.episodes import playing
 from actors.simulation import EnvironmentFault
+from actors.tracebacks import users_place
 from commands.helpers.command_line import parse
 from commands.helpers.policies import open_policy
 from commands.helpers.rendering import Video, Window, packages_named
@@ -72,7 +73,8 @@ def _play(experiment: Experiment, snapshot: PolicySnapshot, episodes: int, show:
             elif isinstance(score.fault.__cause__, gymnasium.error.DependencyNotInstalled):
                 raise score.fault
             else:
-                say(f"episode {number}: seed {score.seed}, after {score.length} steps: {score.fault}")
+                place = users_place(score.fault.__cause__)
+                say(f"episode {number}: seed {score.seed}, after {score.length} steps: {score.fault}{place}")
         code = SUCCESS if played else FAILURE
         end_if_stuck(code)
     return code

@@ -17,7 +17,7 @@ from learner.borders import LaneBorder
 from learner.refusals import Refusals
 from protocol.experiment import Experiment
 from protocol.files import replace_file
-from protocol.text import one_line
+from protocol.text import counted, one_line
 from protocol.trajectory import Fault, Trajectory
 from rundir.faults import list_faults
 from rundir.names import FAULTS
@@ -38,7 +38,7 @@ class Faults:
     def __init__(
         self,
         experiment: Experiment,
-        warn: Callable[[str], None],
+        warn: Callable[..., None],  # with a text, and the traceback where there is one
         run_dir: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,7 +46,7 @@ class Faults:
         self.episodes = 0  # finished or failed in their reset, and trained on
         self._env, self._stops, self._warn = experiment.env, experiment.on_env_error == "stop", warn
         self._folder = run_dir / FAULTS
-        self._kinds: set[str] = set()
+        self._kinds: set[tuple[str, str]] = set()  # (text without its numbers, traceback)
         self._kept: list[Fault] | None = None  # Faults with a file; None until it was read.
         self._delivered = 0
         self._last = "see above"
@@ -62,14 +62,16 @@ class Faults:
         """Tell the user of the faults in a trajectory that was delivered; `border` is the one that it began at.
         Raises `EnvironmentsFailed` where any is to end the run."""
         for fault in trajectory.faults:
-            kind = re.sub(r"\d+", "0", fault.text)
+            kind = re.sub(r"\d+", "0", fault.text), fault.traceback
             if kind not in self._kinds and len(self._kinds) < MAX_KINDS:
                 self._kinds.add(kind)
                 outcome = "its episode was truncated there" if fault.phase == "step" else "the next episode follows"
-                self._warn(f"{self._env} {fault}; {outcome}")
+                self._warn(f"{self._env} {fault}; {outcome}", fault.traceback)
         before, self._delivered = self._delivered, self._delivered + trajectory.fault_count
         if self._delivered >= 10 and len(str(before)) < len(str(self._delivered)):
-            self._warn(f"{self._delivered:,} faults of environments so far, {len(self._kinds)} of them told")
+            at_least = "at least " if len(self._kinds) == MAX_KINDS else ""
+            kinds = counted(len(self._kinds), "kind")
+            self._warn(f"{self._delivered:,} faults of environments so far, of {at_least}{kinds}")
         if trajectory.fault_count and self._stops:
             self._write(trajectory, border)
             raise EnvironmentsFailed(f"{self._env} {trajectory.faults[0]}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from protocol.events import Alive, Caution, Event
-from protocol.text import printable
+from protocol.text import printable, printable_lines
 
 MAX_WARNING = 2000  # A warning has at most so many characters.
 SHORTEST_PATIENCE = 10.0  # A learner may always be silent for so many seconds before it is taken to hang.
@@ -48,9 +48,9 @@ class Launcher:
             self._next_sign[listening], self._patience = now + ALIVE_SECONDS, patience
             self.report(Alive(patience, listening))
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, traceback: str = "") -> None:
         """Tell the user, whose terminal may not obey what an actor has put into a text."""
-        self.report(Caution(printable(text[:MAX_WARNING])))
+        self.report(Caution(printable(text[:MAX_WARNING]), printable_lines(traceback)))
 
 
 class Patience:

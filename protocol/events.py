@@ -28,6 +28,7 @@ class Caution:
     """Something that a user should know. Its name in files is `warning`."""
 
     text: str
+    traceback: str = ""  # Of the user's code, where the text tells of an error in it.
 
 
 @dataclass(frozen=True)

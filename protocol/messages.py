@@ -12,7 +12,7 @@ from protocol.snapshot import PolicySnapshot
 from protocol.spaces import Spaces
 from protocol.trajectory import LaneState, Trajectory
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 
 @dataclass(frozen=True)

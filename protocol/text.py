@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """`text` with its line ends, and without any other control characters."""
+    return "\n".join(map(printable, text.splitlines()))
+
+
 def one_line(text: object, limit: int = MAX_TEXT) -> str:
     """`text` on one line, at most `limit` characters long, without control characters, which a terminal would obey.
 

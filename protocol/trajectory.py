@@ -1,6 +1,6 @@
 """One lane's fixed-length piece of experience, and the state with which another actor can take the lane over."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from protocol.text import MAX_TEXT
 
 DIGEST_SIZE = 8
 LARGEST_REWARD = float(np.finfo(np.float32).max)  # The largest reward that a trajectory can hold.
+MAX_TRACEBACK = 4000  # Most characters of a fault's traceback.
 MAX_FAULTS_TOLD = 20  # Most faults that a trajectory describes. The others are only counted.
 EPISODE = "episode/"  # The names of episode metrics begin so.
 SUCCESS = "is_success"  # By this name environments say whether an episode reached its goal.
@@ -32,6 +33,8 @@ class Fault:
     time: int  # The rollout's step in which the fault happened; -1 before the first step.
     text: str  # What happened, in one line.
     progress: float = 0.0  # The share of training that the episode was told of.
+    # The user's lines in which an exception arose. Another machine may have them elsewhere: it is no part of equality.
+    traceback: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"environment {self.environment} (episode seed {self.seed}, step {self.step}): {self.text}"
@@ -194,6 +197,8 @@ class Trajectory:
             possible = first <= fault.environment < first + n and -1 <= fault.time < t and fault.step >= 0
             possible = possible and 0 <= fault.progress <= 1
             if not possible or fault.phase not in ("constructor", "reset", "step") or len(fault.text) > MAX_TEXT:
+                raise ProtocolError("a fault with an impossible field")
+            if len(fault.traceback) > MAX_TRACEBACK:
                 raise ProtocolError("a fault with an impossible field")
 
 

@@ -19,7 +19,7 @@ def list_faults(folder: Path) -> list[tuple[int, Fault, Any]]:
         try:
             data = read_object(path) or {}
             actions = data.pop("actions")
-            found.append((int(path.stem), typed({"progress": 0.0, **data}, Fault, path.name), actions))
+            found.append((int(path.stem), typed({"progress": 0.0, "traceback": "", **data}, Fault, path.name), actions))
         except (ValueError, KeyError, TypeError, ProtocolError):
             continue
     return sorted(found, key=lambda entry: entry[0])

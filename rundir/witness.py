@@ -13,5 +13,10 @@ def in_words(counts: dict[str, Any]) -> str:
     )
 
 
+def compared(counts: dict[str, Any]) -> bool:
+    """Whether anything was computed a second time."""
+    return bool(counts.get("rollouts") or counts.get("updates"))
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -17,7 +17,7 @@ from protocol.records import plain
 from protocol.text import printable
 from rundir.episode_metrics import in_words as metrics_in_words
 from rundir.names import EVENTS, LOGS, STATUS
-from rundir.witness import in_words
+from rundir.witness import compared, in_words
 from supervisor.process_workers import cut_log
 from supervisor.status import Happening, RunStatus
 from supervisor.terminal import Terminal
@@ -45,14 +45,18 @@ class Report:
         with suppress(OSError):  # The next write reports a disk that fails.
             keep_rows(run_dir / EVENTS, lambda _: True)  # A killed launcher may leave half a line.
 
-    def tell(self, event: str, text: str, aloud: bool = True, **facts: Any) -> None:
-        """Report an event: `text` is for people, `facts` are for programs. If not `aloud`, no line is printed."""
+    def tell(self, event: str, text: str, aloud: bool = True, traceback: str = "", **facts: Any) -> None:
+        """Report an event: `text` and `traceback` are for people, `facts` are for programs. If not `aloud`, no line is
+        printed."""
         text = printable(text[:MAX_TEXT])
         happening = Happening(time.time(), event, text)
+        facts |= {"traceback": traceback} if traceback else {}
         line = json.dumps({"time": happening.time, "event": event, "text": text, **facts})
         self._write(EVENTS, lambda path: append_line(path, line))
         if event not in UNREMARKABLE:
             self._show(happening, aloud)
+        for line in traceback.splitlines() if aloud else ():
+            self._terminal.say(line)
 
     def take(self, event: Event) -> None:
         """Report an event that needs no other action."""
@@ -79,8 +83,8 @@ class Report:
                 self.tell("evaluation", text, **result)
             case Note(text):
                 self.tell("note", text)
-            case Caution(text):
-                self.tell("warning", text)
+            case Caution(text, traceback):
+                self.tell("warning", text, traceback=traceback)
 
     def tick(self) -> None:
         """Do what is due. To be called often."""
@@ -96,9 +100,10 @@ class Report:
     def end(self, summary: dict[str, Any] | None, error: str | None) -> None:
         """Report the end of the run, with its `summary` or an `error`."""
         status = summary["status"] if summary is not None and error is None else "failed"
-        words = last_words(summary, self._run_dir, self._resume) if summary is not None else []
+        nothing = summary is None or (status == "failed" and not summary["env_steps"])  # The error says it all.
+        words = [] if summary is None or nothing else last_words(summary, self._run_dir, self._resume)
         self._terminal.close()
-        if summary is not None and any(summary.get("witness", {}).values()):
+        if summary is not None and compared(summary.get("witness", {})):
             self.tell("note", f"witnessed: {in_words(summary['witness'])}")
         self.status.end(status)
         self.tell("ended", error or next(iter(words), "the launcher failed"), aloud=False, status=status)
@@ -146,7 +151,7 @@ def last_words(summary: dict[str, Any], run_dir: Path, resume: str) -> list[str]
         *([f"evaluations: {'; '.join(evaluations)}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",
         *([f"go on:       {_launch()} {resume}"] if summary["status"] == "stopped" else []),
-        *([f"evaluate it: {_launch()} eval {as_word(run_dir)}"] if summary["weights_digest"] else []),
+        *([f"evaluate it: {_launch()} eval {as_word(run_dir)}"] if summary["policy_version"] else []),
     ]
 
 

@@ -74,6 +74,8 @@ def supervise(config: RunConfig, execution: Execution) -> int:
             if summary is not None:
                 restarts = {name: earlier.get(name, 0) + count for name, count in supervisor.restarts.items()}
                 summary |= restarts | evaluation.summary()
+                if error is not None:
+                    summary |= {"status": "failed", "error": error}
                 try:
                     replace_file(summary_path, json.dumps(summary, indent=2) + "\n")
                 except OSError as failure:

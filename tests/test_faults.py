@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from launching import launch, summary_of, train
 from marks import slow
 from test_lanes import ended, first_border, trajectory
 
+from actors.tracebacks import users_lines, users_place
 from learner.faults import MAX_FAULTS, MAX_FILES, EnvironmentsFailed, Faults, list_faults
 from learner.refusals import AT_ONCE
 from protocol.experiment import Experiment
-from protocol.trajectory import Fault
+from protocol.trajectory import MAX_TRACEBACK, Fault
 
 ILL = ["--env", "tests.environments_faulty:Ill-v0"]
 SMALL = "--num-envs 8 --lane-size 2 --rollout-length 32 --minibatches 2 --epochs 1 --total-steps 4096".split()  # noqa: SIM905
@@ -38,7 +40,7 @@ def told() -> list[str]:
 
 
 def faults_of(told: list[str], run_dir: Path, **given: Any) -> Faults:
-    return Faults(Experiment(), told.append, run_dir, **given)
+    return Faults(Experiment(), lambda *words: told.append("\n".join(filter(None, words))), run_dir, **given)
 
 
 def test_faults_that_differ_in_numbers_alone_are_told_once_and_then_counted(told: list[str], tmp_path: Path) -> None:
@@ -49,7 +51,16 @@ def test_faults_that_differ_in_numbers_alone_are_told_once_and_then_counted(told
         "CartPole-v1 environment 1 (episode seed 100, step 1): step: it raised ValueError: 0 is wrong; its episode was"
         " truncated there"
     ]
-    assert [text for text in told if "so far" in text] == ["10 faults of environments so far, 1 of them told"]
+    assert [text for text in told if "so far" in text] == ["10 faults of environments so far, of 1 kind"]
+
+
+def test_the_same_error_at_another_line_is_told_too(told: list[str], tmp_path: Path) -> None:
+    faults = faults_of(told, tmp_path)
+    lines = [f'  File "mine.py", line {number}, in step' for number in (5, 5, 6)]
+    for line in lines:
+        faults.tell(delivered(fault(0, traceback=line)), first_border(2))
+    assert [text.partition("\n")[2] for text in told] == [lines[0], lines[2]]
+    assert fault(0, traceback=lines[0]) == fault(0, traceback="another machine has the file elsewhere")
 
 
 def test_however_many_kinds_there_are_few_are_told(told: list[str], tmp_path: Path) -> None:
@@ -165,3 +176,59 @@ def test_on_env_error_stop_leaves_the_fault_to_be_replayed(tmp_path: Path) -> No
     assert done.returncode == 1
     assert "RuntimeError: the simulation diverged" in done.stderr
     assert json.loads((tmp_path / "run" / "faults" / "1.json").read_text())["text"].endswith("the simulation diverged")
+
+
+@pytest.mark.parametrize("execution", [["--in-process"], slow(["--actors", 2])])
+def test_a_bug_is_shown_once_where_it_is(tmp_path: Path, execution: list[object]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Mine(CartPoleEnv):\n"
+        "    def step(self, action):\n"
+        "        return self.missing(action)\n"
+        "gymnasium.register('Mine-v0', entry_point=Mine)\n"
+    )
+    run_dir, path = tmp_path / "run", os.pathsep.join(["tests", str(tmp_path)])
+    done = launch("--env", "mine:Mine-v0", "--run-dir", run_dir, *execution, *SMALL, PYTHONPATH=path)
+    shown = f'  File "{tmp_path / "mine.py"}", line 5, in step\n    return self.missing(action)\n'
+    assert done.returncode == 1 and done.stdout.count(shown) == 1 and done.stdout.count("it raised") == 1
+    assert "site-packages" not in done.stdout and "actors" + os.sep not in done.stdout
+    assert "faults of environments so far, of 1 kind" in done.stdout
+    assert "evaluate it" not in done.stdout and "env-steps in" not in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert "episodes ended in a fault; the last: mine:Mine-v0" in line
+    assert summary_of(run_dir)["status"] == "failed" and "ended in a fault" in summary_of(run_dir)["error"]
+
+
+class Reading:
+    """A loader whose source cannot be read, as some users' import hooks are."""
+
+    def get_source(self, name: str) -> str:
+        raise RuntimeError("no source here")
+
+
+def test_an_error_without_readable_lines_is_told_without_them() -> None:
+    code = compile("def step():\n    raise ValueError('\\x1b[31m')", "<made \x1b up>", "exec")
+    names: dict[str, Any] = {"__name__": "made_up", "__loader__": Reading()}
+    exec(code, names)
+    with pytest.raises(ValueError) as caught:
+        names["step"]()
+    for words in (users_lines(caught.value), users_place(caught.value)):
+        assert "\x1b" not in words and len(words) <= MAX_TRACEBACK
+    assert users_lines(None) == users_place(None) == users_lines(ValueError("never raised")) == ""
+
+
+def test_the_place_is_the_users_own_though_a_library_raised() -> None:
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads("{")
+    assert re.fullmatch(rf" \({re.escape(__file__)}, line \d+, in test_the_place_\w+\)", users_place(caught.value))
+    assert "decoder.py" in users_lines(caught.value)
+
+
+def test_deep_recursion_is_short() -> None:
+    def deeper(n: int) -> int:
+        return deeper(n + 1)
+
+    with pytest.raises(RecursionError) as caught:
+        deeper(0)
+    assert len(users_lines(caught.value)) <= MAX_TRACEBACK and "in deeper" in users_lines(caught.value)

@@ -24,6 +24,7 @@ from actors.closing import close_environment
 from actors.environment import make_environment, method_of
 from actors.simulation import EnvironmentFault, Simulation, global_random_state
 from actors.spaces import describe_observations
+from actors.tracebacks import users_place
 from commands.helpers.cores import performance_cores
 from commands.helpers.environment_speed import BUSY, SEED, Sampler, in_words, measure, suggest
 from commands.helpers.findings import Finding, note, ok, wrong
@@ -199,7 +200,7 @@ def main() -> None:
     except EnvironmentFault as fault:
         tell(finding=wrong(str(fault), "mend it"))
     except BaseException as error:  # whatever a user's environment raises where the checks of training do not reach
-        tell(finding=wrong(f"it raised {error_line(error)}", "mend it"))
+        tell(finding=wrong(f"it raised {error_line(error)}{users_place(error)}", "mend it"))
     tell(end=True)
     told.flush()
     leave(SUCCESS)
@@ -312,7 +313,8 @@ class _Check:
         try:
             seen = what()
         except EnvironmentFault as fault:
-            self._faults[str(fault)] = self._faults.get(str(fault), 0) + 1
+            text = f"{fault}{users_place(fault.__cause__)}"
+            self._faults[text] = self._faults.get(text, 0) + 1
             trace.append(f"{phase} fault")
             return False
         finally:
