@@ -1,7 +1,8 @@
 """Sends the metrics to TensorBoard, Weights & Biases or trackio. Each sink is fed by a thread of its own.
 
 metrics.jsonl and evaluations.jsonl are the truth. A launch first gives a sink the rows that the sink lacks, then each
-iteration and evaluation as it comes. A sink gets each version once.
+iteration and evaluation as it comes. A sink gets each version once. Its x-axis is env-steps; the version is a number
+beside the others.
 """
 
 import dataclasses
@@ -43,9 +44,9 @@ class Identity:
 
 
 class Sink(Protocol):
-    """One place that takes numbers by policy version. An exception of a sink ends its feeding, and nothing else."""
+    """One place that takes numbers by env-steps. An exception of a sink ends its feeding, and nothing else."""
 
-    def log(self, policy_version: int, numbers: dict[str, float]) -> None: ...
+    def log(self, env_steps: int, numbers: dict[str, float]) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -65,8 +66,8 @@ class TensorBoardSink:
         if fresh:
             self._writer.add_event(self._settings(identity.settings))
 
-    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
-        event = self._event(wall_time=time.time(), step=policy_version)  # One event for all: a kill cannot cut a row.
+    def log(self, env_steps: int, numbers: dict[str, float]) -> None:
+        event = self._event(wall_time=time.time(), step=env_steps)  # One event for all: a kill cannot cut a row.
         for name, number in numbers.items():
             event.summary.value.add(tag=name, simple_value=number)
         self._writer.add_event(event)
@@ -110,10 +111,10 @@ class WandbSink:
             settings=wandb.Settings(silent=True, console="off"),  # `silent` also stops questions in the terminal.
         )
         # wandb's own steps may only grow, but an evaluation comes after the iterations that followed its version.
-        self._run.define_metric("*", step_metric="policy_version")
+        self._run.define_metric("*", step_metric="env_steps")
 
-    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
-        self._run.log({"policy_version": policy_version, **numbers})
+    def log(self, env_steps: int, numbers: dict[str, float]) -> None:
+        self._run.log({"env_steps": env_steps, **numbers})
 
     def flush(self) -> None:
         pass  # wandb sends when it can, from a process of its own.
@@ -138,8 +139,8 @@ class TrackioSink:
             auto_log_gpu=False,
         )
 
-    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
-        self._run.log(numbers, step=policy_version)
+    def log(self, env_steps: int, numbers: dict[str, float]) -> None:
+        self._run.log(numbers, step=env_steps)
 
     def flush(self) -> None:
         pass  # trackio stores twice a second, from a thread of its own.
@@ -258,7 +259,7 @@ class _Feeder:
         replace_file(self._path, json.dumps(self._state))
         try:
             for kind, file in KINDS.items():
-                for row in read_rows(self._run_dir / file, ["policy_version"]):
+                for row in read_rows(self._run_dir / file, ["policy_version", "env_steps"]):
                     self._log(sink, kind, row)
             self._enter(sink)
             while (fed := self.rows.get()) is not None:
@@ -272,7 +273,7 @@ class _Feeder:
     def _log(self, sink: Sink, kind: str, row: dict[str, Any]) -> None:
         version = row["policy_version"]
         if version > self._state[kind]:
-            sink.log(version, numbers_of(kind, row))
+            sink.log(row["env_steps"], numbers_of(kind, row))
             self._state[kind] = version
 
     def _enter(self, sink: Sink) -> None:
@@ -295,7 +296,7 @@ def numbers_of(kind: str, row: dict[str, Any]) -> dict[str, float]:
     numbers: dict[str, float] = {
         name: value
         for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "policy_version"
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "env_steps"
     }
     samples = dict(row.get("samples", {}))
     samples["dropped"] = sum(samples.get("dropped", {}).values())

@@ -30,6 +30,7 @@ from supervisor.sinks import Identity, Sinks, check_sinks, numbers_of
 NAMES: list[SinkName] = ["tensorboard", "wandb", "trackio"]
 INSTALLED = [name for name in NAMES if importlib.util.find_spec(name)]
 RUN = "--num-envs 16 --lane-size 2 --rollout-length 32 --total-steps 15360 --minibatches 4 --epochs 2".split()  # noqa: SIM905
+STEPS = 512  # of each iteration of it
 CONFIG = RunConfig(Experiment(), PPOConfig(), TrainingConfig())
 
 
@@ -60,7 +61,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(run_dir: Path) -> dict[str, dict[int, float]]:
-    """{name: {version: number}} from the metrics and evaluations, without times and sample counts.
+    """{name: {env-steps: number}} from the metrics and evaluations, without times and sample counts.
 
     These two may differ when iterations are repeated after a failure.
     """
@@ -69,19 +70,21 @@ def expected(run_dir: Path) -> dict[str, dict[int, float]]:
         for row in rows:
             for name, number in numbers_of(kind, row).items():
                 if not name.startswith(("time/", "samples/")):
-                    numbers.setdefault(name, {})[row["policy_version"]] = number
+                    numbers.setdefault(name, {})[row["env_steps"]] = number
     assert len(numbers["train/policy_loss"]) == 30
-    assert list(numbers["evaluation/return_mean"]) == [10, 20, 30]
+    assert list(numbers["evaluation/return_mean"]) == [10 * STEPS, 20 * STEPS, 30 * STEPS]
+    assert numbers["policy_version"] == {version * STEPS: version for version in range(1, 31)}
     return numbers
 
 
 def assert_holds(found: list[tuple[int, str, float]], run_dir: Path) -> None:
-    """Every number of the run is exactly once in `found`, as (version, name, number)."""
+    """Every number of the run is exactly once in `found`, as (env-steps, name, number)."""
     for name, numbers in expected(run_dir).items():
-        mine = [(version, number) for version, one, number in found if one == name]
+        mine = [(env_steps, number) for env_steps, one, number in found if one == name]
         assert sorted(mine) == sorted(numbers.items()), name
     for name in ("time/seconds", "samples/trained"):
-        assert sorted(version for version, one, _ in found if one == name) == list(range(1, 31))
+        env_steps = sorted(env_steps for env_steps, one, _ in found if one == name)
+        assert env_steps == [version * STEPS for version in range(1, 31)]
 
 
 def test_tensorboard_reads_what_the_metrics_say(disturbed: Path) -> None:
@@ -92,8 +95,8 @@ def test_tensorboard_reads_what_the_metrics_say(disturbed: Path) -> None:
     accumulator.Reload()
     found = [(e.step, tag, e.value) for tag in accumulator.Tags()["scalars"] for e in accumulator.Scalars(tag)]
     for name, numbers in expected(disturbed).items():
-        mine = sorted((version, number) for version, one, number in found if one == name)
-        assert mine == [(version, float(np.float32(number))) for version, number in sorted(numbers.items())], name
+        mine = sorted((env_steps, number) for env_steps, one, number in found if one == name)
+        assert mine == [(env_steps, float(np.float32(number))) for env_steps, number in sorted(numbers.items())], name
     assert len(list((disturbed / "tensorboard").iterdir())) == 2  # One file for each launch.
     assert "_hparams_/session_start_info" in accumulator.summary_metadata
 
@@ -112,7 +115,7 @@ def test_wandb_offline_holds_what_the_metrics_say(disturbed: Path) -> None:
                 assert settings["env"] == "CartPole-v1"
             if record.WhichOneof("record_type") == "history":
                 row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                found += [(row["policy_version"], name, number) for name, number in row.items()]
+                found += [(row["env_steps"], name, number) for name, number in row.items()]
     assert len(ids) == 1
     assert_holds(found, disturbed)
 
@@ -160,10 +163,11 @@ class Recorder:
         self.ids.append(identity.id)
         return self
 
-    def log(self, policy_version: int, numbers: dict[str, float]) -> None:
-        if policy_version == self.fault:
+    def log(self, env_steps: int, numbers: dict[str, float]) -> None:
+        if env_steps == self.fault * STEPS:
             raise OSError("no space left")
-        self.versions.append((policy_version, list(numbers)))
+        assert env_steps == numbers["policy_version"] * STEPS
+        self.versions.append((env_steps // STEPS, list(numbers)))
 
     def flush(self) -> None:
         pass
@@ -174,7 +178,13 @@ class Recorder:
 
 def row(version: int) -> dict[str, Any]:
     samples = {"produced": 8, "trained": 4, "dropped": {"stale": 3, "late": 1}, "in_flight": 0}
-    return {"policy_version": version, "train/entropy": 0.5, "none": None, "samples": samples}
+    return {
+        "policy_version": version,
+        "env_steps": version * STEPS,
+        "train/entropy": 0.5,
+        "none": None,
+        "samples": samples,
+    }
 
 
 def feed(run_dir: Path, sink: Recorder, *versions: int, recorded: tuple[int, ...] = ()) -> list[str]:
@@ -235,6 +245,7 @@ def test_a_sink_that_hangs_is_left_behind(tmp_path: Path) -> None:
 
 def test_only_numbers_are_logged_and_samples_by_their_name() -> None:
     assert numbers_of("iteration", row(1)) == {
+        "policy_version": 1,
         "train/entropy": 0.5,
         "samples/produced": 8,
         "samples/trained": 4,
