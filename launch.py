@@ -13,10 +13,10 @@ if __name__ == "__main__":
     fix_hash_seed()  # Environments may run in this process.
 os.environ.update(ONE_THREAD)  # NumPy reads these when it is imported.
 
-from commands import COMMANDS
+from commands import COMMANDS, HELP
 from protocol.errors import UserError
 from protocol.lifeline import SUCCESS, USER_ERROR, ends_of_a_run, exit_at_once, leave, tell_who_exits
-from protocol.output import complain, keep_output
+from protocol.output import complain, keep_output, say
 from protocol.text import one_line, printable
 
 NEEDED = ("gymnasium", "msgpack", "msgpack_numpy", "numpy", "psutil", "rich", "safetensors", "tyro", "zmq")
@@ -30,9 +30,12 @@ def main(arguments: list[str]) -> int:
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
     try:
         _check_arguments(arguments)
+        if arguments == ["--version"]:
+            say(importlib.import_module("commands.helpers.versions").version_line())
+            return SUCCESS
         if command not in COMMANDS:
             raise UserError(f"there is no command {command}; there are {', '.join(COMMANDS)}, each with --help")
-        if command not in ("train", "sweep") or "--help" in arguments:
+        if command not in ("train", "sweep") or HELP.intersection(arguments):
             for number in (signal.SIGINT, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)  # nothing to save: end at once, and quietly
         else:  # Until the supervisor takes over there is nothing to save, and no child to end.

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from actors.interrupts import let_users_interrupt
 from protocol import offspring
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.extras import how_to_install
 from protocol.process import taken_names
 from protocol.text import error_line, one_line
 
@@ -26,6 +28,7 @@ REGISTERED_BY_IMPORT = {  # An id that begins so needs this package to be import
 }
 # The extra that brings each module.
 EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}
+NEEDED_BY = {"gymnasium.envs.box2d": "Box2D", "gymnasium.envs.mujoco": "mujoco"}  # which gymnasium registers without
 
 
 class Nonsense(ValueError):
@@ -41,7 +44,10 @@ def check_registered(env_id: str) -> None:
         for prefix, package in REGISTERED_BY_IMPORT.items():
             if name.startswith(prefix):
                 importlib.import_module(package)
-        gymnasium.spec(name)
+        maker = gymnasium.spec(name).entry_point
+        for start, package in NEEDED_BY.items():
+            if isinstance(maker, str) and maker.startswith(start) and importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
     except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         reason, _, _ = _reason(error).partition(" Did you mean: ")  # gymnasium's guess is no id
         raise UserError(f"--env {env_id}: {reason.rstrip('.')}{_nearest(name, error)}{taken_names()}") from None
@@ -99,8 +105,7 @@ def _reason(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ModuleNotFoundError) and cause.name in EXTRAS:
-            remedy = f'pip install -e ".[{EXTRAS[cause.name]}]"'
-            return f"{cause.name} is not installed; in the folder of this project: {remedy}"
+            return f"{cause.name} is not installed; {how_to_install(EXTRAS[cause.name])}"
         cause = cause.__cause__ or cause.__context__
     return " ".join(str(error).split())
 

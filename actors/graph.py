@@ -15,6 +15,7 @@ import numpy as np
 from actors.distributions import LOWEST
 from actors.exported import ExportedPolicy
 from protocol.errors import UserError
+from protocol.extras import how_to_install
 from protocol.files import replace_file
 from protocol.networks import IMPALA_CHANNELS, IMPALA_RESIDUALS, NATURE_LAYERS, network_name
 from protocol.observations import OBSERVATION_CLIP, InputShapes
@@ -30,7 +31,7 @@ def save_graph(path: Path, policy: ExportedPolicy) -> None:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise UserError('the format onnx needs the extra `onnx`: pip install -e ".[onnx]"') from None
+        raise UserError(f"the format onnx needs an extra; {how_to_install('onnx')}") from None
     replace_file(path, _Graph(policy).build().SerializeToString())
 
 

@@ -47,7 +47,7 @@ class Seed:
         """Raises `UserError` on flags that are none. Not for threads: the parser redirects standard error."""
         words = ["--env", env, "--seed", str(seed), *flags]
         defaults = defaults_for(words)
-        given = TrainCommand(ExecutionConfig(), SeveralConfig(), defaults.experiment, defaults.training, defaults.ppo)
+        given = TrainCommand(defaults.experiment, defaults.ppo, defaults.training, ExecutionConfig(), SeveralConfig())
         command = parse(TrainCommand, "launch.py", words, default=given)
         config = RunConfig(command.experiment, command.ppo, command.training)
         return cls(config, flags, folder, episodes)

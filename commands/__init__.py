@@ -1,5 +1,7 @@
 """What a user can ask of launch.py, one file each: a module of that name, with _ for -, that has a `main`."""
 
+HELP = {"-h", "--help", "--help-all"}
+
 COMMANDS = (
     "train",
     "sweep",

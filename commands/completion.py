@@ -10,16 +10,28 @@ import tyro
 
 from commands import COMMANDS
 from commands.helpers.command_line import parse
+from commands.helpers.presets import preset_names
+from protocol.experiment import NETWORKS
 from protocol.lifeline import SUCCESS
+from rundir.config import ADAPTIVE
 
 BASH = """\
 _launch_py() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command=train i
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command=train flag= i
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${{COMP_WORDS[i]}} in {commands}) command=${{COMP_WORDS[i]}}; break ;; esac
     done
-    case "$command $before" in
+    for ((i = COMP_CWORD - 1; i > 0; i--)); do  # The flag whose values stand before the word.
+        case ${{COMP_WORDS[i]}} in --*) flag=${{COMP_WORDS[i]}}; break ;; esac
+    done
+    case "$word" in
+        -*) ;;
+        *) case "$command $before" in
 {choices}
+            esac
+            case "$command $flag" in
+{several}
+            esac ;;
     esac
     case "$word" in
         -*) case $command in
@@ -34,6 +46,25 @@ _launch_py_python() {{  # `python launch.py …`: the same, one word further on
 }}
 complete -o default -F _launch_py_python python python3
 """
+
+
+OF_EVERY = ("--help", "--help-all")  # flags that every command has
+SCHEDULES = ("constant", "linear", "cosine")
+SUGGESTED = {  # Words of flags that take others, too.
+    "--env": tuple(sorted(name for name in preset_names() if "*" not in name)),
+    "--network": ("auto", *NETWORKS),
+    "--learning-rate-schedule": (*SCHEDULES, ADAPTIVE),
+    "--clip-range-schedule": SCHEDULES,
+    "--entropy-coef-schedule": SCHEDULES,
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a flag takes."""
+
+    words: tuple[str, ...] = ()
+    several: bool = False  # whether it takes more than one
 
 
 @dataclass(frozen=True)
@@ -60,23 +91,28 @@ def main(arguments: list[str]) -> int:
 
 def script() -> str:
     """The script, for bash; zsh reads it, too."""
-    flags, choices = [], []
+    flags: list[str] = []
+    choices: dict[bool, list[str]] = {False: [], True: []}  # By whether the flag takes several.
     for name in COMMANDS:
         found = flags_of(name)
         flags.append(
-            f"                {name}) COMPREPLY=($(compgen -W '{' '.join([*found, '--help'])}' -- \"$word\")) ;;"
+            f"                {name}) COMPREPLY=($(compgen -W '{' '.join([*found, *OF_EVERY])}' -- \"$word\")) ;;"
         )
         for flag, values in found.items():
-            if values:
-                reply = f"COMPREPLY=($(compgen -W '{' '.join(values)}' -- \"$word\")); return"
-                choices.append(f"        '{name} {flag}') {reply} ;;")
+            if values.words:
+                reply = f"COMPREPLY=($(compgen -W '{' '.join(values.words)}' -- \"$word\")); return"
+                choices[values.several].append(f"            '{name} {flag}') {reply} ;;")
     return BASH.format(
-        commands="|".join(COMMANDS), words=" ".join(COMMANDS), flags="\n".join(flags), choices="\n".join(choices)
+        commands="|".join(COMMANDS),
+        words=" ".join(COMMANDS),
+        flags="\n".join(flags),
+        choices="\n".join(choices[False]),
+        several="\n".join(choices[True]),
     )
 
 
-def flags_of(command: str) -> dict[str, tuple[str, ...]]:
-    """The flags of a command, each with the words it takes, if these are known."""
+def flags_of(command: str) -> dict[str, Values]:
+    """The flags of a command, each with the words that it takes, as far as these are known."""
     module = importlib.import_module(f"commands.{command.replace('-', '_')}")
     own = [
         kind for name, kind in vars(module).items() if name.endswith("Command") and kind.__module__ == module.__name__
@@ -84,8 +120,8 @@ def flags_of(command: str) -> dict[str, tuple[str, ...]]:
     return {flag: values for kind in own for flag, values in _flags(kind).items()}
 
 
-def _flags(kind: Any) -> dict[str, tuple[str, ...]]:
-    flags: dict[str, tuple[str, ...]] = {}
+def _flags(kind: Any) -> dict[str, Values]:
+    flags: dict[str, Values] = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         flag = f"--{name.replace('_', '-')}"
         kinds = [hint, *typing.get_args(hint)]  # Annotated holds the hint.
@@ -94,7 +130,17 @@ def _flags(kind: Any) -> dict[str, tuple[str, ...]]:
         if part := next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None):
             flags |= _flags(part)
         elif hint is bool:
-            flags |= {flag: (), flag.replace("--", "--no-", 1): ()}
+            flags |= {flag: Values(), flag.replace("--", "--no-", 1): Values()}
         else:
-            flags[flag] = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            flags[flag] = _values(flag, hint)
     return flags
+
+
+def _values(flag: str, hint: Any) -> Values:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return Values(parts)
+    if origin is tuple:
+        return Values(_values(flag, parts[0]).words, several=True)
+    chosen = [_values(flag, part) for part in parts if typing.get_origin(part) is Literal]  # of `Literal[…] | None`
+    return chosen[0] if chosen else Values(SUGGESTED.get(flag, ()))

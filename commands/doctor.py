@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from commands.helpers.presets import defaults_for
 from commands.helpers.versions import ROOT, installed_versions
 from commands.train import ExecutionConfig, Flat, check_trusted
 from protocol.experiment import Experiment
+from protocol.extras import how_to_install
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.limits import allow_many_files
 from protocol.output import say
@@ -70,10 +72,10 @@ class DoctorCommand:
     environment: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[ENV]")] = None
     """Environment to check, as `--env` takes it. The flags are those of training, with the preset's defaults; what
     does not concern the environment is not looked at."""
-    execution: Flat[ExecutionConfig] = field(default_factory=ExecutionConfig)
     experiment: Flat[Experiment] = field(default_factory=Experiment)
-    training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
     ppo: Flat[PPOConfig] = field(default_factory=PPOConfig)
+    training: Flat[TrainingConfig] = field(default_factory=TrainingConfig)
+    execution: Flat[ExecutionConfig] = field(default_factory=ExecutionConfig)
 
 
 def main(arguments: list[str]) -> int:
@@ -84,12 +86,11 @@ def main(arguments: list[str]) -> int:
     env = command.environment or value_of("--env", arguments)
     if command.environment is None and (command.execution.resume or command.execution.config or env):
         env = command.experiment.env
-    if env is None:
-        findings = check_machine()
-    else:
+    findings = check_machine()
+    if env is not None:
         experiment = dataclasses.replace(command.experiment, env=env)
         check_trusted(experiment, command.execution, arguments)
-        findings = check_environment(experiment, command.execution.step_timeout)
+        findings = chain(findings, check_environment(experiment, command.execution.step_timeout))
     all_is_well = True
     for finding in findings:
         say(str(finding))
@@ -99,7 +100,7 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str], env: str | None = None) -> DoctorCommand:
     defaults = defaults_for(arguments, env)
-    parts = (ExecutionConfig(), defaults.experiment, defaults.training, defaults.ppo)
+    parts = (defaults.experiment, defaults.ppo, defaults.training, ExecutionConfig())
     return parse(DoctorCommand, "launch.py doctor", arguments, default=DoctorCommand(None, *parts))
 
 
@@ -184,4 +185,4 @@ def _check_extras() -> Iterator[Finding]:
     missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
     yield ok(f"extras installed: {', '.join(extra for extra in EXTRAS if extra not in missing) or 'none'}")
     if missing:
-        yield ok(f"extras not installed: {', '.join(missing)}", 'pip install -c constraints.txt -e ".[NAME]"')
+        yield ok(f"extras not installed: {', '.join(missing)}", how_to_install("NAME"))

@@ -27,6 +27,7 @@ from protocol import trace
 from protocol.errors import ProtocolError, UserError
 from protocol.execution import Execution, SinkName
 from protocol.experiment import Experiment
+from protocol.extras import how_to_install
 from protocol.files import read_object, replace_file
 from protocol.networks import check_network
 from protocol.output import say
@@ -122,11 +123,36 @@ class TrainCommand:
       python launch.py --resume runs/lander
     """
 
+    experiment: Flat[Experiment]
+    ppo: Flat[PPOConfig]
+    training: Flat[TrainingConfig]
     execution: Flat[ExecutionConfig]
     several: Flat[SeveralConfig]
-    experiment: Flat[Experiment]
-    training: Flat[TrainingConfig]
-    ppo: Flat[PPOConfig]
+
+
+# What `--help` says of the flags that most people use; `--help-all` has them all.
+SHORT = {
+    "--env": "gymnasium environment, or module:Id",
+    "--env-kwargs": "its arguments, name=value each",
+    "--total-steps": "env-steps to train for",
+    "--seed": "same seed, same weights",
+    "--seeds": "several runs, and a summary",
+    "--actors": "processes that step environments",
+    "--num-envs": "environments in all",
+    "--rollout-length": "steps of each in an iteration",
+    "--learning-rate": "step size of Adam",
+    "--epochs": "passes over each batch",
+    "--minibatches": "steps of Adam in each pass",
+    "--discount": "of future rewards, gamma",
+    "--entropy-coef": "weight of the entropy bonus",
+    "--hidden-sizes": "widths of the MLP's layers",
+    "--eval-every": "iterations between evaluations",
+    "--sink": "where else the metrics go",
+    "--dashboard": "a page in the browser",
+    "--device": "where the learner computes",
+    "--run-dir": "where the results go",
+    "--resume": "go on with a run",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -191,9 +217,11 @@ def _settle(arguments: list[str]) -> _Settled:
         TrainCommand,
         "launch.py",
         arguments,
-        more_help=f"Other commands, each with --help: {', '.join(COMMANDS[1:])}.",
+        short=SHORT,
+        more_help="--help-all tells every flag, --version what is installed."
+        f" Other commands, each with --help: {', '.join(COMMANDS[1:])}.",
         default=TrainCommand(
-            _execution_of(resumed), SeveralConfig(), defaults.experiment, defaults.training, defaults.ppo
+            defaults.experiment, defaults.ppo, defaults.training, _execution_of(resumed), SeveralConfig()
         ),
     )
     config = RunConfig(command.experiment, command.ppo, command.training)
@@ -355,7 +383,7 @@ def _ray_address(execution: ExecutionConfig) -> str | None:
     if execution.actors is None:
         raise UserError("--cluster needs --actors: how many of its CPUs to use")
     if find_spec("ray") is None:
-        raise UserError('--cluster ray needs Ray, which is not installed: pip install -c constraints.txt -e ".[ray]"')
+        raise UserError(f"--cluster ray needs Ray, which is not installed; {how_to_install('ray')}")
     address = execution.address or os.environ.get("RAY_ADDRESS") or None
     if address is not None and "://" in address:
         raise UserError(f"--address {address} must be HOST:PORT, or auto: run launch.py on a node of the cluster")

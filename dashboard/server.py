@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dashboard.runs import Runs
 from protocol.errors import UserError
+from protocol.extras import how_to_install
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -36,7 +37,7 @@ def check_installed() -> None:
     """Raise `UserError` unless everything is here that serving needs."""
     missing = [name for name in ("starlette", "uvicorn", "plotly") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f'the dashboard needs {" and ".join(missing)}: pip install -e ".[dashboard]"')
+        raise UserError(f"the dashboard needs {' and '.join(missing)}; {how_to_install('dashboard')}")
 
 
 def serve(run_dirs: list[Path], port: int, say: Callable[[str], None]) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from multirun.spec import Searched, Spec
 from protocol.errors import UserError
+from protocol.extras import how_to_install
 from protocol.text import error_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 STORAGE = "optuna.db"
 REHEARSED = 30  # So many trials are tried with made-up values.
-INSTALL = 'pip install -c constraints.txt -e ".[sweep]"'
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _imported() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
-        raise UserError(f"a sweep needs Optuna, which is not installed: {INSTALL}") from None
+        raise UserError(f"a sweep needs Optuna, which is not installed; {how_to_install('sweep')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from protocol.errors import UserError
+from protocol.extras import how_to_install
 from rundir.curves import average, curve, interquartile_mean, interval, marks, normalized, smoothed
 from rundir.metrics import RETURN, SECONDS, STEPS, VERSION, evaluated_as, words_of
 from rundir.run import Run
@@ -59,7 +60,7 @@ def draw(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError('plot needs matplotlib: pip install -e ".[plot]"') from None
+        raise UserError(f"plot needs matplotlib; {how_to_install('plot')}") from None
     envs = sorted({env for by_env in groups.values() for env in by_env})
     panels = [(env, metric) for env in envs for metric in metrics]
     columns = len(metrics) if 1 < len(metrics) <= COLUMNS else min(COLUMNS, len(panels))

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from protocol.errors import UserError
 from protocol.events import Evaluated, Event, Iteration
 from protocol.execution import SinkName
+from protocol.extras import how_to_install
 from protocol.files import read_object, read_rows, replace_file
 from protocol.text import error_line
 from protocol.trajectory import EPISODE
@@ -160,7 +161,7 @@ def check_sinks(names: tuple[SinkName, ...]) -> None:
     """Raise `UserError` on a sink that cannot work here."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f'--sink {name} needs a package that is not installed: pip install -e ".[{name}]"')
+            raise UserError(f"--sink {name} needs a package that is not installed; {how_to_install(name)}")
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online" and not _has_wandb_key():
         raise UserError("--sink wandb: no account is known here; `wandb login`, or set WANDB_MODE=offline")
 

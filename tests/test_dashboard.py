@@ -26,6 +26,7 @@ from dashboard.curves import LEAST_BLOCKS, MAX_BLOCKS, METRICS, Curves, extremes
 from dashboard.reading import RunReader
 from dashboard.runs import Runs
 from dashboard.server import finite
+from protocol.extras import how_to_install
 from rundir.growing import GrowingFile
 
 MISSING = [name for name in ("starlette", "uvicorn", "plotly") if importlib.util.find_spec(name) is None]
@@ -501,7 +502,7 @@ def test_what_is_missing_is_named_before_a_run_begins(tmp_path: Path) -> None:
     )
     done = subprocess.run([LAUNCH[0], "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path.cwd())
     assert done.returncode == 2
-    assert done.stderr == 'launch.py: the dashboard needs plotly: pip install -e ".[dashboard]"\n'
+    assert done.stderr == f"launch.py: the dashboard needs plotly; {how_to_install('dashboard')}\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import psutil
 import pytest
-from launching import LAUNCH, launch, wait_for
+from launching import LAUNCH, children, launch, wait_for
 from marks import slow
 
 from actors.simulation import Simulation
@@ -132,8 +132,8 @@ def test_an_environment_that_waits_wants_more_actors_than_cores() -> None:
 @pytest.mark.parametrize("number", [slow(signal.SIGINT), slow(signal.SIGTERM), slow(signal.SIGKILL)])
 def test_a_hanging_environment_does_not_outlive_its_doctor(number: signal.Signals) -> None:
     doctor = subprocess.Popen([*LAUNCH, "doctor", "tests.environments_doctor:Hanging-v0"], stdout=subprocess.DEVNULL)
-    checks = wait_for(lambda: psutil.Process(doctor.pid).children(), doctor)
-    wait_for(lambda: all("environment_check" in " ".join(check.cmdline()) for check in checks), doctor)
+    task = "from commands.helpers.environment_check import main; main()"
+    checks = wait_for(lambda: children(psutil.Process(doctor.pid), task), doctor)
     doctor.send_signal(number)
     doctor.wait()
     wait_for(lambda: not any(check.is_running() for check in checks))

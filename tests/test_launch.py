@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,8 @@ from launching import (
 from marks import slow
 
 from commands import COMMANDS
+from commands.completion import flags_of
+from commands.train import SHORT
 
 LONG = ["--total-steps", 10_000_000, "--checkpoint-every", 1000]
 
@@ -363,17 +366,43 @@ def test_the_users_folder_brings_environments_and_takes_no_module_of_ours(tmp_pa
     assert summary_of(tmp_path / "run")["env_steps"] == 512
 
 
-def test_every_flag_has_a_sentence_in_the_help() -> None:
-    done = launch("--help", COLUMNS="200")
+def flags_shown(text: str) -> set[str]:
+    """The flags of a help text."""
+    found = re.findall(r"^  --(\[no-\])?([a-z0-9-]+)", text, re.MULTILINE)
+    return {flag for no, name in found for flag in ([f"--{name}", f"--no-{name}"] if no else [f"--{name}"])}
+
+
+def test_help_fits_a_screen_and_begins_with_the_environment() -> None:
+    done = launch("--help", COLUMNS="80")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) <= 36 and max(map(len, lines)) <= 80
+    assert list(SHORT) == re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE)
+    assert next(iter(SHORT)) == "--env" and len(SHORT) == 20 and "--help-all" in done.stdout
+
+
+def test_help_shows_the_defaults_of_the_environment() -> None:
+    assert re.search(r"--num-envs N .*\(16\)", launch("--env", "LunarLander-v3", "--help").stdout)
+
+
+@pytest.mark.parametrize("command", [c if c in ("train", "plot") else slow(c) for c in COMMANDS if c != "bench"])
+def test_the_whole_help_has_a_sentence_for_every_flag_and_wraps_well(command: str) -> None:
+    done = launch(command, "--help-all", COLUMNS="80")
     assert done.returncode == 0
-    named = (
-        "--env --actors --num-envs --lane-size --rollout-length --total-steps --seed --schedule --run-dir --resume"
-        " --in-process --transport --stop-return --checkpoint-every --device --learning-rate --learning-rate-schedule"
-        " --epochs --minibatches --clip-range --discount --gae-lambda --entropy-coef --value-coef --max-grad-norm"
-        " --target-kl --hidden-sizes --env-kwargs --wrapper --network --activation --recurrent-size --initial-std"
-        " --normalize-rewards --value-clip-range --desired-kl --clip-range-schedule --entropy-coef-schedule"
+    lines = done.stdout.splitlines()
+    assert max(len(line) for line in lines if not line.startswith("  python ")) <= 80
+    assert flags_shown(done.stdout) == set(flags_of(command))
+    assert not re.search(r"^  --\S+( \S+)*$\n^(  -|$)", done.stdout, re.MULTILINE), "a flag without a sentence"
+    for line, following in pairwise(lines):  # No line is left half empty by a break in the source.
+        if line.startswith(" " * 28) and following.startswith(" " * 28):
+            assert len(line) + 1 + len(following.split()[0]) > 80, (line, following)
+
+
+def test_the_version_is_told() -> None:
+    done = launch("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"mlx-distributed-ppo \d\S+( \([0-9a-f]{10}\))?; mlx \S+, numpy \S+, .*python 3\.\S+\n", done.stdout
     )
-    assert all(flag in done.stdout for flag in named.split())
 
 
 @pytest.mark.parametrize("command", [c if c in ("train", "eval") else slow(c) for c in COMMANDS])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from launching import SMALL, launch, train
 
+from protocol.extras import how_to_install
+
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 pytest.importorskip("moviepy")
 pytest.importorskip("pygame")
@@ -87,4 +89,4 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     flags = ["--video", tmp_path / "videos"] if extra == "video" else []
     done = launch("play", cartpole, *flags, PYTHONPATH=str(tmp_path / "hidden"), **DUMMY)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert f'is not installed: pip install -e ".[{extra}]"' in done.stderr
+    assert f"is not installed; {how_to_install(extra)}" in done.stderr

@@ -68,7 +68,7 @@ def test_texts_given_to_one_flag_at_several_places_add_up() -> None:
         "--seed",
         "4",
     ]
-    default = TrainCommand(ExecutionConfig(), SeveralConfig(), Experiment(), TrainingConfig(), PPOConfig())
+    default = TrainCommand(Experiment(), PPOConfig(), TrainingConfig(), ExecutionConfig(), SeveralConfig())
     experiment = parse(TrainCommand, "train", words, default=default).experiment
     assert experiment.env_kwargs == ("a=1", "b=2", "c=3")
     assert (experiment.wrapper, experiment.seed) == (("x:Y",), 4)

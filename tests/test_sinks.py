@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from protocol.errors import UserError
 from protocol.events import Iteration
 from protocol.execution import SinkName
 from protocol.experiment import Experiment
+from protocol.extras import how_to_install
 from protocol.files import read_rows
 from rundir.config import PPOConfig, RunConfig, TrainingConfig
 from supervisor import sinks
@@ -257,7 +259,7 @@ def test_only_numbers_are_logged_and_samples_by_their_name() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_package_is_named_with_its_extra(name: SinkName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=rf'pip install -e "\.\[{name}\]"'):
+    with pytest.raises(UserError, match=re.escape(how_to_install(name))):
         check_sinks((name,))
     assert f"{name} = [" in (ROOT / "pyproject.toml").read_text()
 

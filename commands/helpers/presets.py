@@ -3,6 +3,7 @@
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from commands.helpers.command_line import value_of
 from protocol.experiment import Experiment
@@ -30,12 +31,21 @@ def preset_for(env: str) -> RunConfig:
     """
     env_id = env.rpartition(":")[2]
     config = RunConfig(Experiment(env=env), PPOConfig(), TrainingConfig())
-    found = [
-        (pattern, path, settings)
-        for path in PRESETS.glob("*.toml")
-        for pattern, settings in tomllib.loads(path.read_text()).items()
-        if fnmatchcase(env_id, pattern)
-    ]
+    found = [(pattern, *preset) for pattern, preset in _presets().items() if fnmatchcase(env_id, pattern)]
     for pattern, path, settings in sorted(found, key=lambda item: len(item[0])):
         config = config.with_settings(settings, f"{path}: {pattern}")
     return config
+
+
+def preset_names() -> list[str]:
+    """The environments and the patterns of environments that have settings in `presets/`."""
+    return list(_presets())
+
+
+def _presets() -> dict[str, tuple[Path, dict[str, Any]]]:
+    """{environment or pattern: (file, settings)}"""
+    return {
+        pattern: (path, settings)
+        for path in PRESETS.glob("*.toml")
+        for pattern, settings in tomllib.loads(path.read_text()).items()
+    }

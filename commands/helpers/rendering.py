@@ -17,6 +17,7 @@ from actors.interrupts import let_users_interrupt
 from actors.simulation import EnvironmentFault
 from protocol.errors import UserError
 from protocol.experiment import Experiment
+from protocol.extras import how_to_install
 from protocol.text import error_line
 
 FRAMES = ("rgb_array", "rgb_array_list")  # These render modes give pictures. Gymnasium can put them in a window, too.
@@ -32,7 +33,7 @@ def packages_named(extra: str) -> Iterator[None]:
     except (gymnasium.error.DependencyNotInstalled, EnvironmentFault) as error:
         cause = error.__cause__ if isinstance(error, EnvironmentFault) else error
         if isinstance(cause, gymnasium.error.DependencyNotInstalled):
-            raise UserError(f'{str(cause).partition(",")[0]}: pip install -e ".[{extra}]"') from None
+            raise UserError(f"{str(cause).partition(',')[0]}; {how_to_install(extra)}") from None
         raise UserError(f"the environment cannot be made: {error}") from None
 
 

@@ -22,6 +22,15 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
+def version_line() -> str:
+    """The version of this project and of what it computes with, in a line."""
+    versions = installed_versions()
+    revision = versions.get("revision", "")
+    known = [f"{name} {versions[name]}" for name in ("mlx", "numpy", "gymnasium", "python") if name in versions]
+    release = metadata.version("mlx-distributed-ppo")
+    return f"mlx-distributed-ppo {release}{f' ({revision[:10]})' if revision else ''}; {', '.join(known)}"
+
+
 def _git_revision() -> str | None:
     """The commit of this clone, and whether it was changed since; None where there is no clone, or no git."""
     if not (ROOT / ".git").exists():
