@@ -130,8 +130,9 @@ class Supervisor:
 
     def conclude(self) -> None:
         """After the workers have ended: finish pending evaluations if the run is finished, and close the sinks."""
+        self._status.end_actors()
         if self.summary and self.summary["status"] == "finished":
-            self._evaluation.finish(self._handle)
+            self._evaluation.finish(self._handle, self._report.tick)
         self._evaluation.end()
         self._handle_the_rest()
         self._sinks.close()
