@@ -61,8 +61,9 @@ def chart(points: Sequence[Point], end: float, width: int, rows: int, glyphs: Gl
     lines = []
     for row, line in enumerate(cells):
         edge = glyphs.tees[1] if row in named else glyphs.edges[1]
-        curve = "".join(glyphs.dots[dots] for dots in line)
-        lines.append(Text.assemble((f"{named.get(row, ''):>{margin}} {edge}", "dim"), (curve, "cyan")))
+        curve = Text("".join(glyphs.dots[dots] for dots in line))
+        curve.highlight_regex(r"\S+", "cyan")  # Not the blanks: in a picture each run of dots then has its own place.
+        lines.append(Text.assemble((f"{named.get(row, ''):>{margin}} {edge}", "dim"), curve))
     return [*lines, Text(f"{'':{margin}} {glyphs.corners[2]}{_lower_axis(end, columns, glyphs)}", style="dim")]
 
 

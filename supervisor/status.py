@@ -16,7 +16,8 @@ SPEED_WINDOW = 30  # Reports, about a second apart, over which an actor's speed 
 SHARES_WINDOW = 20  # Iterations over which the learner's shares are taken.
 HAPPENED = 100  # Most events that are remembered.
 KEEP_GONE_SECONDS = 60.0  # Seconds for which an actor of another machine is shown after it has gone.
-ROUTINE = {"checkpoint": 1, "evaluation": 10, "actor_joined": 10}  # Events that come often, and how many are kept.
+# Events that come often, and how many of each are remembered.
+ROUTINE = {"checkpoint": 1, "evaluation": 10, "actor_restarted": 10, "actor_joined": 10}
 SHARES = {  # Shares of the learner's time, and of the actors', by the name of the metric.
     "acting": "time/actor_acting_share",
     "waiting": "time/learner_wait_share",

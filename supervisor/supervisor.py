@@ -192,10 +192,12 @@ class Supervisor:
             self._slots[name] = Crashes()
         lost_at = self._lost_at.pop(name, None)
         if lost_at is not None:
+            away = time.monotonic() - lost_at
             self._report.tell(
                 "actor_delivers",
-                f"actor {name} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost ({seconds:.1f} s"
-                " after it joined, rebuilding lanes included)",
+                f"actor {name} delivers again, {away:.1f} s after it was lost ({seconds:.1f} s after it joined,"
+                " rebuilding lanes included)",
+                brief=f"actor {name} delivers again after {away:.1f} s",
                 actor=name,
             )
 

@@ -21,6 +21,7 @@ LEAST_WIDTH = 20  # Columns from which events are shown.
 STATE_COLUMNS = 9
 NUMBERS = {"steps": 6, "steps/s": 7, "acting": 6, "memory": 7, "restarts": 8, "silent": 7}  # Columns of an actor's.
 LESS = ("memory", "acting", "restarts")  # Numbers that go first where not all fit.
+MINOR = ("actor_joined", "actor_restarted")  # Events that say less than those before and after them.
 COLORS = {
     "starting": "yellow",
     "ready": "cyan",
@@ -131,7 +132,7 @@ class Page:
         """A box with figures in groups. The first ones of each group are the most important ones."""
         inner = width - 4
         progress, shares, learning = self._progress(inner), self._shares(inner), self._learning(inner)
-        shares = shares[: 6 if rows >= 12 else 4]
+        shares = shares[: max(4, rows - 5)]
         progress = progress[: rows - len(shares) - 1]
         room = rows - len(progress) - len(shares) - 2
         groups = {"progress": progress, "where the time goes": shares, "learning": learning[: max(0, room)]}
@@ -157,7 +158,8 @@ class Page:
     def _shares(self, width: int) -> list[Text]:
         lines = []
         for name, share in self._status.shares.items():
-            whose = f"{ {'acting': 'actors', 'waiting': 'learner'}.get(name, ''):8}" if width >= 32 else ""
+            owner = {"acting": "actors", "waiting": "learner"}.get(name, "")
+            whose = f"{owner:8}" if width >= 32 else ""
             number = self._number(share, ".1%" if share is not None and share < 0.0995 else ".0%")
             bar = self._bar(share or 0.0, width - len(whose) - 15)
             lines.append(Text.assemble((whose, "dim"), f"{name:9}", bar, f"{number:>6}"))
@@ -245,16 +247,16 @@ class Page:
         return line.append_text(self._padded(self._first(lanes_width, *lanes), lanes_width)).append_text(tail)
 
     def _happenings(self, rows: int, width: int, with_time: bool = False) -> list[Text]:
-        """The last events, the newest at the bottom. Where not all fit, those that came again are left out first."""
+        """The last events, the newest at the bottom. Where not all fit, those that say least are left out first."""
         happenings = list(self._status.happenings) if width >= LEAST_WIDTH else []
         newest = {happening.event: happening for happening in happenings}
 
-        def outdated(index: int) -> bool:
+        def minor(index: int) -> bool:
             event = happenings[index].event
-            return event in ROUTINE and newest[event] is not happenings[index]
+            return event in MINOR or (event in ROUTINE and newest[event] is not happenings[index])
 
         shown: dict[int, list[Text]] = {}
-        for index in sorted(range(len(happenings)), key=lambda index: (outdated(index), -index)):
+        for index in sorted(range(len(happenings)), key=lambda index: (minor(index), -index)):
             if rows <= 0:
                 break
             shown[index] = self._happening(happenings[index], width, rows, with_time)
