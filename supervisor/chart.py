@@ -12,7 +12,7 @@ from supervisor.words import DASH, compact, short
 
 LEAST_ROWS, LEAST_COLUMNS = 4, 12  # A smaller chart would show nothing.
 LARGEST = 1e30  # A larger value is not drawn.
-LABEL_COLUMNS = 8  # Least columns between two numbers of the horizontal axis.
+LABEL_COLUMNS = 10  # Least columns between two numbers of the horizontal axis.
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _lower_axis(end: float, columns: int, glyphs: Glyphs) -> str:
     axis = f"0 {glyphs.edges[0] * columns}"[:columns]
     now = f" {compact(round(end))}" if end else ""
     axis = axis[: columns - len(now)] + now
-    for tick in round_numbers(0.0, end, most=max(3, columns // LABEL_COLUMNS)) if end else []:
+    for tick in round_numbers(0.0, end, most=max(4, columns // LABEL_COLUMNS)) if end else []:
         label = f" {short(tick)} "
         begin = round(tick / end * (columns - 1)) - len(label) // 2
         after = begin + len(label)

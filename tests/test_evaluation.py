@@ -147,7 +147,9 @@ def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: 
     last = f"{VERSIONS[-1]:08d}"
     shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
     events: Events = queue.SimpleQueue()
-    Evaluation(run_dir, events, 60.0).finish(lambda _: None, lambda: None)
+    ticks: list[int] = []
+    Evaluation(run_dir, events, 60.0).finish(lambda _: None, lambda: ticks.append(1))
+    assert len(ticks) > 1  # The terminal and status.json are kept up to date meanwhile.
     assert evaluations(run_dir) == told
     assert list_checkpoints(run_dir / "evaluations") == []
 

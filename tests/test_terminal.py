@@ -207,7 +207,8 @@ def test_nothing_is_cut_in_a_word_or_number() -> None:
     status.happened(Happening(0.0, "actor_lost", "actor 1 was killed by SIGKILL; it starts again at once"))
     told = "evaluation of version 120: return 463.70 ± 29.88 over 20 episodes, the best so far"
     status.happened(Happening(0.0, "evaluation", told, "eval 120: 463.70 ± 29.88, best"))
-    words = {"eval", "120:", "29.88,", "best", "3000", "3,000", "10k", "env-steps/s", "1,000/s", "290.00"}
+    words = {str(500 * i) for i in range(7)}  # At the axis.
+    words |= {"eval", "120:", "29.88,", "best", "3,000", "10k", "env-steps/s", "1,000/s", "290.00"}
     for width, height in ((300, 100), (59, 100)):  # With boxes and without, where everything has room.
         words |= set(shown(status, width, height).split())
     whole = words | {word.rstrip(",;") for word in words}
