@@ -23,7 +23,6 @@ from rundir.names import CONFIG, STATUS, SUMMARY
 
 LAG = "policy/lag_mean"
 AXES = {"env_steps": STEPS, "seconds": SECONDS}  # by the names that the page has for them
-ENDED = ("finished", "stopped", "failed")  # states of a run that has no actors any more
 EVENTS = 200  # The page lists so many of the newest ones.
 
 
@@ -154,8 +153,6 @@ class RunReader:
             return status
         if not alone:
             actors = [{"memory": actor.get("memory")} for actor in actors]
-        elif status.get("state") in ENDED:  # The last thing that was known of them is of before.
-            actors = [actor | {"state": "ended"} for actor in actors]
         return status | {"actors": actors}
 
 

@@ -66,6 +66,7 @@ class Evaluated:
 
     text: str  # Shown to people.
     result: dict[str, Any]  # A row of evaluations.jsonl.
+    brief: str  # Shown where there is less room.
 
 
 @dataclass(frozen=True)

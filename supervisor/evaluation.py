@@ -37,6 +37,13 @@ def _outcome(result: dict[str, Any]) -> str:
     return "; ".join(said)
 
 
+def _brief(result: dict[str, Any], best: bool) -> str:
+    """The same in as little room as possible."""
+    mean, deviation = result["return_mean"], result["return_std"]
+    outcome = "no return" if mean is None else f"{mean:.2f} ± {deviation:.2f}"
+    return f"eval {result['policy_version']}: {outcome}{', best' if best else ''}"
+
+
 class Evaluation:
     """The evaluations of one run. Each new evaluation is put into `events`."""
 
@@ -77,13 +84,14 @@ class Evaluation:
         """How many policy versions wait to be evaluated."""
         return len(list_checkpoints(self._run_dir / PENDING))
 
-    def finish(self, show: Callable[[Event], None]) -> None:
-        """Wait for the pending evaluations. A signal leaves them for --resume."""
+    def finish(self, show: Callable[[Event], None], tick: Callable[[], None]) -> None:
+        """Wait for the pending evaluations, and call `tick` often. A signal leaves them for --resume."""
         if count := self.pending():
             text = f"evaluations to go: {count}; Ctrl-C leaves them for --resume"
             show(Note(text))
         while (self.pending() or self._child) and not self._given_up:
             self.poll()
+            tick()
             try:
                 event = self._events.get(timeout=0.1)
             except Empty:
@@ -135,7 +143,7 @@ class Evaluation:
                 self._events.put(Caution(text))
             praise = ", the best so far" if best is result else ""
             text = f"evaluation of version {result['policy_version']}: {_outcome(result)}{praise}"
-            self._events.put(Evaluated(text, result))
+            self._events.put(Evaluated(text, result, _brief(result, best is result)))
         self._reported = len(results)
 
     def _failed(self, code: int, now: float) -> None:

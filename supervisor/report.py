@@ -27,7 +27,6 @@ LAUNCH = Path(__file__).parent.parent / "launch.py"
 STATUS_SECONDS = 1.0  # Seconds between two writes of status.json.
 SLOW_START_SECONDS = 3.0
 MAX_TEXT = 2000  # Most characters of a text.
-UNREMARKABLE = {"checkpoint"}  # Events that come too often for people.
 
 
 class Report:
@@ -45,16 +44,17 @@ class Report:
         with suppress(OSError):  # The next write reports a disk that fails.
             keep_rows(run_dir / EVENTS, lambda _: True)  # A killed launcher may leave half a line.
 
-    def tell(self, event: str, text: str, aloud: bool = True, traceback: str = "", **facts: Any) -> None:
+    def tell(
+        self, event: str, text: str, aloud: bool = True, brief: str = "", traceback: str = "", **facts: Any
+    ) -> None:
         """Report an event: `text` and `traceback` are for people, `facts` are for programs. If not `aloud`, no line is
-        printed."""
+        printed. `brief` stands for `text` where there is little room."""
         text = printable(text[:MAX_TEXT])
-        happening = Happening(time.time(), event, text)
+        happening = Happening(time.time(), event, text, brief)
         facts |= {"traceback": traceback} if traceback else {}
         line = json.dumps({"time": happening.time, "event": event, "text": text, **facts})
         self._write(EVENTS, lambda path: append_line(path, line))
-        if event not in UNREMARKABLE:
-            self._show(happening, aloud)
+        self._show(happening, aloud)
         for line in traceback.splitlines() if aloud else ():
             self._terminal.say(line)
 
@@ -78,9 +78,10 @@ class Report:
                 self.tell(name, f"learning{begun}: {parameters:,} parameters", **plain(event))
             case CheckpointSaved(version, path):
                 self.status.checkpoint = version
-                self.tell("checkpoint", path, aloud=False, policy_version=version)
-            case Evaluated(text, result):
-                self.tell("evaluation", text, **result)
+                text = f"checkpoint {Path(path).name} saved"
+                self.tell("checkpoint", text, aloud=False, policy_version=version, path=path)
+            case Evaluated(text, result, brief):
+                self.tell("evaluation", text, brief=brief, **result)
             case Note(text):
                 self.tell("note", text)
             case Caution(text, traceback):

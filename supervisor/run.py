@@ -7,14 +7,14 @@ from dataclasses import replace
 from protocol.errors import UserError
 from protocol.events import Caution
 from protocol.execution import Execution
-from protocol.files import read_object, replace_file
+from protocol.files import read_object, read_rows, replace_file
 from protocol.lifeline import FAILURE, SUCCESS
 from protocol.limits import allow_many_files
 from protocol.output import complain, say
 from protocol.process import as_typed, as_word
 from protocol.text import counted
 from rundir.config import RunConfig
-from rundir.names import LOGS, SUMMARY
+from rundir.names import LOGS, METRICS, SUMMARY
 from supervisor.address import listening
 from supervisor.awake import awake
 from supervisor.evaluation import Evaluation
@@ -47,6 +47,8 @@ def supervise(config: RunConfig, execution: Execution) -> int:
     report = Report(run_dir, status, terminal, resume)
     if not execution.quiet:
         terminal.say(f"{title} -> {as_typed(run_dir)}")
+    if terminal.shows_view:
+        status.take_earlier(read_rows(run_dir / METRICS, ["env_steps"]))
     _tell_at_once(report, terminal, execution, config.experiment.num_lanes)
     allow_many_files()
     with (

@@ -205,7 +205,7 @@ class Sinks:
         match event:
             case Iteration(row):
                 fed = "iteration", row
-            case Evaluated(_, row):
+            case Evaluated(result=row):
                 fed = "evaluation", row
             case _:
                 return

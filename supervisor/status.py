@@ -1,11 +1,11 @@
 """The state of a run as its supervisor knows it: one record, which the terminal draws and status.json holds."""
 
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -16,12 +16,15 @@ SPEED_WINDOW = 30  # Reports, about a second apart, over which an actor's speed 
 SHARES_WINDOW = 20  # Iterations over which the learner's shares are taken.
 HAPPENED = 100  # Most events that are remembered.
 KEEP_GONE_SECONDS = 60.0  # Seconds for which an actor of another machine is shown after it has gone.
+# Events that come often, and how many of each are remembered.
+ROUTINE = {"checkpoint": 1, "evaluation": 10, "actor_restarted": 10, "actor_joined": 10}
 SHARES = {  # Shares of the learner's time, and of the actors', by the name of the metric.
     "acting": "time/actor_acting_share",
     "waiting": "time/learner_wait_share",
     "learning": "time/learner_learn_share",
     "sending": "time/learner_send_share",
 }
+Point = tuple[float, float]  # (env-steps, value)
 
 
 class History:
@@ -30,26 +33,33 @@ class History:
     def __init__(self, capacity: int = 512) -> None:
         self._capacity = capacity
         self._stride = 1  # Values in a point.
-        self._points: list[float] = []  # Means, the oldest first.
-        self._pending: list[float] = []  # Values that the next point averages.
+        self._means: list[Point] = []  # The oldest first.
+        self._newest: list[Point] = []  # Values that are in no mean yet.
 
-    def append(self, value: float) -> None:
-        self._pending.append(value)
-        if len(self._pending) < self._stride:
+    def append(self, steps: float, value: float) -> None:
+        """Add a value. Values of `steps` and later go: a learner that begins again from a checkpoint repeats them."""
+        if not math.isfinite(value):
             return
-        self._points.append(sum(self._pending) / len(self._pending))
-        self._pending.clear()
-        if len(self._points) >= self._capacity:
-            self._points = [(a + b) / 2 for a, b in zip(self._points[::2], self._points[1::2], strict=True)]
+        for points in (self._newest, self._means):
+            while points and points[-1][0] >= steps:
+                points.pop()
+        self._newest.append((steps, value))
+        if len(self._newest) <= self._stride:
+            return
+        self._means.append(_mean(self._newest[:-1]))
+        del self._newest[:-1]
+        if len(self._means) >= self._capacity:
+            self._means = [_mean(pair) for pair in zip(self._means[::2], self._means[1::2], strict=True)]
             self._stride *= 2
 
-    def values(self, count: int) -> list[float]:
-        """At most `count` points that are the means of equal parts of the curve, the oldest first."""
-        points = self._points + ([sum(self._pending) / len(self._pending)] if self._pending else [])
-        if len(points) <= count:
-            return points
-        borders = [i * len(points) // count for i in range(count + 1)]
-        return [sum(points[a:b]) / (b - a) for a, b in pairwise(borders)]
+    def points(self) -> list[Point]:
+        """(env-steps, value), the oldest first. The last one is the newest value itself."""
+        unfinished = [_mean(self._newest[:-1])] if len(self._newest) > 1 else []
+        return [*self._means, *unfinished, *self._newest[-1:]]
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    return sum(steps for steps, _ in points) / len(points), sum(value for _, value in points) / len(points)
 
 
 @dataclass
@@ -58,7 +68,7 @@ class ActorStatus:
 
     name: str
     pid: int | None = None  # None for a thread, and while the actor is lost.
-    state: str = "starting"  # Others: ready, working, idle (without lanes), lost.
+    state: str = "starting"  # Others: ready, working, idle (without lanes), lost, ended (with the run).
     lanes: list[int] = field(default_factory=list)
     env_steps: int = 0  # Environment steps accepted from the actor since the launcher started.
     env_steps_per_second: float | None = None
@@ -91,6 +101,7 @@ class Happening:
     time: float  # Unix seconds.
     event: str
     text: str
+    brief: str = ""  # The same where there is less room.
 
 
 class RunStatus:
@@ -167,9 +178,24 @@ class RunStatus:
     def end(self, state: str) -> None:
         """The run is over: finished, stopped or failed."""
         self.state, self.seconds_left = state, None
+        self.end_actors()
+
+    def end_actors(self) -> None:
+        """No actor works any more. What else was known of them last stays."""
+        for actor in self._actors.values():
+            actor.state, actor.pid, actor.memory = "ended", None, None
 
     def happened(self, happening: Happening) -> None:
+        """Remember an event. One that comes often takes the place of an earlier one, so that others stay."""
+        alike = [earlier for earlier in self.happenings if earlier.event == happening.event]
+        if len(alike) >= ROUTINE.get(happening.event, HAPPENED):
+            self.happenings.remove(alike[0])
         self.happenings.append(happening)
+
+    def take_earlier(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take in the rows of metrics.jsonl that are of before this launch."""
+        for row in rows:
+            self._take_return(row)
 
     def measure(self) -> None:
         """Measure the memory of each process of this machine, and forget actors that have been gone for long."""
@@ -203,14 +229,17 @@ class RunStatus:
         now = self._clock()
         self.row = row
         self._shares.append(row)
-        if row["rollout/episode_return_mean"] is not None:
-            self.returns.append(row["rollout/episode_return_mean"])
+        self._take_return(row)
         if self._first_row is None:
             self._first_row = now, row["env_steps"]
         began, first = self._first_row
         if row["env_steps"] > first and now > began:
             speed = (row["env_steps"] - first) / (now - began)
             self.seconds_left = (self.total_steps - row["env_steps"]) / speed
+
+    def _take_return(self, row: dict[str, Any]) -> None:
+        if row.get("rollout/episode_return_mean") is not None:
+            self.returns.append(row["env_steps"], row["rollout/episode_return_mean"])
 
     def take_actors(self, actors: Sequence[ActorFacts]) -> None:
         """Take in what the learner knows of all actors that take part."""

@@ -130,8 +130,9 @@ class Supervisor:
 
     def conclude(self) -> None:
         """After the workers have ended: finish pending evaluations if the run is finished, and close the sinks."""
+        self._status.end_actors()
         if self.summary and self.summary["status"] == "finished":
-            self._evaluation.finish(self._handle)
+            self._evaluation.finish(self._handle, self._report.tick)
         self._evaluation.end()
         self._handle_the_rest()
         self._sinks.close()
@@ -191,10 +192,12 @@ class Supervisor:
             self._slots[name] = Crashes()
         lost_at = self._lost_at.pop(name, None)
         if lost_at is not None:
+            away = time.monotonic() - lost_at
             self._report.tell(
                 "actor_delivers",
-                f"actor {name} delivers again, {time.monotonic() - lost_at:.1f} s after it was lost ({seconds:.1f} s"
-                " after it joined, rebuilding lanes included)",
+                f"actor {name} delivers again, {away:.1f} s after it was lost ({seconds:.1f} s after it joined,"
+                " rebuilding lanes included)",
+                brief=f"actor {name} delivers again after {away:.1f} s",
                 actor=name,
             )
 

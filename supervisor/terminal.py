@@ -34,7 +34,7 @@ class SafeConsole(Console):
     def can_show_views(self) -> bool:
         """Whether it is a terminal that can be drawn over. FORCE_COLOR, which notebooks set, makes rich take any file
         for a terminal."""
-        return self.is_terminal and self.file.isatty() and not self.is_dumb_terminal
+        return self.is_terminal and self.file.isatty() and not self.is_dumb_terminal and not in_notebook()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -47,6 +47,11 @@ class SafeConsole(Console):
             super()._check_buffer()
         except OSError:
             self.on_broken_pipe()
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, or was started by one, which gives it what looks like a terminal."""
+    return "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
 
 
 class _Held(io.TextIOBase):
@@ -73,8 +78,13 @@ class Terminal:
         self._next_frame = 0.0  # time.monotonic()
         self._last_line = 0.0  # time.monotonic()
 
+    @property
+    def shows_view(self) -> bool:
+        """Whether there will be a live view."""
+        return self._console.can_show_views and not self._quiet
+
     def __enter__(self) -> "Terminal":
-        if self._console.can_show_views and not self._quiet:
+        if self.shows_view:
             self._live = ExitStack()
             self._live.enter_context(self._console.screen())
             self._live.enter_context(held(self._printed))

@@ -31,6 +31,14 @@ def compact(number: int) -> str:
     return str(number)
 
 
+def short(number: float) -> str:
+    """A round number with all its digits: 0.25, -1500, 12.5k, 2M."""
+    for limit, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / size:.12g}{unit}"
+    return f"{number:.12g}"
+
+
 def size_in_words(size: int, unit: str = "B") -> str:
     space = " " if unit else ""
     return f"{size / 2**30:.2f}{space}G{unit}" if size >= 2**30 else f"{size / 2**20:.0f}{space}M{unit}"

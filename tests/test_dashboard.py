@@ -274,15 +274,14 @@ def test_evaluations_find_their_time_and_lags_are_summed(tmp_path: Path) -> None
     assert finite([point["seconds"] for point in shown["evaluations"]]) == [1.0, None]
 
 
-def test_actors_of_a_run_that_is_over_have_ended(tmp_path: Path) -> None:
+def test_a_run_among_others_tells_no_more_of_its_actors_than_is_shown(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", [row(1)])
     actors = [{"name": "0", "state": "working", "lanes": [0], "memory": 5}]
-    for state, expected in (("training", "working"), ("finished", "ended"), ("stopped", "ended"), ("failed", "ended")):
-        (run_dir / "status.json").write_text(json.dumps({"state": state, "actors": actors}))
-        run = RunReader(run_dir)
-        assert look(run)["status"]["actors"] == [actors[0] | {"state": expected}]
-        among_others = run.since("", [], MAX_BLOCKS, False)
-        assert among_others is not None and among_others["status"]["actors"] == [{"memory": 5}]
+    (run_dir / "status.json").write_text(json.dumps({"state": "training", "actors": actors}))
+    run = RunReader(run_dir)
+    assert look(run)["status"]["actors"] == actors
+    among_others = run.since("", [], MAX_BLOCKS, False)
+    assert among_others is not None and among_others["status"]["actors"] == [{"memory": 5}]
     (run_dir / "status.json").write_text('{"state": "finished", "actors": [3]}')
     assert look(RunReader(run_dir))["status"]["actors"] == [3]
 

@@ -147,7 +147,9 @@ def test_what_was_entered_already_is_not_evaluated_again(tmp_path: Path, whole: 
     last = f"{VERSIONS[-1]:08d}"
     shutil.copytree(run_dir / "checkpoints" / last, run_dir / "evaluations" / last)
     events: Events = queue.SimpleQueue()
-    Evaluation(run_dir, events, 60.0).finish(lambda _: None)
+    ticks: list[int] = []
+    Evaluation(run_dir, events, 60.0).finish(lambda _: None, lambda: ticks.append(1))
+    assert len(ticks) > 1  # The terminal and status.json are kept up to date meanwhile.
     assert evaluations(run_dir) == told
     assert list_checkpoints(run_dir / "evaluations") == []
 
@@ -163,7 +165,7 @@ def test_an_evaluator_that_keeps_failing_is_given_up_and_said(
     said: list[Event] = []
     events: Events = queue.SimpleQueue()
     evaluation = Evaluation(run_dir, events, 60.0)
-    evaluation.finish(said.append)
+    evaluation.finish(said.append, lambda: None)
     evaluation.end()
     while not events.empty():
         said.append(events.get())

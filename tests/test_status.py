@@ -162,27 +162,62 @@ def test_memory_is_that_of_each_process_and_none_of_one_that_has_gone() -> None:
     assert [actor.memory for actor in status.actors] == [None, None]
 
 
-@given(st.lists(st.floats(-1e6, 1e6), max_size=300), st.integers(1, 40))
-def test_a_history_keeps_the_whole_curve_in_bounded_memory(values: list[float], count: int) -> None:
+@given(st.lists(st.floats(-1e6, 1e6), max_size=300))
+def test_a_history_keeps_the_whole_curve_in_bounded_memory(values: list[float]) -> None:
     history = History(capacity=16)
-    for value in values:
-        history.append(value)
-    points = history.values(count)
-    assert len(points) <= min(count, 16)
-    assert bool(points) == bool(values)
-    for point in points:
+    for steps, value in enumerate(values):
+        history.append(steps, value)
+    points = history.points()
+    assert len(points) <= 18
+    assert [steps for steps, _ in points] == sorted({steps for steps, _ in points})
+    for _, point in points:
         assert min(values) - 1e-6 <= point <= max(values) + 1e-6
-    if len(values) <= min(count, 15):
-        assert points == values
+    assert points[-1:] == list(enumerate(values))[-1:]  # The newest value is what the curve ends with.
+    if len(values) <= 16:
+        assert points == list(enumerate(values))
 
 
 def test_a_history_of_a_straight_line_is_one() -> None:
     history = History(capacity=16)
     for value in range(1024):
-        history.append(value)
-    points = history.values(4)
-    assert points == sorted(points)
-    assert points[-1] - points[0] == pytest.approx(1024 * 3 / 4, rel=0.1)
+        history.append(2 * value, value)
+    points = history.points()
+    assert points == sorted(points) and all(steps == 2 * value for steps, value in points)
+    assert points[0][1] < 128 and points[-1][1] == 1023
+
+
+def test_a_history_forgets_what_a_learner_does_again() -> None:
+    history = History(capacity=16)
+    for steps in range(100):
+        history.append(steps, 1.0)
+    for steps in range(50, 60):
+        history.append(steps, 2.0)
+    points = history.points()
+    assert points == sorted(points) and points[-1] == (59, 2.0)
+    assert {value for steps, value in points if steps < 42} == {1.0}
+    history.append(60, float("nan"))
+    assert history.points() == points
+
+
+def test_a_resumed_run_has_the_curve_of_before() -> None:
+    status = status_at(Clock())
+    rows = [row(100), row(200, **{"rollout/episode_return_mean": None}), {"env_steps": 300}, row(400)]
+    status.take_earlier(rows)
+    assert [steps for steps, _ in status.returns.points()] == [100, 400]
+    assert (status.row, status.env_steps) == ({}, 0)
+    status.take_row(row(400))
+    assert [steps for steps, _ in status.returns.points()] == [100, 400]
+
+
+def test_actors_of_a_run_that_is_over_have_ended() -> None:
+    status = status_at(Clock())
+    status.actor_started("0", 1234, 1)
+    status.take_actors([facts("0", 1), facts("desk-1", 2)])
+    status.end("stopped")
+    for name in ("0", "desk-1"):
+        actor = actor_of(status, name)
+        assert (actor["state"], actor["pid"], actor["memory"]) == ("ended", None, None)
+        assert (actor["lanes"], actor["env_steps"]) == ([0, 1], 600)  # What was known last stays.
 
 
 def test_a_stopwatch_tells_shares_since_it_was_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,8 +314,9 @@ def test_a_run_with_a_killed_actor_tells_what_happened_in_order_and_its_status_i
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
     assert all(event["text"] for event in events)
     saved = [event for event in events if event["event"] == "checkpoint"]
-    assert all(Path(event["text"]).name == f"{event['policy_version']:08}" for event in saved) and saved
+    assert all(Path(event["path"]).name == f"{event['policy_version']:08}" for event in saved) and saved
     last = look()
+    assert {actor["state"] for actor in last["actors"]} == {"ended"}
     assert (last["state"], last["seconds_left"], events[-1]["status"]) == ("stopped", None, "stopped")
     for actor in victim, *last["actors"]:
         assert 0 < actor["acting"] <= 1 and actor["env_steps"] > 0
@@ -294,7 +330,7 @@ def test_what_the_actors_delivered_adds_up_to_the_run(tmp_path: Path) -> None:
     summary = train(tmp_path / "run", "--in-process", "--actors", 2, *SMALL)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert sum(actor["env_steps"] for actor in status["actors"]) == summary["samples"]["produced"]
-    assert status["state"] == "finished"
+    assert status["state"] == "finished" and {actor["state"] for actor in status["actors"]} == {"ended"}
     assert (status["env_steps"], status["total_steps"]) == (2048, 2048)
     assert [(a["pid"], a["memory"]) for a in status["actors"]] == [(None, None)] * 2  # The actors are threads.
     assert status["memory"]["launcher"] > 2**20 and status["memory"]["learner"] is None
