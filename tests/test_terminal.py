@@ -294,7 +294,7 @@ def test_quiet_prints_warnings_and_the_end_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(line.startswith("warning: ") for line in lines)
-    assert [line.split()[0] for line in lines if not line.startswith("warning: ")] == [
+    assert [line.split()[0] for line in lines if not line.startswith(("warning: ", "  "))] == [
         "finished:",
         "weights",
         "evaluate",
