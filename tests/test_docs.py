@@ -3,8 +3,8 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,19 @@ ELSEWHERE = {  # Commands that need another machine, a window or minutes, and th
 }
 
 
-def named_in(page: Path) -> list[list[str]]:
-    """The words after `python launch.py`, in any folder, of each line in a page's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+def blocks_of(page: Path) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def named_in(*blocks: str) -> list[list[str]]:
+    """The words after `python launch.py`, in any folder, of each line in shell blocks."""
     lines = [line for block in blocks for line in re.findall(r"^python \S*launch\.py(.*)", block, re.M)]
     return [shlex.split(line, comments=True) for line in lines]
 
 
 def commands_of(page: Path) -> list[list[str]]:
     """The commands of a page that can be run here."""
-    return [words for words in named_in(page) if not ELSEWHERE.keys() & set(words)]
+    return [words for words in named_in(*blocks_of(page)) if not ELSEWHERE.keys() & set(words)]
 
 
 def run(words: list[str], folder: Path) -> None:
@@ -62,14 +65,27 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) 
         run(words, tmp_path)
 
 
-def test_the_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
-    for extra in ("Box2D", "matplotlib", "moviepy", "starlette", "tensorboard"):
-        pytest.importorskip(extra, reason=f"{extra} comes with an extra")
-    first, *others = commands_of(ROOT / "README.md")
-    run(first, tmp_path)
-    for name in ("one", "two"):  # The README assumes that these runs exist.
-        shutil.copytree(tmp_path / "runs/CartPole-v1-seed0", tmp_path / "runs" / name)
-    for words in others:
+def test_what_people_do_next_works_after_the_printed_install(tmp_path: Path) -> None:
+    """What the second block of the README needs, its own line installs; the first block needs nothing."""
+    start, tests, plain, extras = blocks_of(ROOT / "README.md")
+    assert "launch.py --actors 8" in start and "pytest" in tests
+    (named,) = re.findall(r'pip install -c constraints.txt -e "\.\[(.*)\]"', extras)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(named.split(",")) <= project["optional-dependencies"].keys()
+    run(["--actors", "2"], tmp_path)
+    assert len(named_in(plain)) == 5 and "pip install" not in plain
+    for words in named_in(plain):
+        run(words, tmp_path)
+
+
+def test_what_people_do_with_extras_works(tmp_path: Path) -> None:
+    for package in ("Box2D", "matplotlib", "moviepy", "starlette", "tensorboard"):
+        pytest.importorskip(package, reason=f"{package} comes with an extra")
+    run([], tmp_path)
+    *_, extras = blocks_of(ROOT / "README.md")
+    found = [words for words in named_in(extras) if not ELSEWHERE.keys() & set(words)]
+    assert len(found) == 3
+    for words in found:
         run(words, tmp_path)
 
 
@@ -79,6 +95,11 @@ def test_reproducibility_ends_with_equal_weights_as_it_says(tmp_path: Path) -> N
     for words in ([*first, *SHORT], [*second, *SHORT], compare):
         done = subprocess.run([*LAUNCH, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "the weights are equal, bit for bit" in done.stdout  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_shows_on_the_site_as_it_is_written(page: Path) -> None:
+    assert f" {page.name}\n" in (ROOT / "mkdocs.yml").read_text() and "\\|" not in page.read_text()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
@@ -91,13 +112,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_every_flag_and_command_named_exists(page: Path) -> None:
     inline = re.findall(r"`python launch\.py ([^`]+)`", page.read_text())
-    from commands import COMMANDS
+    from commands import COMMANDS, HELP
     from commands.completion import flags_of
 
-    for words in [*named_in(page), *(shlex.split(line) for line in inline)]:
+    for words in [*named_in(*blocks_of(page)), *(shlex.split(line) for line in inline)]:
         command = words[0] if words and not words[0].startswith("--") else "train"
         if command.isupper():  # The placeholder FLAGS.
             continue
         assert command in COMMANDS, words
-        flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")} - HELP
         assert flags <= set(flags_of(command)), words
