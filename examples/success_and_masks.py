@@ -4,9 +4,9 @@ In the folder of this project:
 
     python launch.py --env examples.success_and_masks:Trucks-v0 --learning-rate 1e-3 --total-steps 200_000
 
-shows the success rate beside the return. `episode/refused` in metrics.jsonl counts the parcels that did not fit: none,
-since the masks tell. With `--env-kwargs masks=false` it shows what it costs to learn that from the rewards. Trucks that
-are chosen at random succeed in 33% of the episodes; the fullest one that has room, each time, in 78%.
+shows the success rate beside the return. Trucks that are chosen at random, among those with room, succeed in 33% of the
+episodes; the fullest of them, each time, in 78%. `episode/refused` in metrics.jsonl counts the parcels that did not
+fit: none, since the masks tell. With `--env-kwargs masks=false` it shows what it costs to learn that from the rewards.
 """
 
 from typing import Any
