@@ -48,11 +48,10 @@ def trained(name: str, folder: Path, more: str = SHORT) -> tuple[str, dict]:
 
 
 def doctors_findings(name: str, folder: Path) -> str:
-    """What `doctor` prints about the environment of an example, if it finds nothing wrong with it."""
+    """What `doctor` prints about the environment of an example. Its exit code is 0 if nothing is wrong with it."""
     words = shlex.split(COMMANDS[name])
     found = run(f"python launch.py doctor {words[words.index('--env') + 1]}", folder, more="")
     assert "reproducible" in found
-    assert not re.search(r"^wrong", found, re.M)
     return found
 
 
@@ -72,7 +71,8 @@ def test_every_example_has_a_command_that_a_test_runs() -> None:
 def test_an_example_says_the_command_of_the_table(name: str) -> None:
     path = EXAMPLES / name
     text = (path / "__init__.py" if path.is_dir() else path).read_text()
-    assert COMMANDS[name] in text or path.suffix == ".ipynb"
+    said = re.search(rf"(^ +|`){re.escape(COMMANDS[name])}(`|$)", text, re.M)
+    assert said or path.suffix == ".ipynb"
 
 
 def test_an_environment_of_ones_own(tmp_path: Path) -> None:
