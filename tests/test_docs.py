@@ -11,6 +11,7 @@ import pytest
 from launching import LAUNCH, ROOT, TIMEOUT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+ALL = [ROOT / "README.md", ROOT / "examples" / "README.md", *PAGES]
 SHORT = ["--total-steps", "2048"]  # Replaces an hour of training.
 ELSEWHERE = {  # Commands that need another machine, a window or minutes, and the tests that run them.
     "dashboard": "test_dashboard.py",
@@ -102,14 +103,14 @@ def test_every_page_shows_on_the_site_as_it_is_written(page: Path) -> None:
     assert f" {page.name}\n" in (ROOT / "mkdocs.yml").read_text() and "\\|" not in page.read_text()
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_and_command_named_exists(page: Path) -> None:
     inline = re.findall(r"`python launch\.py ([^`]+)`", page.read_text())
     from commands import COMMANDS, HELP
