@@ -4,7 +4,7 @@ In the folder of this project:
 
     python launch.py --env examples.own_environment:House-v0 --learning-rate 1e-3 --total-steps 300_000
 
-The best thermostat, which heats with full power below 20.2 °C, has a mean return of about −20.
+A thermostat, which heats with full power below 20.2 °C, has a mean return of about −20.
 """
 
 from typing import Any
