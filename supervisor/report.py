@@ -147,7 +147,7 @@ def last_words(summary: dict[str, Any], run_dir: Path, resume: str) -> list[str]
     return [
         f"{summary['status']}: {summary['env_steps']:,} env-steps in {summary['seconds']:.1f} s"
         f" ({number(summary['env_steps_per_second'], ',.0f')}/s),"
-        f" return {number(summary['episode_return_mean'], '.1f')}, version {summary['policy_version']}",
+        f" return {number(summary['episode_return_mean'], '.2f')}, version {summary['policy_version']}",
         *([f"episodes: {', '.join(metrics)}"] if metrics else []),
         *([f"evaluations: {'; '.join(evaluations)}"] if evaluations else []),
         f"weights {summary['weights_digest'] or DASH}",

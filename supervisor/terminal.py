@@ -136,7 +136,7 @@ class Terminal:
         self.say(
             f"{row['env_steps']:>11,} / {total:,} env-steps"
             f"  {row['time/env_steps_per_second']:>7,.0f}/s"
-            f"  return {number(row['rollout/episode_return_mean'], '.1f'):>8}"
+            f"  return {number(row['rollout/episode_return_mean'], '.2f'):>9}"
             f"  length {number(row['rollout/episode_length_mean'], '.1f'):>6}"
             f"{success}"
             f"  KL {row['train/approx_kl']:.4f}"

@@ -88,7 +88,10 @@ def test_an_environment_that_cannot_even_begin_ends_the_run_at_once_in_one_line(
     assert "never:Never-v0" in done.stderr and f"{where}: it raised ValueError: first line second line" in done.stderr
     assert "times in a row" in done.stderr and "--resume run" in done.stderr
     assert "starts again" not in done.stdout
-    assert summary_of(tmp_path / "run").get("actor_restarts") == 0
+    assert f"(never.py, line 5, in {method.partition('(')[0]})" in done.stderr.replace(f"{tmp_path}/", "")
+    summary = summary_of(tmp_path / "run")
+    assert (summary["status"], summary.get("actor_restarts")) == ("failed", 0)
+    assert summary["error"] in done.stderr
 
 
 @pytest.mark.slow

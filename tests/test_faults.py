@@ -232,3 +232,12 @@ def test_deep_recursion_is_short() -> None:
     with pytest.raises(RecursionError) as caught:
         deeper(0)
     assert len(users_lines(caught.value)) <= MAX_TRACEBACK and "in deeper" in users_lines(caught.value)
+
+
+def test_of_many_calls_the_innermost_are_shown() -> None:
+    names: dict[str, Any] = {}
+    exec("def f0():\n    raise ValueError\n" + "".join(f"def f{n + 1}(): f{n}()\n" for n in range(30)), names)
+    with pytest.raises(ValueError) as caught:
+        names["f30"]()
+    shown = re.findall(r"in (f\d+)", users_lines(caught.value))
+    assert shown == [f"f{n}" for n in reversed(range(len(shown)))] and len(shown) == 10
