@@ -68,14 +68,14 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) 
 
 def test_what_people_do_next_works_after_the_printed_install(tmp_path: Path) -> None:
     """What the second block of the README needs, its own line installs; the first block needs nothing."""
-    start, tests, plain, extras = blocks_of(ROOT / "README.md")
+    start, tests, plain, extras, promise = blocks_of(ROOT / "README.md")
     assert "launch.py --actors 8" in start and "pytest" in tests
     (named,) = re.findall(r'pip install -c constraints.txt -e "\.\[(.*)\]"', extras)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(named.split(",")) <= project["optional-dependencies"].keys()
     run(["--actors", "2"], tmp_path)
     assert len(named_in(plain)) == 5 and "pip install" not in plain
-    for words in named_in(plain):
+    for words in named_in(plain, promise):
         run(words, tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_what_people_do_with_extras_works(tmp_path: Path) -> None:
     for package in ("Box2D", "matplotlib", "moviepy", "starlette", "tensorboard"):
         pytest.importorskip(package, reason=f"{package} comes with an extra")
     run([], tmp_path)
-    *_, extras = blocks_of(ROOT / "README.md")
+    *_, extras, _ = blocks_of(ROOT / "README.md")
     found = [words for words in named_in(extras) if not ELSEWHERE.keys() & set(words)]
     assert len(found) == 3
     for words in found:
