@@ -71,6 +71,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> No
     assert (config.experiment.seed, config.ppo.epochs, config.ppo.discount) == (8, 2, 0.98)
 
 
+@pytest.mark.slow
 def test_a_runs_file_runs_it_again_and_names_what_computed_it(tmp_path: Path) -> None:
     train(tmp_path / "one", "--in-process", *SMALL)
     train(tmp_path / "two", "--in-process", "--config", tmp_path / "one/config.toml")

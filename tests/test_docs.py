@@ -66,6 +66,7 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) 
         run(words, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_people_do_next_works_after_the_printed_install(tmp_path: Path) -> None:
     """What the second block of the README needs, its own line installs; the first block needs nothing."""
     start, tests, plain, extras, promise = blocks_of(ROOT / "README.md")

@@ -45,6 +45,7 @@ def test_the_settings_are_the_flags_of_today() -> None:
     assert script.written(text) == text, "run scripts/facade"
 
 
+@pytest.mark.slow
 def test_a_run_has_the_bits_of_one_that_launch_started(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     wanted = launch_train(tmp_path / "launched", *FLAGS, "--in-process")
     rows: list[dict[str, Any]] = []

@@ -171,6 +171,7 @@ def test_an_environment_that_can_never_be_reset_ends_the_run_and_goes_on_once_it
     assert summary_of(tmp_path / "run")["env_faults"] == 0
 
 
+@pytest.mark.slow
 def test_on_env_error_stop_leaves_the_fault_to_be_replayed(tmp_path: Path) -> None:
     done = launch("--run-dir", tmp_path / "run", *ILL, *SMALL, "--on-env-error", "stop", "--actors", 1)
     assert done.returncode == 1

@@ -168,7 +168,12 @@ def is_one_line(*flags: object, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("forge", "evaluated"),
-    [(without_arrays, True), slow(without_facts, False), slow(of_other_facts, False), slow(of_another_network, True)],
+    [
+        slow(without_arrays, True),
+        slow(without_facts, False),
+        slow(of_other_facts, False),
+        slow(of_another_network, True),
+    ],
 )
 def test_a_whole_checkpoint_of_another_making_is_one_line(
     small_run: Path, tmp_path: Path, forge: Callable[[Checkpoint], Checkpoint], evaluated: bool

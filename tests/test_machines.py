@@ -28,6 +28,7 @@ def line() -> Iterator[Line]:
         yield line
 
 
+@pytest.mark.slow
 def test_two_machines_compute_what_one_does(tmp_path: Path, line: Line, local: str) -> None:
     outcome = TwoMachines(line, tmp_path, SHORT).run(actors=2)
     assert outcome.summary["weights_digest"] == local

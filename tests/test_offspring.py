@@ -14,8 +14,8 @@ from offspring import end_a_run
 @pytest.mark.parametrize(
     ("kind", "end"),
     [
-        ("session", "normal"),
-        ("mp-fork", "in-process"),
+        slow("session", "normal"),
+        slow("mp-fork", "in-process"),
         ("daemon", "launcher and actors"),
         slow("group", "int"),
         slow("mp-spawn", "actor"),

@@ -165,6 +165,7 @@ def test_an_environment_that_misbehaves_is_named_and_changes_nothing_between_exe
     assert one["weights_digest"] == other["weights_digest"]
 
 
+@pytest.mark.slow
 def test_on_env_error_stop_ends_the_run_with_what_went_wrong(tmp_path: Path) -> None:
     env = ["--env", "tests.environments:Raise-v0", *SMALL, "--on-env-error", "stop"]
     done = launch("--run-dir", tmp_path / "run", *env)
@@ -205,6 +206,7 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed_when_a_lane_moves
     assert summary["deterministic"] is False
 
 
+@pytest.mark.slow
 def test_an_environment_that_draws_from_the_global_random_is_named(tmp_path: Path) -> None:
     done = launch("--run-dir", tmp_path / "run", "--env", "tests.environments:GlobalRandom-v0", *SMALL, "--actors", 1)
     assert done.returncode == 0

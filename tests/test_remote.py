@@ -13,7 +13,6 @@ import psutil
 import pytest
 from gate import Gate, iterations
 from launching import ROOT, TIMEOUT, launch, output_of, running, stop, summary_of, train, wait_for
-from marks import slow
 from test_transport import free_tcp_address
 
 from protocol.files import read_rows
@@ -289,7 +288,8 @@ def test_without_keys_a_key_is_too_much_and_insecure_is_a_loud_warning(tmp_path:
     assert "WARNING: no keys" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_actor_waits_for_its_learner_and_ends_at_a_signal_quietly(address: str, number: signal.Signals) -> None:
     with actor(address, None) as process:
         assert process.stderr is not None

@@ -356,6 +356,7 @@ def test_an_actor_without_lanes_is_idle_and_acts_none_of_its_time(tmp_path: Path
     assert actors["idle"]["acting"] == 0 < actors["working"]["acting"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_so_to_programs_too(tmp_path: Path) -> None:
     flags = ["--env", "tests.environments:Raise-v0", *SMALL, "--on-env-error", "stop"]
     assert launch("--run-dir", tmp_path / "run", *flags).returncode == 1

@@ -440,7 +440,7 @@ RUN = [*SMALL, "--rollout-length", 16, "--total-steps", 16 * 16 * 20, "--epochs"
 @pytest.mark.parametrize(
     ("env", "flags"),
     [
-        ("AfterEpisodes", ["--actors", 1]),
+        slow("AfterEpisodes", ["--actors", 1]),
         ("Ages", ["--actors", 1]),
         slow("Ages", ["--actors", 2]),
         slow("NowAndThen", ["--actors", 2]),
