@@ -33,10 +33,16 @@ def heed_hangups() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
+def launch(*flags: object, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `python launch.py FLAGS…` to its end."""
+    return run_python(ROOT / "launch.py", *flags, cwd=cwd, **environ)
+
+
+def run_python(*words: object, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS…` to its end, with warnings as errors."""
     return subprocess.run(
-        [*LAUNCH, *map(str, flags)],
+        [sys.executable, *WARNINGS, *map(str, words)],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

@@ -1,6 +1,5 @@
 """The documentation: its commands work as printed, in the order of each page, and its links exist."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -8,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from launching import LAUNCH, ROOT, TIMEOUT
+from launching import LAUNCH, ROOT, launch
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 ALL = [ROOT / "README.md", ROOT / "examples" / "README.md", *PAGES]
@@ -39,15 +38,8 @@ def commands_of(page: Path) -> list[list[str]]:
 def run(words: list[str], folder: Path) -> None:
     """Run a command and check that it works; training is shortened."""
     trains = words[:1] != ["--help"] and (not words or words[0].startswith("--"))
-    done = subprocess.run(
-        [*LAUNCH, *words, *(SHORT if trains and not {"--config", "--resume"} & set(words) else [])],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    short = SHORT if trains and not {"--config", "--resume"} & set(words) else []
+    done = launch(*words, *short, cwd=folder, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, (words, done.stdout, done.stderr)
 
 

@@ -1,14 +1,11 @@
 """The examples: each runs by the command that examples/README.md gives for it, with less training."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import ROOT, TIMEOUT, WARNINGS, metrics_of, summary_of
+from launching import ROOT, metrics_of, run_python, summary_of
 
 EXAMPLES = ROOT / "examples"
 # By the name of the file, the command in its row of the table.
@@ -24,15 +21,7 @@ def run(command: str, folder: Path, more: str = SHORT) -> str:
             (folder / name).symlink_to(ROOT / name)
     python, *words = shlex.split(f"{command} {more}")
     assert python == "python"
-    done = subprocess.run(
-        [sys.executable, *WARNINGS, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    done = run_python(*words, cwd=folder, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     return done.stdout
