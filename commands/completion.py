@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from commands import COMMANDS
+from commands import COMMANDS, HELP
 from commands.helpers.command_line import parse
 from commands.helpers.presets import preset_names
 from protocol.experiment import NETWORKS
 from protocol.lifeline import SUCCESS
-from rundir.config import ADAPTIVE
+from rundir.schedules import ADAPTIVE, NAMED
 
 BASH = """\
 _launch_py() {{
@@ -48,14 +48,12 @@ complete -o default -F _launch_py_python python python3
 """
 
 
-OF_EVERY = ("--help", "--help-all")  # flags that every command has
-SCHEDULES = ("constant", "linear", "cosine")
 SUGGESTED = {  # Words of flags that take others, too.
     "--env": tuple(sorted(name for name in preset_names() if "*" not in name)),
     "--network": ("auto", *NETWORKS),
-    "--learning-rate-schedule": (*SCHEDULES, ADAPTIVE),
-    "--clip-range-schedule": SCHEDULES,
-    "--entropy-coef-schedule": SCHEDULES,
+    "--learning-rate-schedule": (*NAMED, ADAPTIVE),
+    "--clip-range-schedule": tuple(NAMED),
+    "--entropy-coef-schedule": tuple(NAMED),
 }
 
 
@@ -95,9 +93,8 @@ def script() -> str:
     choices: dict[bool, list[str]] = {False: [], True: []}  # By whether the flag takes several.
     for name in COMMANDS:
         found = flags_of(name)
-        flags.append(
-            f"                {name}) COMPREPLY=($(compgen -W '{' '.join([*found, *OF_EVERY])}' -- \"$word\")) ;;"
-        )
+        every = " ".join([*found, *sorted(HELP - {"-h"})])
+        flags.append(f"                {name}) COMPREPLY=($(compgen -W '{every}' -- \"$word\")) ;;")
         for flag, values in found.items():
             if values.words:
                 reply = f"COMPREPLY=($(compgen -W '{' '.join(values.words)}' -- \"$word\")); return"

@@ -33,7 +33,7 @@ class Horizon:
         return min(1.0, iteration / total)
 
 
-_NAMED: dict[str, Callable[[float], float]] = {
+NAMED: dict[str, Callable[[float], float]] = {
     "constant": lambda remaining: 1.0,
     "linear": lambda remaining: remaining,
     "cosine": lambda remaining: 0.5 * (1 - math.cos(math.pi * remaining)),
@@ -45,8 +45,8 @@ def parse_schedule(text: str, flag: str) -> Callable[[float], float]:
 
     `constant`, `linear`, `cosine`, or points `remaining:factor` joined by straight lines, such as `1:1,0.5:0.1,0:0.1`.
     """
-    if text in _NAMED:
-        return _NAMED[text]
+    if text in NAMED:
+        return NAMED[text]
     try:
         points = sorted(tuple(float(number) for number in point.split(":")) for point in text.split(","))
         remaining, factors = zip(*points, strict=True)
@@ -54,7 +54,7 @@ def parse_schedule(text: str, flag: str) -> Callable[[float], float]:
             raise ValueError
     except ValueError:
         raise UserError(
-            f"{flag} {text} is no schedule; it is one of {', '.join(_NAMED)}, or points remaining:factor such as"
+            f"{flag} {text} is no schedule; it is one of {', '.join(NAMED)}, or points remaining:factor such as"
             " 1:1,0.5:0.1,0:0.1"
         ) from None
     return lambda r: float(np.interp(r, remaining, factors))
