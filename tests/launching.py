@@ -33,13 +33,13 @@ def heed_hangups() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def launch(*flags: object, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+def launch(*flags: object, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `python launch.py FLAGS…` to its end."""
-    return run_python(ROOT / "launch.py", *flags, cwd=cwd, **environ)
+    return run_python(ROOT / "launch.py", *flags, environ=environ)
 
 
-def run_python(*words: object, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `python WORDS…` to its end, with warnings as errors."""
+def run_python(*words: object, environ: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS…` to its end, with warnings as errors; `environ` is added to the environment variables."""
     return subprocess.run(
         [sys.executable, *WARNINGS, *map(str, words)],
         cwd=cwd,

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from launching import LAUNCH, ROOT, launch
+from launching import LAUNCH, ROOT, run_python
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 ALL = [ROOT / "README.md", ROOT / "examples" / "README.md", *PAGES]
@@ -39,7 +39,7 @@ def run(words: list[str], folder: Path) -> None:
     """Run a command and check that it works; training is shortened."""
     trains = words[:1] != ["--help"] and (not words or words[0].startswith("--"))
     short = SHORT if trains and not {"--config", "--resume"} & set(words) else []
-    done = launch(*words, *short, cwd=folder, PYTHONPATH=str(ROOT))
+    done = run_python(ROOT / "launch.py", *words, *short, cwd=folder, environ={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, (words, done.stdout, done.stderr)
 
 

@@ -21,7 +21,7 @@ def run(command: str, folder: Path, more: str = SHORT) -> str:
             (folder / name).symlink_to(ROOT / name)
     python, *words = shlex.split(f"{command} {more}")
     assert python == "python"
-    done = run_python(*words, cwd=folder, PYTHONPATH=str(ROOT))
+    done = run_python(*words, cwd=folder, environ={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     return done.stdout
